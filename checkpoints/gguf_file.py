@@ -1,0 +1,194 @@
+"""The header of a GGUF file: its metadata and where its tensors are.
+
+The gguf package's reader makes several numpy arrays for every string, which takes seconds for a vocabulary; this one
+walks the same bytes in milliseconds. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
+"""
+
+import math
+import struct
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMENSIONS = 4
+
+_SCALARS: Mapping[int, str] = {
+    GGUFValueType.UINT8: "<u1",
+    GGUFValueType.INT8: "<i1",
+    GGUFValueType.UINT16: "<u2",
+    GGUFValueType.INT16: "<i2",
+    GGUFValueType.UINT32: "<u4",
+    GGUFValueType.INT32: "<i4",
+    GGUFValueType.FLOAT32: "<f4",
+    GGUFValueType.UINT64: "<u8",
+    GGUFValueType.INT64: "<i8",
+    GGUFValueType.FLOAT64: "<f8",
+    GGUFValueType.BOOL: "?",
+}
+
+_u64 = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class GgufTensor:
+    """A tensor of the file: `shape` outermost dimension first, `type` of its blocks, `offset` in bytes in the file."""
+
+    name: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Its size in the file."""
+        block_size, block_bytes = GGML_QUANT_SIZES[self.type]
+        return math.prod(self.shape) // block_size * block_bytes
+
+
+class GgufFile:
+    """An open GGUF file. ValueError, naming the file, where it is not one, is damaged, or is one part of several."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty")
+        # A plain array over the mapping: slices of numpy's memmap class cost several times more.
+        self._mapped: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        header = _Header(path, self._mapped.data)
+        self.metadata: Mapping[str, Any] = header.metadata
+        self.tensors: Mapping[str, GgufTensor] = header.tensors
+        parts = self.metadata.get("split.count", 0)
+        if parts > 1:
+            raise ValueError(f"{path} is one of {parts} parts of a model; merge them into one file (llama-gguf-split)")
+
+    def data(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
+        """The tensor's bytes, a read-only view [..., blocks of the innermost dimension, bytes of a block]."""
+        block_size, block_bytes = GGML_QUANT_SIZES[tensor.type]
+        flat = self._mapped[tensor.offset : tensor.offset + tensor.nbytes]
+        return flat.reshape(*tensor.shape[:-1], tensor.shape[-1] // block_size, block_bytes)
+
+
+class _Header:
+    """One pass over the header, front to back."""
+
+    def __init__(self, path: Path, content: memoryview) -> None:
+        self._path = path
+        self._content = content
+        self._at = 0
+        try:
+            if bytes(self._take(4)) != MAGIC:
+                raise ValueError(f"{path} is not a GGUF file: it does not start with {MAGIC.decode()}")
+            version = self._number("<u4")
+            if version & 0xFFFF == 0:
+                raise ValueError(f"{path} is a big-endian GGUF file; only little-endian ones are read")
+            if version not in VERSIONS:
+                raise ValueError(f"{path} is GGUF version {version}; supported: {VERSIONS}")
+            tensor_count, value_count = self._number("<u8"), self._number("<u8")
+            self.metadata = self._metadata(value_count)
+            self.tensors = self._tensors(tensor_count)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is damaged: text before byte {self._at} is not UTF-8") from error
+
+    def _metadata(self, count: int) -> dict[str, Any]:
+        metadata: dict[str, Any] = {}
+        for _ in range(count):
+            key = self._string()
+            if key in metadata:
+                raise ValueError(f"{self._path} is damaged: it states {key!r} twice")
+            metadata[key] = self._value(key, self._number("<u4"))
+        return metadata
+
+    def _value(self, key: str, kind: int) -> Any:
+        if kind == GGUFValueType.STRING:
+            return self._string()
+        if kind == GGUFValueType.ARRAY:
+            item, count = self._number("<u4"), self._number("<u8")
+            if item == GGUFValueType.STRING:
+                return self._strings(count)
+            if item in _SCALARS:
+                dtype = np.dtype(_SCALARS[item])
+                return np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
+            raise ValueError(f"{self._path}: {key!r} is an array of type {item}, which is not read")
+        if kind in _SCALARS:
+            return self._number(_SCALARS[kind])
+        raise ValueError(f"{self._path}: {key!r} is of the unknown type {kind}")
+
+    def _tensors(self, count: int) -> dict[str, GgufTensor]:
+        entries = [
+            (
+                self._string(),
+                [self._number("<u8") for _ in range(self._dimensions())],
+                self._number("<u4"),
+                self._number("<u8"),
+            )
+            for _ in range(count)
+        ]
+        alignment = self.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
+        if not isinstance(alignment, int) or alignment < 1:
+            raise ValueError(f"{self._path}: 'general.alignment' is {alignment!r}; it must be a positive integer")
+        start = -(-self._at // alignment) * alignment
+        tensors: dict[str, GgufTensor] = {}
+        for name, innermost_first, kind, offset in entries:
+            if name in tensors:
+                raise ValueError(f"{self._path} is damaged: it holds the tensor {name!r} twice")
+            tensors[name] = self._tensor(name, tuple(innermost_first[::-1]), kind, start + offset)
+        return tensors
+
+    def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
+        try:
+            tensor = GgufTensor(name, shape, GGMLQuantizationType(kind), offset)
+        except ValueError as error:
+            raise ValueError(f"{self._path}: the tensor {name!r} is of the unknown type {kind}") from error
+        block_size, _ = GGML_QUANT_SIZES[tensor.type]
+        if not shape or shape[-1] % block_size:
+            raise ValueError(
+                f"{self._path}: the tensor {name!r} has the shape {shape}; {tensor.type.name} needs rows of a multiple "
+                f"of {block_size}"
+            )
+        if offset + tensor.nbytes > len(self._content):
+            raise ValueError(
+                f"{self._path} is truncated: the tensor {name!r} should end at byte {offset + tensor.nbytes}, "
+                f"the file has {len(self._content)}"
+            )
+        return tensor
+
+    def _dimensions(self) -> int:
+        count = self._number("<u4")
+        if count > MAX_DIMENSIONS:
+            raise ValueError(f"{self._path} is damaged: it states a tensor of {count} dimensions")
+        return count
+
+    def _take(self, count: int) -> memoryview:
+        part = self._content[self._at : self._at + count]
+        if len(part) != count:
+            raise ValueError(f"{self._path} is truncated: its header goes on past byte {len(self._content)}")
+        self._at += count
+        return part
+
+    def _number(self, dtype: str) -> Any:
+        return np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype)[0].item()
+
+    def _string(self) -> str:
+        return str(self._take(self._number("<u8")), "utf-8")
+
+    def _strings(self, count: int) -> list[str]:
+        """As `_string`, `count` times: the one loop that runs a hundred thousand times."""
+        content, size, at = self._content, len(self._content), self._at
+        strings = []
+        for _ in range(count):
+            if at + _u64.size > size:
+                break
+            (length,) = _u64.unpack_from(content, at)
+            at += _u64.size + length
+            strings.append(str(content[at - length : at], "utf-8"))
+        if len(strings) < count or at > size:
+            raise ValueError(f"{self._path} is truncated: its header goes on past byte {size}")
+        self._at = at
+        return strings

@@ -1,0 +1,105 @@
+"""Tensors of a GGUF file under Hugging Face names, dequantised on reading."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+from gguf import quants
+from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
+
+from checkpoints.gguf_architectures import ROPE_FACTORS, architecture_of, hugging_face_name, model_config
+from checkpoints.gguf_file import GgufFile, GgufTensor
+from checkpoints.source import TensorInfo
+
+_PLAIN: Mapping[GGMLQuantizationType, npt.DTypeLike] = {
+    GGMLQuantizationType.F32: np.float32,
+    GGMLQuantizationType.F16: np.float16,
+    GGMLQuantizationType.BF16: ml_dtypes.bfloat16,
+}
+_QUANTISED = frozenset(
+    GGMLQuantizationType[name] for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q4_K", "Q5_K", "Q6_K")
+)
+
+# Values dequantised in one numpy call: few calls, and the intermediate results still fit the processor's cache.
+_CHUNK = 1 << 18
+
+
+class _Stored(NamedTuple):
+    tensor: GgufTensor
+    heads: int | None  # of a tensor whose rows are permuted within each head
+
+
+class GgufSource:
+    """A `TensorSource` over a GGUF file. Quantised tensors read as float32, others as they are stored."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        permuted = architecture_of(file).permuted
+        config = model_config(file)
+        self._stored: dict[str, _Stored] = {}
+        self.info: Mapping[str, TensorInfo] = {}
+        for tensor in file.tensors.values():
+            if tensor.name == ROPE_FACTORS:
+                continue  # part of the configuration
+            _check_type(file, tensor)
+            name = hugging_face_name(tensor.name)
+            heads = next((config[count] for module, count in permuted.items() if f".{module}." in name), None)
+            self._stored[name] = _Stored(tensor, heads)
+        self.info = {
+            name: TensorInfo(tensor.shape, np.dtype(_PLAIN.get(tensor.type, np.float32)).name)
+            for name, (tensor, _) in self._stored.items()
+        }
+
+    def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """Only the wanted rows, and of these only the blocks that hold wanted columns, are dequantised."""
+        tensor, heads = self._stored[name]
+        *outer, columns = (range(length)[part] for part, length in zip(index, tensor.shape, strict=True))
+        data = self._file.data(tensor)
+        if tensor.type in _PLAIN:
+            plain = data.view(_PLAIN[tensor.type])[..., 0]
+            return _take(plain, [*outer, columns], heads)
+        block_size, _ = GGML_QUANT_SIZES[tensor.type]
+        first = columns.start // block_size
+        touched = range(first, -(-columns.stop // block_size))
+        values = _dequantise(_take(data, [*outer, touched], heads), tensor.type)
+        return values[..., columns.start - first * block_size : columns.stop - first * block_size]
+
+
+def _check_type(file: GgufFile, tensor: GgufTensor) -> None:
+    if tensor.type not in _PLAIN and tensor.type not in _QUANTISED:
+        supported = ", ".join(kind.name for kind in GGMLQuantizationType if kind in _PLAIN or kind in _QUANTISED)
+        raise ValueError(
+            f"{file.path}: the tensor {tensor.name!r} is stored as {tensor.type.name}; supported: {supported}"
+        )
+    if tensor.type in _QUANTISED and len(tensor.shape) == 1:
+        raise ValueError(f"{file.path}: the vector {tensor.name!r} is stored as {tensor.type.name}; it must be a float")
+
+
+def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt.NDArray[Any]:
+    """That part of the stored array, its rows in Hugging Face's order."""
+    index = tuple(slice(part.start, part.stop) for part in wanted)
+    if heads is None:
+        return data[index]
+    return data[_stored_rows(np.arange(len(data))[index[0]], len(data) // heads)][:, *index[1:]]
+
+
+def _stored_rows(rows: npt.NDArray[np.intp], head_dim: int) -> npt.NDArray[np.intp]:
+    """Where llama.cpp puts these rows: row `half * (head_dim // 2) + i` of a head is stored as row `2 * i + half`."""
+    head, row = np.divmod(rows, head_dim)
+    half, i = np.divmod(row, head_dim // 2)
+    return head * head_dim + 2 * i + half
+
+
+def _dequantise(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> npt.NDArray[np.float32]:
+    """[..., blocks, bytes of a block] -> [..., blocks * values of a block]."""
+    block_size, block_bytes = GGML_QUANT_SIZES[kind]
+    flat = blocks.reshape(-1, block_bytes)
+    values = np.empty((len(flat), block_size), np.float32)
+    step = _CHUNK // block_size
+    for start in range(0, len(flat), step):
+        # As one row: the package works through 16 rows at a time, which for rows of a model costs twice the time.
+        chunk = flat[start : start + step]
+        values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)
+    return values.reshape(*blocks.shape[:-2], -1)

@@ -1,0 +1,203 @@
+"""The tokenizer inside a GGUF file, built with the tokenizers package."""
+
+from collections.abc import Mapping, Sequence
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE
+from transformers import PreTrainedTokenizerFast
+
+from checkpoints.gguf_file import GgufFile
+
+_SPACE = "\u2581"  # how sentencepiece writes a space
+
+_GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace("{1,3}", "")
+_TEKKEN = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+class _Pre(NamedTuple):
+    """A pre-tokeniser: patterns that split the text one after another, and what llama.cpp assumes together with it."""
+
+    patterns: tuple[str, ...]
+    ignore_merges: bool = False  # a piece that is a token is never put together from merges
+    add_bos: bool = False
+
+
+_PLAIN = _Pre((_GPT2,))
+_DIGITS = _Pre((r"\p{N}", _GPT2))
+_LLAMA = _Pre((_LLAMA3,), ignore_merges=True, add_bos=True)
+_QWEN = _Pre((_QWEN2,))
+
+# By `tokenizer.ggml.pre`, as in llama_vocab::impl::load and llm_tokenizer_bpe of llama.cpp's llama-vocab.cpp.
+_PRE: Mapping[str, _Pre] = {
+    "default": _Pre((r"[\p{P}\$\+<=>\^~\|]+", _GPT2, r"\p{N}+", r"[0-9][0-9][0-9]")),
+    **dict.fromkeys(("gpt-2", "phi-2", "olmo", "mpt"), _PLAIN),
+    **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "minerva-7b"), _DIGITS),
+    **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "lfm2"), _LLAMA),
+    **dict.fromkeys(("smaug-bpe", "dbrx"), _Pre((_LLAMA3,))),
+    **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez", "stablelm2"), _QWEN),
+    "tekken": _Pre((_TEKKEN,), ignore_merges=True, add_bos=True),
+}
+
+
+class _TokenType(IntEnum):
+    UNKNOWN = 2
+    CONTROL = 3
+    USER_DEFINED = 4
+
+
+def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
+    """The file's tokenizer, with its special tokens and chat template.
+
+    Byte-level BPE (`tokenizer.ggml.model` "gpt2") and sentencepiece BPE ("llama") are read; ValueError names any other
+    model or pre-tokeniser.
+    """
+    vocabulary = _Vocabulary(file)
+    model = vocabulary.get("ggml.model")
+    if model == "gpt2":
+        tokenizer, add_bos = _byte_level(vocabulary)
+    elif model == "llama":
+        tokenizer, add_bos = _sentencepiece(vocabulary)
+    else:
+        raise ValueError(f"{file.path} has the tokenizer model {model!r}; supported: gpt2, llama. {_REMEDY}")
+    tokenizer.add_special_tokens([_added(t, special=True) for t in vocabulary.of_type(_TokenType.CONTROL)])
+    tokenizer.add_tokens([_added(t, special=False) for t in vocabulary.of_type(_TokenType.USER_DEFINED)])
+    special = {
+        "bos_token": vocabulary.token("bos"),
+        "eos_token": vocabulary.token("eos"),
+        "unk_token": vocabulary.token("unknown"),
+        "pad_token": vocabulary.token("padding"),
+    }
+    first = special["bos_token"] if vocabulary.get("ggml.add_bos_token", add_bos) else None
+    last = special["eos_token"] if vocabulary.get("ggml.add_eos_token", False) else None
+    tokenizer.post_processor = _surround(tokenizer, first, last)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        chat_template=vocabulary.get("chat_template"),
+        clean_up_tokenization_spaces=False,
+        **{name: token for name, token in special.items() if token is not None},
+    )
+
+
+_REMEDY = "Give the folder or hub name of the model's original tokenizer instead"
+
+
+class _Vocabulary:
+    """The `tokenizer.*` metadata of a file."""
+
+    def __init__(self, file: GgufFile) -> None:
+        self._file = file
+        self.tokens: list[str] = self.get("ggml.tokens", [])
+        self.ids = {token: i for i, token in enumerate(self.tokens)}
+        if not self.tokens or len(self.ids) != len(self.tokens):
+            state = "no tokens" if not self.tokens else "the same token twice"
+            raise ValueError(f"{file.path}: 'tokenizer.ggml.tokens' has {state}. {_REMEDY}")
+
+    def get(self, key: str, default: Any = None) -> Any:
+        return self._file.metadata.get(f"tokenizer.{key}", default)
+
+    def need(self, key: str) -> Any:
+        value = self.get(key)
+        if value is None:
+            raise ValueError(f"{self._file.path} has no 'tokenizer.{key}'. {_REMEDY}")
+        return value
+
+    def per_token(self, key: str) -> list[Any]:
+        values: list[Any] = self.need(key)
+        if len(values) != len(self.tokens):
+            found = f"{len(values)} entries for {len(self.tokens)} tokens"
+            raise ValueError(f"{self._file.path}: 'tokenizer.{key}' has {found}")
+        return values
+
+    def of_type(self, kind: _TokenType) -> list[str]:
+        types = self.per_token("ggml.token_type")
+        return [token for token, its_type in zip(self.tokens, types, strict=True) if its_type == kind]
+
+    def token(self, role: str) -> str | None:
+        index = self.get(f"ggml.{role}_token_id")
+        if index is None:
+            return None
+        if not 0 <= index < len(self.tokens):
+            raise ValueError(
+                f"{self._file.path}: 'tokenizer.ggml.{role}_token_id' is {index}, of {len(self.tokens)} tokens"
+            )
+        return self.tokens[index]
+
+    def pre(self) -> _Pre:
+        name = self.get("ggml.pre", "default")
+        if name not in _PRE:
+            raise ValueError(
+                f"{self._file.path} has the pre-tokeniser {name!r}; supported: {', '.join(_PRE)}. {_REMEDY}"
+            )
+        return _PRE[name]
+
+
+def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
+    pre = vocabulary.pre()
+    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.need("ggml.merges")]
+    tokenizer = Tokenizer(BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=pre.ignore_merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            *(pre_tokenizers.Split(Regex(pattern), "isolated") for pattern in pre.patterns),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer, pre.add_bos
+
+
+def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
+    prefix = vocabulary.get("ggml.add_space_prefix", True)
+    unknown = vocabulary.of_type(_TokenType.UNKNOWN)
+    tokenizer = Tokenizer(
+        BPE(
+            vocab=vocabulary.ids,
+            merges=_merges(vocabulary.ids, vocabulary.per_token("ggml.scores")),
+            unk_token=unknown[0] if unknown else vocabulary.token("unknown"),
+            fuse_unk=True,
+            byte_fallback=True,
+        )
+    )
+    spaces = normalizers.Replace(" ", _SPACE)
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend(_SPACE), spaces] if prefix else [spaces])
+    restored = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    tokenizer.decoder = decoders.Sequence([*restored, decoders.Strip(" ", 1, 0)] if prefix else restored)
+    return tokenizer, True
+
+
+def _merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+    """The merges that a scored vocabulary implies: any two tokens whose union is a token, best score first."""
+    found = [
+        (-scores[i], ids[token[:cut]], ids[token[cut:]], token[:cut], token[cut:])
+        for token, i in ids.items()
+        for cut in range(1, len(token))
+        if token[:cut] in ids and token[cut:] in ids
+    ]
+    found.sort()
+    return [(left, right) for *_, left, right in found]
+
+
+def _added(token: str, *, special: bool) -> AddedToken:
+    return AddedToken(token, special=special, normalized=False)
+
+
+def _surround(tokenizer: Tokenizer, first: str | None, last: str | None) -> processors.TemplateProcessing:
+    """What every encoded text starts and ends with."""
+    before = [f"{first}:0"] if first is not None else []
+    after = [f"{last}:0"] if last is not None else []
+    again = [piece.replace(":0", ":1") for piece in before]
+    return processors.TemplateProcessing(
+        single=[*before, "$A:0", *after],
+        pair=[*before, "$A:0", *after, *again, "$B:1", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in (first, last) if token is not None],
+    )

@@ -1,0 +1,54 @@
+"""Reading any box of one of our arrays out of the stored tensors that it is made of."""
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from checkpoints.source import TensorSource
+from checkpoints.table import Block
+
+
+def read_shard(
+    axes: tuple[str, ...],
+    places: tuple[Block, ...],
+    source: TensorSource,
+    window: tuple[tuple[int, int], ...],
+    dtype: npt.DTypeLike,
+) -> npt.NDArray[Any]:
+    """A new array of `dtype` with our array's values in `window`, a (start, stop) per axis; zero where no block is."""
+    shard = np.zeros([stop - start for start, stop in window], dtype)
+    for block in places:
+        target, wanted = [], {}
+        for axis, (start, stop) in zip(axes, window, strict=True):
+            first = max(start, block.start[axis])
+            last = min(stop, block.start[axis] + block.size[axis])
+            target.append(slice(first - start, last - start))
+            wanted[axis] = range(first - block.start[axis], last - block.start[axis])
+        if all(wanted.values()):
+            shard[tuple(target)] = _read_block(axes, block, source, wanted)
+    return shard
+
+
+def _read_block(
+    axes: tuple[str, ...], block: Block, source: TensorSource, wanted: dict[str, range]
+) -> npt.NDArray[Any]:
+    """The `wanted` part of one stored tensor, its axes in our order.
+
+    Each stored dimension is read as one slice along the outermost axis of its group, and the inner axes are cut after
+    that: outermost is where a layout is sharded.
+    """
+    index: list[slice] = []
+    grouped: list[int] = []
+    cut: list[slice] = []
+    for outer, *inner in block.dims:
+        stride = math.prod(block.size[axis] for axis in inner)
+        index.append(slice(wanted[outer].start * stride, wanted[outer].stop * stride))
+        grouped += [len(wanted[outer]), *(block.size[axis] for axis in inner)]
+        cut += [slice(None), *(slice(wanted[axis].start, wanted[axis].stop) for axis in inner)]
+    part = source.read(block.name, tuple(index)).reshape(grouped)[tuple(cut)]
+    stored_order = list(itertools.chain(*block.dims))
+    ours = part.transpose([stored_order.index(axis) for axis in axes if axis in stored_order])
+    return ours.reshape([len(wanted[axis]) for axis in axes])

@@ -1,0 +1,32 @@
+"""What every kind of checkpoint file offers: its tensors under Hugging Face names, and any part of one."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """A tensor's shape and the numpy name of the dtype that reading it gives ("bfloat16" from ml_dtypes)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class TensorSource(Protocol):
+    """The tensors of one checkpoint. Reading is safe from several threads."""
+
+    @property
+    def info(self) -> Mapping[str, TensorInfo]:
+        """Every tensor, by its Hugging Face name."""
+        ...
+
+    def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """One part of a tensor, a slice (step 1) per dimension; only that part is read from the file.
+
+        Returns the stored dtype, or float32 where the file holds quantised blocks. The result may be a read-only view
+        of the file: copy what is to outlive the source.
+        """
+        ...

@@ -1,0 +1,205 @@
+"""The parameter table: one row states a weight once; shapes, placement and both conversions are derived from it."""
+
+import itertools
+import math
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import numpy.typing as npt
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+Sizes = Mapping[str, int]
+SpecOf = Callable[[tuple[str, ...]], PartitionSpec]
+Params = Any  # a pytree: dicts, and tuples of dicts where a path has a number
+
+UNPADDED: Sizes = {}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """One tensor of a Hugging Face checkpoint, or a family of them.
+
+    `name` may hold `{i}`, the layer, and `{axis}`: then there is one tensor for each index of that logical axis
+    ("experts.{experts}.w1.weight"), and the axis is not part of the layout. `layout` lists the stored dimensions, each
+    a logical axis or a parenthesised group of them, outermost first. `size` is the extent along the row's fused axis: a
+    name in the sizes or a number; with size 1 the layout may leave that axis out.
+    """
+
+    name: str
+    layout: str
+    size: str | int = 1
+
+    @property
+    def dims(self) -> tuple[tuple[str, ...], ...]:
+        """The logical axes of each stored dimension: "(heads head_dim) embed" is ((heads, head_dim), (embed,))."""
+        dims = re.findall(r"\(([^()]*)\)|(\S+)", self.layout)
+        return tuple(tuple((group or single).split()) for group, single in dims)
+
+    @property
+    def indexed(self) -> tuple[str, ...]:
+        """The logical axes that choose a tensor by its name."""
+        return tuple(axis for axis in re.findall(r"{(\w+)}", self.name) if axis != "i")
+
+
+@dataclass(frozen=True)
+class Weight:
+    """One weight of the model: where it is in the parameters, its logical axes, and the tensors it is made of.
+
+    `path` "layers.{i}.qkv" is `params["layers"][i]["qkv"]`. With several stored tensors, `fuse` names the axis along
+    which they are concatenated, in order.
+    """
+
+    path: str
+    axes: str
+    stored: tuple[Stored, ...]
+    fuse: str | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.stored) != 1 and self.fuse is None:
+            raise ValueError(f"weight {self.path!r} has {len(self.stored)} stored tensors: name the axis to fuse")
+        if self.fuse is not None and self.fuse not in self.axis_names:
+            raise ValueError(
+                f"weight {self.path!r} fuses along {self.fuse!r}, which is not among its axes {self.axes!r}"
+            )
+        for stored in self.stored:
+            named = [*itertools.chain(*stored.dims), *stored.indexed]
+            if self.fuse is not None and stored.size == 1 and self.fuse not in named:
+                named.append(self.fuse)
+            if sorted(named) != sorted(self.axis_names):
+                raise ValueError(
+                    f"weight {self.path!r} has the axes {self.axes!r}, but {stored.name!r} states {stored.layout!r}: "
+                    "each axis must be there exactly once"
+                )
+
+    @property
+    def axis_names(self) -> tuple[str, ...]:
+        """The logical axes, one per dimension of our array."""
+        return tuple(self.axes.split())
+
+
+class Block(NamedTuple):
+    """Where one stored tensor lies in our array: `start` and `size` of every axis, padding not counted."""
+
+    name: str
+    dims: tuple[tuple[str, ...], ...]
+    start: Sizes
+    size: Sizes
+
+    @property
+    def stored_shape(self) -> tuple[int, ...]:
+        """The shape of the tensor in the checkpoint."""
+        return tuple(math.prod(self.size[axis] for axis in group) for group in self.dims)
+
+
+def expand(table: Iterable[Weight], num_layers: int) -> tuple[Weight, ...]:
+    """The rows with every `{i}` written out, layer by layer; rows without one are kept as they are."""
+    rows: list[Weight] = []
+    for row in table:
+        if "{i}" not in row.path:
+            rows.append(row)
+        else:
+            rows.extend(_of_layer(row, str(layer)) for layer in range(num_layers))
+    return tuple(rows)
+
+
+def shape(row: Weight, sizes: Sizes, padded: Sizes = UNPADDED) -> tuple[int, ...]:
+    """The shape of our array, padding included."""
+    pieces = [piece_size(row, stored, sizes, padded) for stored in row.stored]
+    return tuple(
+        sum(piece[axis] for piece in pieces) if axis == row.fuse else pieces[0][axis] for axis in row.axis_names
+    )
+
+
+def blocks(row: Weight, sizes: Sizes, padded: Sizes = UNPADDED) -> tuple[Block, ...]:
+    """The places of a row's stored tensors, in the order of the row. Padding follows each axis and each fused piece."""
+    found: list[Block] = []
+    offset = 0
+    for stored in row.stored:
+        size = piece_size(row, stored, sizes)
+        start = dict.fromkeys(row.axis_names, 0)
+        if row.fuse is not None:
+            start[row.fuse] = offset
+        for chosen in itertools.product(*(range(size[axis]) for axis in stored.indexed)):
+            index = dict(zip(stored.indexed, chosen, strict=True))
+            name = stored.name.format(**index)
+            found.append(Block(name, stored.dims, start | index, size | dict.fromkeys(index, 1)))
+        if row.fuse is not None:
+            offset += piece_size(row, stored, sizes, padded)[row.fuse]
+    return tuple(found)
+
+
+def piece_size(row: Weight, stored: Stored, sizes: Sizes, padded: Sizes = UNPADDED) -> dict[str, int]:
+    """The size of every axis of the part of our array that `stored` fills, with its share of the padding."""
+    return {a: _extent(stored.size if a == row.fuse else a, row, sizes, padded) for a in row.axis_names}
+
+
+def param_shapes(
+    table: Iterable[Weight], *, sizes: Sizes, padded: Sizes, mesh: Mesh, spec_of: SpecOf, dtype: npt.DTypeLike
+) -> Params:
+    """The parameters as a pytree of `jax.ShapeDtypeStruct`, each with its sharding."""
+    return assemble(
+        (
+            row.path,
+            jax.ShapeDtypeStruct(
+                shape(row, sizes, padded), dtype, sharding=NamedSharding(mesh, spec_of(row.axis_names))
+            ),
+        )
+        for row in expand(table, sizes["layers"])
+    )
+
+
+def to_stored(
+    row: Weight, array: npt.ArrayLike, sizes: Sizes, padded: Sizes = UNPADDED
+) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The Hugging Face tensors that our array was made of, without the padding: the exact inverse of loading."""
+    values = np.asarray(array)
+    if values.shape != shape(row, sizes, padded):
+        raise ValueError(f"weight {row.path!r} has the shape {values.shape}, expected {shape(row, sizes, padded)}")
+    for block in blocks(row, sizes, padded):
+        piece = values[tuple(slice(block.start[a], block.start[a] + block.size[a]) for a in row.axis_names)]
+        stored_order = list(itertools.chain(*block.dims))
+        absent = [a for a in row.axis_names if a not in stored_order]
+        ordered = piece.transpose([row.axis_names.index(a) for a in (*absent, *stored_order)])
+        yield block.name, ordered.reshape(block.stored_shape)
+
+
+def assemble(leaves: Iterable[tuple[str, Any]]) -> Params:
+    """A pytree from (path, leaf) pairs: "layers.0.qkv" -> {"layers": ({"qkv": leaf},)}."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves:
+        *parents, last = path.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[last] = leaf
+    return _with_tuples(tree)
+
+
+def _with_tuples(node: Any) -> Any:
+    if not isinstance(node, dict):
+        return node
+    if all(key.isdigit() for key in node):
+        return tuple(_with_tuples(node[key]) for key in sorted(node, key=int))
+    return {key: _with_tuples(child) for key, child in node.items()}
+
+
+def _of_layer(row: Weight, layer: str) -> Weight:
+    def written(text: str) -> str:
+        return text.replace("{i}", layer)
+
+    return replace(row, path=written(row.path), stored=tuple(replace(s, name=written(s.name)) for s in row.stored))
+
+
+def _extent(axis: str | int, row: Weight, sizes: Sizes, padded: Sizes) -> int:
+    if isinstance(axis, int):
+        return axis
+    if axis not in sizes:
+        raise ValueError(f"weight {row.path!r} has the axis {axis!r}, whose size is not among {sorted(sizes)}")
+    extent = padded.get(axis, sizes[axis])
+    if extent < sizes[axis]:
+        raise ValueError(f"axis {axis!r} cannot be padded to {extent}: its size is {sizes[axis]}")
+    return extent

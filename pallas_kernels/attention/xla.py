@@ -1,0 +1,149 @@
+"""Paged attention in plain XLA: the reference for every kernel, and what runs where no kernel does.
+
+Both functions walk the context in blocks with a running softmax (Milakov and Gimelshein 2018, "Online normalizer
+calculation for softmax"), with loop bounds that depend on the data, so that short contexts cost little whatever the
+width of the page table.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+BLOCK_TOKENS = 128
+"""Context tokens a loop iteration reads; a multiple of the page size is rounded down to whole pages."""
+
+TILE_TOKENS = 32
+"""Query tokens of one row that are handled together in a prefill chunk."""
+
+MASKED = -1e30
+"""Score of a masked position: finite, so that a fully masked block gives no NaN."""
+
+
+class _Softmax(NamedTuple):
+    """A softmax over the blocks seen so far: row maximum, sum of exponentials, weighted sum of values."""
+
+    maximum: jax.Array
+    total: jax.Array
+    weighted: jax.Array
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], head_dim: int) -> "_Softmax":
+        return cls(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, head_dim)))
+
+    def add(self, scores: jax.Array, values: jax.Array) -> "_Softmax":
+        """The state after one more block: scores [n, q, s], values [n, s, d], n any batch of heads."""
+        maximum = jnp.maximum(self.maximum, scores.max(-1))
+        correction = jnp.exp(self.maximum - maximum)
+        weights = jnp.exp(scores - maximum[..., None])
+        weighted = self.weighted * correction[..., None] + jnp.einsum("nqs,nsd->nqd", weights, values)
+        return _Softmax(maximum, self.total * correction + weights.sum(-1), weighted)
+
+    def result(self) -> jax.Array:
+        return self.weighted / jnp.maximum(self.total, 1e-30)[..., None]
+
+
+def _read_block(cache: jax.Array, page_table: jax.Array, block: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [r * h, width * page_size, d] in float32 of pages `block * width` onwards of every row."""
+    _, _, heads, page_size, head_dim = cache.shape
+    pages = lax.dynamic_slice_in_dim(page_table, block * width, width, axis=1)
+    first = pages[:, None, :] * (2 * heads) + jnp.arange(heads)[:, None]
+    by_head = cache.reshape(-1, page_size, head_dim)
+
+    def read(index: jax.Array) -> jax.Array:
+        return by_head[index].reshape(-1, width * page_size, head_dim).astype(jnp.float32)
+
+    return read(first), read(first + heads)
+
+
+def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
+    """The page table padded to whole blocks with page 0, and the pages in a block."""
+    width = max(1, min(BLOCK_TOKENS // page_size, page_table.shape[1]))
+    return jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % width))), width
+
+
+def decode_attention(
+    q: jax.Array, cache: jax.Array, page_table: jax.Array, lengths: jax.Array, *, scale: float
+) -> jax.Array:
+    """`paged_attention` where every row owns one token, its last."""
+    rows, heads, group, head_dim = q.shape
+    page_size = cache.shape[3]
+    page_table, width = _whole_blocks(page_table, page_size)
+    block_tokens = width * page_size
+    scaled = q.reshape(rows * heads, group, head_dim).astype(jnp.float32) * scale
+    length_of_head = jnp.repeat(lengths, heads)[:, None, None]
+
+    def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
+        keys, values = _read_block(cache, page_table, block, width)
+        scores = jnp.einsum("nqd,nsd->nqs", scaled, keys)
+        positions = block * block_tokens + jnp.arange(block_tokens)
+        return softmax.add(jnp.where(positions < length_of_head, scores, MASKED), values)
+
+    blocks = -(-jnp.max(lengths) // block_tokens)
+    softmax = lax.fori_loop(0, blocks, add_block, _Softmax.empty((rows * heads, group), head_dim))
+    return softmax.result().reshape(q.shape).astype(q.dtype)
+
+
+def ragged_attention(
+    q: jax.Array, cache: jax.Array, page_table: jax.Array, lengths: jax.Array, starts: jax.Array, *, scale: float
+) -> jax.Array:
+    """`paged_attention` over rows of any number of tokens: a loop over tiles of one row's queries.
+
+    A tile that reaches past its row's end leaves garbage in the next row's place; tiles run in order, so the next
+    row's own tiles overwrite it, and what the last tile leaves falls into padding.
+    """
+    tokens = q.shape[0]
+    page_table, width = _whole_blocks(page_table, cache.shape[3])
+    counts = starts[1:] - starts[:-1]
+    tile_ends = jnp.cumsum(-(-counts // TILE_TOKENS))
+    padded = jnp.pad(q, ((0, TILE_TOKENS), (0, 0), (0, 0), (0, 0)))
+
+    def attend(out: jax.Array, row: jax.Array, first: jax.Array, size: int) -> jax.Array:
+        """`out` with the result of `size` tokens from `first` on, all of `row`."""
+        position = lengths[row] - starts[row + 1] + first
+        tile = lax.dynamic_slice_in_dim(padded, first, size)
+        attended = _tile_attention(
+            tile, cache, page_table[row], position, jnp.minimum(position + size, lengths[row]), width, scale
+        )
+        return lax.dynamic_update_slice_in_dim(out, attended.astype(out.dtype), first, 0)
+
+    def add_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
+        row = jnp.searchsorted(tile_ends, tile, side="right")
+        before = jnp.where(row > 0, tile_ends[row - 1], 0)
+        first = starts[row] + (tile - before) * TILE_TOKENS
+        # A decoding row owns one token: a whole tile would spend 32 times the work on it.
+        return lax.cond(
+            counts[row] == 1,
+            lambda out: attend(out, row, first, 1),
+            lambda out: attend(out, row, first, TILE_TOKENS),
+            out,
+        )
+
+    return lax.fori_loop(0, tile_ends[-1], add_tile, jnp.zeros_like(padded))[:tokens]
+
+
+def _tile_attention(
+    q: jax.Array,
+    cache: jax.Array,
+    pages: jax.Array,
+    position: jax.Array,
+    length: jax.Array,
+    width: int,
+    scale: float,
+) -> jax.Array:
+    """Causal attention of consecutive queries [t, h, g, d], the first at `position`, over `length` tokens of `pages`."""
+    tokens, heads, group, head_dim = q.shape
+    block_tokens = width * cache.shape[3]
+    by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32) * scale
+    query_positions = jnp.tile(position + jnp.arange(tokens), group)[:, None]
+
+    def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
+        keys, values = _read_block(cache, pages[None], block, width)
+        scores = jnp.einsum("nqd,nsd->nqs", by_head, keys)
+        visible = block * block_tokens + jnp.arange(block_tokens) <= query_positions
+        return softmax.add(jnp.where(visible, scores, MASKED), values)
+
+    blocks = -(-length // block_tokens)
+    softmax = lax.fori_loop(0, blocks, add_block, _Softmax.empty((heads, group * tokens), head_dim))
+    return softmax.result().reshape(heads, group, tokens, head_dim).transpose(2, 0, 1, 3)

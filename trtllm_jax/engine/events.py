@@ -1,0 +1,101 @@
+"""What the engine tells about itself: prefix-cache events and one record of statistics a step, in TensorRT-LLM's form."""
+
+import resource
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.scheduler import Scheduler
+
+Record = dict[str, Any]
+
+DEFAULT_PRIORITY = 35
+"""TensorRT-LLM's retention priority of an ordinary block."""
+
+
+class CacheEvents:
+    """The newest `length` events of the prefix cache: created once, then stored and removed blocks."""
+
+    def __init__(self, length: int, pages: int) -> None:
+        self._events: deque[Record] = deque(maxlen=length)
+        self._next_id = 0
+        self._add({"type": "created", "num_blocks_per_cache_level": [pages, 0]})
+
+    def stored(self, parent: bytes, block: bytes, tokens: Sequence[int]) -> None:
+        """A full block became findable."""
+        self._add(
+            {
+                "type": "stored",
+                "parent_hash": _readable(parent),
+                "blocks": [
+                    {
+                        "type": "stored_block",
+                        "block_hash": _readable(block),
+                        "tokens": [
+                            {"type": "unique_token", "token_id": token, "token_extra_id": 0} for token in tokens
+                        ],
+                        "cache_level": 0,
+                        "priority": DEFAULT_PRIORITY,
+                    }
+                ],
+            }
+        )
+
+    def removed(self, block: bytes) -> None:
+        """A block was taken for something else."""
+        self._add({"type": "removed", "block_hashes": [_readable(block)]})
+
+    def drain(self) -> list[Record]:
+        """The events since the last call, oldest first."""
+        events = []
+        while self._events:
+            events.append(self._events.popleft())
+        return events
+
+    def _add(self, data: Record) -> None:
+        self._events.append({"event_id": self._next_id, "data": data})
+        self._next_id += 1
+
+
+def _readable(block: bytes) -> int | None:
+    """A block's chain hash as a 64-bit number; None for the empty chain."""
+    return int.from_bytes(block[:8], "big") if block else None
+
+
+def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: Scheduler) -> Record:
+    """One step's statistics with TensorRT-LLM's field names."""
+    pool: BlockPool = scheduler.pool
+    counters = scheduler.counters
+    looked_up = counters.reused_pages + counters.missed_pages
+    prompt_rows = int((plan.first >= 0).sum())
+    return {
+        "iter": iteration,
+        "timestamp": time.strftime("%m-%d-%Y %H:%M:%S"),
+        "iterLatencyMS": seconds * 1e3,
+        "numActiveRequests": len(scheduler.running),
+        "numQueuedRequests": len(scheduler.waiting),
+        "numCompletedRequests": counters.completed,
+        "maxNumActiveRequests": scheduler.limits.max_batch_size,
+        "cpuMemUsage": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "kvCacheStats": {
+            "maxNumBlocks": pool.capacity,
+            "freeNumBlocks": pool.available,
+            "usedNumBlocks": pool.used,
+            "tokensPerBlock": pool.page_size,
+            "allocTotalBlocks": counters.allocated_pages + counters.reused_pages,
+            "allocNewBlocks": counters.allocated_pages,
+            "reusedBlocks": counters.reused_pages,
+            "missedBlocks": counters.missed_pages,
+            "cacheHitRate": counters.reused_pages / looked_up if looked_up else 0.0,
+        },
+        "inflightBatchingStats": {
+            "numScheduledRequests": len(plan.requests),
+            "numContextRequests": prompt_rows,
+            "numGenRequests": len(plan.requests) - prompt_rows,
+            "numPausedRequests": counters.preempted,
+            "numCtxTokens": int((plan.tokens >= 0).sum()),
+        },
+    }

@@ -1,0 +1,89 @@
+"""How large the paged KV cache is, and its arrays."""
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding
+
+import sharding
+from pallas_kernels.attention import cache_shape
+from trtllm_jax.models.config import CacheGroup
+
+CPU_POOL_BYTES = 1 << 30
+"""Size of the pool where no device memory limits it."""
+
+CACHE_AXES = ("pages", "both", "kv_heads", "page_size", "head_dim")
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """One model's paged cache on one mesh.
+
+    Attributes:
+        group: the layers and the shape of their entries, heads padded to the mesh.
+        page_size: tokens of a page.
+        dtype: of keys and values.
+    """
+
+    group: CacheGroup
+    page_size: int
+    dtype: jnp.dtype
+
+    def arrays(self, pages: int, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
+        """Every layer's cache as a shape, a dtype and a sharding."""
+        shape = cache_shape(pages, self.group.kv_heads, self.page_size, self.group.head_dim)
+        array = jax.ShapeDtypeStruct(shape, self.dtype, sharding=NamedSharding(mesh, sharding.spec_of(CACHE_AXES)))
+        return (array,) * len(self.group.layers)
+
+    def page_bytes(self, mesh: Mesh) -> int:
+        """Bytes of one page on one device, over all layers."""
+        (array, *_) = self.arrays(1, mesh)
+        local = array.sharding.shard_shape(array.shape)
+        size = jnp.dtype(self.dtype).itemsize
+        for extent in local:
+            size *= extent
+        return size * len(self.group.layers)
+
+    def allocate(self, pages: int, mesh: Mesh) -> tuple[jax.Array, ...]:
+        """Empty caches; zeros, because an unwritten value that is not finite would spoil a masked sum."""
+        arrays = self.arrays(pages, mesh)
+        make = jax.jit(
+            lambda: tuple(jnp.zeros(array.shape, array.dtype) for array in arrays),
+            out_shardings=tuple(array.sharding for array in arrays),
+        )
+        caches: tuple[jax.Array, ...] = make()
+        return caches
+
+
+def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: int, wanted_tokens: int | None) -> int:
+    """Pages that fit, the padding page included: as many as asked for, or a fraction of what memory is free.
+
+    On a GPU the largest step's temporary bytes are left free, and the number is rounded down coarsely, so that
+    compiled steps can be used again although free memory varies a little. MemoryError names the knobs when not even
+    one page fits.
+    """
+    page_bytes = spec.page_bytes(mesh)
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        free = CPU_POOL_BYTES
+    else:
+        stats = device.memory_stats() or {}
+        free = int((stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)) * fraction) - temporary_bytes
+    fitting = free // page_bytes
+    if wanted_tokens is not None:
+        wanted = 1 - (-wanted_tokens // spec.page_size)
+        if wanted > fitting and device.platform != "cpu":
+            raise MemoryError(
+                f"kv_cache_config.max_tokens={wanted_tokens} needs {wanted * page_bytes / 2**30:.1f} GiB for the KV "
+                f"cache, {max(free, 0) / 2**30:.1f} GiB are free; ask for at most {max(fitting - 1, 0) * spec.page_size}"
+            )
+        return wanted
+    if fitting > 4096:
+        fitting -= fitting % 1024
+    if fitting < 2:
+        raise MemoryError(
+            f"no room for a KV cache: {free / 2**30:.2f} GiB left of the device's memory; raise "
+            "kv_cache_config.free_gpu_memory_fraction, lower max_num_tokens, or split the model over more devices"
+        )
+    return fitting

@@ -1,0 +1,52 @@
+"""The record that says what one dispatch of the device does; it holds every choice that depends on clock or arrival.
+
+Plain data, so that a leader can send it to followers that replay it.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trtllm_jax.engine.request import Request
+
+
+@dataclass(frozen=True, eq=False)
+class StepPlan:
+    """One dispatch: a ragged step of prefill chunks and decoding rows, or a decode loop of up to `steps` tokens a row.
+
+    Axes: r rows, t tokens of a ragged step, p pages of a row.
+
+    Attributes:
+        kind: "step" or "decode".
+        requests: whose rows these are; read for their wishes, never changed through the plan.
+        slots: int32 [r], each sequence's row of the device's state.
+        page_table: int32 [r, p].
+        tokens: int32 [t], known ids to compute; -1 where the device holds the id (a decoding row). Empty for "decode".
+        starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
+        first: int32 [r], position of a row's first token; -1 where the device knows it. Empty for "decode".
+        emits: bool [r], whether a token is drawn after the row's last one. Empty for "decode".
+        steps: tokens each row may gain; 1 for a ragged step.
+        copies: (source, destination) pages to copy before anything else.
+    """
+
+    kind: Literal["step", "decode"]
+    requests: tuple[Request, ...]
+    slots: np.ndarray
+    page_table: np.ndarray
+    tokens: np.ndarray
+    starts: np.ndarray
+    first: np.ndarray
+    emits: np.ndarray
+    steps: int
+    copies: tuple[tuple[int, int], ...] = ()
+
+    @property
+    def greedy(self) -> bool:
+        """Whether every row takes the likeliest token."""
+        return all(request.sampling.greedy for request in self.requests)
+
+    @property
+    def wants_logprobs(self) -> bool:
+        """Whether any row reports log-probabilities."""
+        return any(request.num_logprobs is not None for request in self.requests)

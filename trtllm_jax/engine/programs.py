@@ -1,0 +1,173 @@
+"""The compiled programs of one engine: built before the first request, one a bucket, none afterwards."""
+
+from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import partial
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import sharding
+from trtllm_jax.engine import steps
+from trtllm_jax.engine.config import decode_buckets, token_buckets
+from trtllm_jax.engine.kv_cache import CACHE_AXES
+from trtllm_jax.engine.packing import Layout
+from trtllm_jax.engine.row_state import RowState
+from trtllm_jax.engine.scheduler import SchedulerLimits
+from trtllm_jax.engine.steps import Model
+
+MAX_LOGPROBS = 20
+"""Most alternatives a position that log-probabilities are computed for."""
+
+COPIES_A_CALL = 8
+"""Page copies of one call of the copy program."""
+
+Compiled = Callable[..., Any]
+Number = TypeVar("Number", int, float)
+
+
+class Programs:
+    """Every program that an engine may dispatch, for one model, mesh and set of limits.
+
+    Args:
+        model: the pure functions.
+        mesh: where they run.
+        params: the weights, or shapes with shardings like them.
+        caches: shapes with shardings of every layer's cache.
+        limits: sizes that bound a step.
+        pages: columns of the page table.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        mesh: Mesh,
+        params: Any,
+        caches: tuple[jax.ShapeDtypeStruct, ...],
+        limits: SchedulerLimits,
+        pages: int,
+    ) -> None:
+        self._model = model
+        self._mesh = mesh
+        self._params = params
+        self._caches = caches
+        self._limits = limits
+        self._pages = pages
+        self._replicated = NamedSharding(mesh, P())
+        self.token_buckets = token_buckets(limits.max_num_tokens)
+        self.row_buckets = decode_buckets(limits.max_batch_size)
+        self._programs: dict[Hashable, Compiled] = {}
+
+    def rows_of(self, tokens: int) -> int:
+        """Rows of the ragged program for a bucket of `tokens`."""
+        return min(tokens, self._limits.max_batch_size)
+
+    def ragged_layout(self, tokens: int) -> Layout:
+        """What the host packs for the ragged program of a bucket."""
+        return steps.ragged_layout(tokens, self.rows_of(tokens), self._pages)
+
+    def decode_layout(self, rows: int) -> Layout:
+        """What the host packs for the decode program of a bucket."""
+        return steps.decode_layout(rows, self._pages)
+
+    def ragged(self, tokens: int) -> Compiled:
+        """The ragged step of a token bucket."""
+        return self._programs["ragged", tokens]
+
+    def decode(self, rows: int, greedy: bool) -> Compiled:
+        """The decode loop of a row bucket; the greedy one knows no sampling."""
+        return self._programs["decode", rows, greedy]
+
+    def logprobs(self, tokens: int) -> Compiled:
+        """Log-probabilities of what the ragged step of a token bucket drew."""
+        return self._programs["logprobs", self.rows_of(tokens)]
+
+    def copy(self) -> Compiled:
+        """The page copy."""
+        return self._programs["copy"]
+
+    def compile(self, progress: Callable[[int, int], None]) -> None:
+        """Compile every program, several at a time; `progress` is told how many are done of how many."""
+        lowering = self._lowerings()
+        # Tracing holds the interpreter lock; compiling does not, and uses a core or two a program.
+        with ThreadPoolExecutor(max_workers=4) as pool:
+            futures = {pool.submit(lower().compile): key for key, lower in lowering.items()}
+            for done, future in enumerate(as_completed(futures), start=1):
+                self._programs[futures[future]] = future.result()
+                progress(done, len(futures))
+
+    def temporary_bytes(self) -> int:
+        """Device memory that the largest step needs beside weights, caches and results; compiles that step."""
+        compiled = self._lower_ragged(self.token_buckets[-1]).compile()
+        analysis = compiled.memory_analysis()
+        return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+
+    def _lowerings(self) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
+        lowerings: dict[Hashable, Callable[[], jax.stages.Lowered]] = {}
+        for tokens in self.token_buckets:
+            lowerings["ragged", tokens] = partial(self._lower_ragged, tokens)
+            lowerings["logprobs", self.rows_of(tokens)] = partial(self._lower_logprobs, self.rows_of(tokens))
+        for rows in self.row_buckets:
+            for greedy in (True, False):
+                lowerings["decode", rows, greedy] = partial(self._lower_decode, rows, greedy)
+        lowerings["copy"] = self._lower_copy
+        return lowerings
+
+    def _lower_ragged(self, tokens: int) -> jax.stages.Lowered:
+        layout = self.ragged_layout(tokens)
+        step = partial(steps.ragged_step, self._model, layout)
+        cache = self._cache_specs()
+        return self._lower_step(step, layout, (cache, P(), P(), P()))
+
+    def _lower_decode(self, rows: int, greedy: bool) -> jax.stages.Lowered:
+        layout = self.decode_layout(rows)
+        step = partial(steps.decode_loop, self._model, layout, greedy, self._limits.max_decode_steps)
+        return self._lower_step(step, layout, (self._cache_specs(), P(), P()))
+
+    def _lower_step(self, step: Compiled, layout: Layout, out_specs: Any) -> jax.stages.Lowered:
+        """A step over (params, caches, state, packed), one device's part each, with caches and state donated."""
+        param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
+        mapped = jax.shard_map(
+            step,
+            mesh=self._mesh,
+            in_specs=(param_specs, self._cache_specs(), P(), P()),
+            out_specs=out_specs,
+            check_vma=False,
+        )
+        return jax.jit(mapped, donate_argnums=(1, 2)).lower(
+            self._params, self._caches, self._state(), self._array((layout.size,), jnp.int32)
+        )
+
+    def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
+        vocab = self._model.config.vocab
+        count = min(MAX_LOGPROBS, vocab)
+        return jax.jit(partial(steps.token_logprobs, count=count), out_shardings=self._replicated).lower(
+            self._array((rows, vocab), jnp.float32), self._array((rows, 2), jnp.int32)
+        )
+
+    def _lower_copy(self) -> jax.stages.Lowered:
+        return jax.jit(steps.copy_pages, donate_argnums=0).lower(
+            self._caches, self._array((COPIES_A_CALL, 2), jnp.int32)
+        )
+
+    def _cache_specs(self) -> tuple[P, ...]:
+        return (sharding.spec_of(CACHE_AXES),) * len(self._caches)
+
+    def _state(self) -> RowState:
+        shapes: RowState = jax.tree.map(
+            lambda leaf: self._array(leaf.shape, leaf.dtype),
+            jax.eval_shape(partial(RowState.empty, self._limits.max_batch_size)),
+        )
+        return shapes
+
+    def _array(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+
+def bucket_for(size: int, buckets: tuple[int, ...]) -> int:
+    """The smallest bucket that holds `size`; the largest one always does, by the scheduler's limits."""
+    return int(buckets[np.searchsorted(buckets, size)])

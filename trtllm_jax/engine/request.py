@@ -1,0 +1,116 @@
+"""One sequence on its way through the engine: what was asked, how far it got, which pages it holds.
+
+Plain Python: this module, the block pool and the scheduler know no jax.
+"""
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from trtllm_jax.sampling_params import Sampling
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sequence ended; the values are what users see."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    CANCELLED = "cancelled"
+
+
+class TokenLogprobs(NamedTuple):
+    """Log-probabilities at one generated position: the token's own with its rank (1 is best), and the best ones."""
+
+    token: int
+    logprob: float
+    rank: int
+    top: tuple[tuple[int, float], ...]
+
+
+class Update(NamedTuple):
+    """What one engine step brought one sequence: new tokens, and its end or its failure if that came.
+
+    Attributes:
+        request: the sequence.
+        tokens: newly generated ids, the stop token included if that ended the sequence.
+        logprobs: one entry a token where they were asked for, else empty.
+        finish: why the sequence ended, None while it runs.
+        error: the failure that ended it, if one did.
+    """
+
+    request: "Request"
+    tokens: Sequence[int] = ()
+    logprobs: Sequence[TokenLogprobs] = ()
+    finish: FinishReason | None = None
+    error: BaseException | None = None
+
+
+@dataclass(eq=False)
+class Request:
+    """One sequence: its immutable wishes first, then what the scheduler keeps about it.
+
+    Attributes:
+        prompt: token ids, at least one.
+        max_tokens: new tokens at most; prompt and they fit the engine's sequence length.
+        sampling: how to draw; its seed is resolved to a number already.
+        stop_ids: ids that end the sequence.
+        num_logprobs: alternatives to report a position, None for no log-probabilities.
+        salt: what, besides its tokens, must agree before a prefix is shared (cache_salt, adapter, ...).
+        parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
+        owner: whoever submitted it; the engine only hands it back.
+    """
+
+    prompt: Sequence[int]
+    max_tokens: int
+    sampling: Sampling
+    stop_ids: frozenset[int] = frozenset()
+    num_logprobs: int | None = None
+    salt: bytes = b""
+    parent: "Request | None" = None
+    owner: Any = None
+
+    generated: list[int] = field(default_factory=list)
+    slot: int | None = None
+    """Row of the device's state while the sequence is scheduled; None while it waits."""
+    pages: list[int] = field(default_factory=list)
+    hashes: list[bytes] = field(default_factory=list)
+    """Chain hashes of the full blocks of known tokens, as far as they were needed."""
+    registered: int = 0
+    """Leading pages that the prefix cache was told about."""
+    computed: int = 0
+    """Tokens whose keys and values every dispatched step will have written, if nothing ends the sequence early."""
+    prefill_end: int = 0
+    """Tokens to compute before the first draw: the prompt, or after a preemption everything known at that time."""
+    dispatched: int = 0
+    """`computed` at the last dispatch: what a page copy in the next dispatch finds written."""
+    in_flight: int = 0
+    """Dispatched steps that hold this sequence and are not committed yet."""
+    cached_tokens: int | None = None
+    """Prompt tokens that the prefix cache had when the sequence was first admitted; None before."""
+    finished: FinishReason | None = None
+
+    @property
+    def total(self) -> int:
+        """Tokens known to the host."""
+        return len(self.prompt) + len(self.generated)
+
+    @property
+    def limit(self) -> int:
+        """Tokens the sequence can reach."""
+        return len(self.prompt) + self.max_tokens
+
+    @property
+    def prefilling(self) -> bool:
+        """Whether known tokens are left to compute before one can be drawn."""
+        return self.computed < self.prefill_end
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether the dispatched steps reach the token limit, so that only their commit is left."""
+        return self.computed >= self.limit - 1 and not self.prefilling
+
+    def tokens(self, first: int, last: int) -> list[int]:
+        """Known token ids from position `first` up to but not including `last`."""
+        split = len(self.prompt)
+        return [*self.prompt[first:last], *self.generated[max(first - split, 0) : max(last - split, 0)]]

@@ -1,0 +1,120 @@
+"""What the device remembers of each running sequence between steps; donated from step to step."""
+
+from collections.abc import Sequence
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from trtllm_jax.engine.packing import Field
+from trtllm_jax.engine.request import Request
+
+MAX_DEVICE_STOPS = 8
+"""Stop ids that the device looks for itself; further ones end a sequence on the host, a dispatch later."""
+
+NO_TOKEN = -1
+
+
+@flax.struct.dataclass
+class Wishes:
+    """How each row draws and when it ends; sent by the host with every ragged step.
+
+    Attributes:
+        limit: int32 [r], tokens the sequence can reach.
+        stop_ids: int32 [r, MAX_DEVICE_STOPS], -1 where unused.
+        temperature: float32 [r], 0 for a greedy row.
+        top_k: int32 [r], 0 for no limit.
+        top_p: float32 [r].
+        min_p: float32 [r].
+        seed: uint32 [r, 2], the high and low word.
+    """
+
+    limit: jax.Array
+    stop_ids: jax.Array
+    temperature: jax.Array
+    top_k: jax.Array
+    top_p: jax.Array
+    min_p: jax.Array
+    seed: jax.Array
+
+
+@flax.struct.dataclass
+class RowState:
+    """The sequences' rows; the row after the last slot belongs to nobody and takes what padding writes.
+
+    Attributes:
+        token: int32 [s], the last token, whose key and value are not written yet.
+        position: int32 [s], its place in the sequence.
+        done: bool [s], whether the sequence ended on the device.
+        wishes: each [s, ...].
+    """
+
+    token: jax.Array
+    position: jax.Array
+    done: jax.Array
+    wishes: Wishes
+
+    @classmethod
+    def empty(cls, slots: int) -> "RowState":
+        """`slots` rows and the padding row, none of them running."""
+        rows = slots + 1
+        integers = jnp.zeros(rows, jnp.int32)
+        floats = jnp.zeros(rows, jnp.float32)
+        return cls(
+            token=integers,
+            position=integers,
+            done=jnp.ones(rows, jnp.bool_),
+            wishes=Wishes(
+                limit=integers,
+                stop_ids=jnp.full((rows, MAX_DEVICE_STOPS), NO_TOKEN, jnp.int32),
+                temperature=floats,
+                top_k=integers,
+                top_p=floats,
+                min_p=floats,
+                seed=jnp.zeros((rows, 2), jnp.uint32),
+            ),
+        )
+
+    def advance(self, sampled: jax.Array, active: jax.Array, position: jax.Array) -> "RowState":
+        """The rows after `active` ones drew `sampled` [r] for `position` [r]; a stop id or the limit ends them."""
+        stopped = (sampled[:, None] == self.wishes.stop_ids).any(-1) | (position + 1 >= self.wishes.limit)
+        return self.replace(
+            token=jnp.where(active, sampled, self.token),
+            position=jnp.where(active, position, self.position),
+            done=jnp.where(active, stopped, self.done),
+        )
+
+
+def wish_fields(rows: int) -> tuple[Field, ...]:
+    """The packed form of `Wishes` for `rows` rows."""
+    return (
+        Field("limit", (rows,)),
+        Field("stop_ids", (rows, MAX_DEVICE_STOPS)),
+        Field("temperature", (rows,), np.float32),
+        Field("top_k", (rows,)),
+        Field("top_p", (rows,), np.float32),
+        Field("min_p", (rows,), np.float32),
+        Field("seed", (rows, 2), np.uint32),
+    )
+
+
+def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """The host arrays of `Wishes` for these sequences, ready to pack."""
+    count = len(requests)
+    stop_ids = np.full((count, MAX_DEVICE_STOPS), NO_TOKEN, np.int32)
+    seed = np.zeros((count, 2), np.uint32)
+    for row, request in enumerate(requests):
+        device_stops = sorted(request.stop_ids)[:MAX_DEVICE_STOPS]
+        stop_ids[row, : len(device_stops)] = device_stops
+        seed[row] = divmod(request.sampling.seed or 0, 1 << 32)
+    rules = [request.sampling for request in requests]
+    return {
+        "limit": np.array([request.limit for request in requests], np.int32),
+        "stop_ids": stop_ids,
+        "temperature": np.array([0.0 if rule.greedy else rule.temperature for rule in rules], np.float32),
+        "top_k": np.array([rule.top_k for rule in rules], np.int32),
+        "top_p": np.array([rule.top_p for rule in rules], np.float32),
+        "min_p": np.array([rule.min_p for rule in rules], np.float32),
+        "seed": seed,
+    }

@@ -1,0 +1,126 @@
+"""The device's side of the engine: owns weights, caches and row state, and turns plans into dispatched programs."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from trtllm_jax.engine.block_pool import PADDING_PAGE
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
+from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.engine.row_state import RowState, wish_arrays
+
+
+@dataclass(frozen=True, eq=False)
+class InFlight:
+    """A dispatched plan and the arrays that will hold what it brought."""
+
+    plan: StepPlan
+    out: jax.Array
+    logprobs: tuple[jax.Array, ...] = ()
+
+    def tokens(self) -> list[list[int]]:
+        """What each row gained; waits for the device."""
+        out = np.asarray(self.out)[: len(self.plan.requests)]
+        return [row[1 : 1 + row[0]] for row in out.tolist()]
+
+    def token_logprobs(self) -> list[list[TokenLogprobs]] | None:
+        """Log-probabilities of each row's token as far as it asked for them; None where no row did."""
+        if not self.logprobs:
+            return None
+        own, rank, ids, values = (np.asarray(array).tolist() for array in self.logprobs)
+        details: list[list[TokenLogprobs]] = []
+        for row, (request, gained) in enumerate(zip(self.plan.requests, self.tokens(), strict=True)):
+            count = request.num_logprobs or 0
+            top = tuple(zip(ids[row][:count], values[row][:count], strict=True))
+            details.append([TokenLogprobs(token, own[row], rank[row], top) for token in gained])
+        return details
+
+
+class Runner:
+    """Runs plans on the devices, in order, without waiting for them.
+
+    Args:
+        programs: compiled already.
+        params: the weights, on the devices.
+        caches: every layer's cache, on the devices; donated from step to step.
+        mesh: the devices.
+        slots: rows of the device state.
+    """
+
+    def __init__(
+        self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int
+    ) -> None:
+        self._programs = programs
+        self._params = params
+        self._caches = caches
+        self._replicated = NamedSharding(mesh, P())
+        self._padding_slot = slots
+        self._state: RowState = jax.jit(RowState.empty, static_argnums=0, out_shardings=self._replicated)(slots)
+
+    def dispatch(self, plan: StepPlan) -> InFlight:
+        """Start a plan; its results are on their way to the host when it is done."""
+        if plan.copies:
+            self._copy(plan.copies)
+        flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
+        for array in (flight.out, *flight.logprobs):
+            array.copy_to_host_async()
+        return flight
+
+    def close(self) -> None:
+        """Free the caches and the row state now, not when the garbage collector finds them."""
+        for array in (*self._caches, *jax.tree.leaves(self._state)):
+            array.delete()
+        self._params = None
+
+    def _ragged(self, plan: StepPlan) -> InFlight:
+        tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
+        rows = self._programs.rows_of(tokens)
+        starts = np.full(rows + 1, plan.starts[-1], np.int32)
+        starts[: len(plan.starts)] = plan.starts
+        packed = self._programs.ragged_layout(tokens).pack(
+            tokens=plan.tokens,
+            starts=starts,
+            first=plan.first,
+            emits=plan.emits,
+            slots=self._padded_slots(plan.slots, rows),
+            prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
+            page_table=plan.page_table,
+            **wish_arrays(plan.requests),
+        )
+        self._caches, self._state, out, logits = self._programs.ragged(tokens)(
+            self._params, self._caches, self._state, self._put(packed)
+        )
+        if plan.wants_logprobs:
+            return InFlight(plan, out, self._programs.logprobs(tokens)(logits, out))
+        return InFlight(plan, out)
+
+    def _decode(self, plan: StepPlan) -> InFlight:
+        rows = bucket_for(len(plan.slots), self._programs.row_buckets)
+        packed = self._programs.decode_layout(rows).pack(
+            steps=np.int32(plan.steps), slots=self._padded_slots(plan.slots, rows), page_table=plan.page_table
+        )
+        self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
+            self._params, self._caches, self._state, self._put(packed)
+        )
+        return InFlight(plan, out)
+
+    def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
+        for first in range(0, len(copies), COPIES_A_CALL):
+            pairs = np.full((COPIES_A_CALL, 2), PADDING_PAGE, np.int32)
+            some = copies[first : first + COPIES_A_CALL]
+            pairs[: len(some)] = some
+            self._caches = self._programs.copy()(self._caches, self._put(pairs))
+
+    def _padded_slots(self, slots: np.ndarray, rows: int) -> np.ndarray:
+        padded = np.full(rows, self._padding_slot, np.int32)
+        padded[: len(slots)] = slots
+        return padded
+
+    def _put(self, array: np.ndarray) -> jax.Array:
+        return jax.device_put(array, self._replicated)

@@ -1,0 +1,345 @@
+"""Who runs next: admission, chunked prefill, decoding, preemption and the end of sequences.
+
+The scheduler runs one step ahead of the device: it plans step n + 1 knowing that step n was dispatched, but not its
+tokens. What it frees may still be written by a step in flight; that is safe, because steps run in order and every
+position is written before it is read by its next owner.
+"""
+
+import enum
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from trtllm_jax.engine.block_pool import BlockPool, block_hash
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+
+_NOTHING = np.zeros(0, np.int32)
+
+
+class CapacityPolicy(enum.StrEnum):
+    """When a waiting sequence is admitted (TensorRT-LLM's CapacitySchedulerPolicy)."""
+
+    GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
+    """Once the pages for its prompt and all its new tokens are reserved: it is never stopped."""
+    MAX_UTILIZATION = "MAX_UTILIZATION"
+    """Once there are pages for its prompt; the newest sequence is stopped and recomputed when pages run out."""
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Sizes that bound one step.
+
+    Attributes:
+        max_batch_size: sequences that run at once.
+        max_num_tokens: tokens of one ragged step; at least max_batch_size, so that every row can decode.
+        max_seq_len: tokens of a sequence.
+        max_decode_steps: tokens a row may gain in one dispatch.
+    """
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    max_decode_steps: int
+
+
+@dataclass
+class Counters:
+    """Totals since the start, for the iteration statistics."""
+
+    completed: int = 0
+    preempted: int = 0
+    reused_pages: int = 0
+    missed_pages: int = 0
+    allocated_pages: int = 0
+
+
+class Scheduler:
+    """Keeps every unfinished sequence and turns them into plans; used from one thread."""
+
+    def __init__(
+        self, limits: SchedulerLimits, pool: BlockPool, policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
+    ) -> None:
+        self.limits = limits
+        self.pool = pool
+        self.policy = policy
+        self.counters = Counters()
+        self.waiting: deque[Request] = deque()
+        self.running: list[Request] = []
+        self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
+        self._owed = 0
+        """Pages that running sequences may still ask for."""
+        width = -(-limits.max_seq_len // pool.page_size)
+        self._page_table = np.zeros((limits.max_batch_size, width), np.int32)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether any sequence is unfinished."""
+        return bool(self.running or self.waiting)
+
+    def submit(self, request: Request) -> None:
+        """Queue a sequence, first come first served. Its limit must fit the engine: the caller has checked."""
+        self.waiting.append(request)
+
+    # ---- planning ----
+
+    def schedule(self) -> StepPlan | None:
+        """The next dispatch, or None when nothing can run before a step in flight is committed."""
+        decoding = self._grow([r for r in self.running if not r.prefilling and not r.exhausted])
+        chunks, copies = self._plan_prefill(self.limits.max_num_tokens - len(decoding))
+        if chunks or any(r.num_logprobs is not None for r in decoding):
+            return self._ragged_plan(chunks, decoding, copies)
+        return self._decode_plan(decoding, self._extend(decoding)) if decoding else None
+
+    def _grow(self, decoding: Sequence[Request]) -> list[Request]:
+        """Those sequences that hold a page for their next token; an older one may stop newer ones for it."""
+        grown = []
+        page_size = self.pool.page_size
+        for request in decoding:
+            if request.slot is None:
+                continue
+            if len(request.pages) * page_size > request.computed or self._make_room(request):
+                request.computed += 1
+                grown.append(request)
+        return grown
+
+    def _make_room(self, request: Request) -> bool:
+        """Give a sequence one more page, stopping newer sequences if need be; False if it is the newest itself."""
+        while not self.pool.available:
+            newest = self.running[-1]
+            if newest is request:
+                return False
+            self._preempt(newest)
+        self._hold_pages(request, 1)
+        return True
+
+    def _extend(self, decoding: Sequence[Request]) -> int:
+        """How many tokens each sequence may gain in one dispatch; gives it the pages, but stops nobody for them."""
+        page_size, limit = self.pool.page_size, self.limits.max_decode_steps
+        steps = max(1, min(limit, max(request.limit - request.computed for request in decoding)))
+        while steps > 1:
+            goals = [min(request.computed + steps - 1, request.limit - 1) for request in decoding]
+            missing = [
+                -(-goal // page_size) - len(request.pages) for goal, request in zip(goals, decoding, strict=True)
+            ]
+            if sum(pages for pages in missing if pages > 0) <= self.pool.available:
+                for request, goal, pages in zip(decoding, goals, missing, strict=True):
+                    request.computed = goal
+                    if pages > 0:
+                        self._hold_pages(request, pages)
+                return steps
+            steps //= 2
+        return 1
+
+    def _plan_prefill(self, budget: int) -> tuple[dict[Request, int], list[tuple[int, int]]]:
+        """Prompt tokens to compute of each running or newly admitted sequence, and pages to copy for forks."""
+        chunks: dict[Request, int] = {}
+        copies: list[tuple[int, int]] = []
+        for request in self.running:
+            if request.prefilling and budget > 0:
+                budget -= self._plan_chunk(request, budget, chunks)
+        skipped: list[Request] = []
+        while self.waiting and budget > 0 and self._free_slots:
+            request = self.waiting.popleft()
+            if self._must_wait_for_others(request):
+                skipped.append(request)
+            elif self._admit(request, copies):
+                budget -= self._plan_chunk(request, budget, chunks)
+            else:
+                skipped.append(request)
+                break
+        self.waiting.extendleft(reversed(skipped))
+        return chunks, copies
+
+    @staticmethod
+    def _must_wait_for_others(request: Request) -> bool:
+        """Whether a step not yet over decides what this sequence starts from; those behind it may go on."""
+        parent = request.parent
+        parent_computes = parent is not None and parent.finished is None and parent.dispatched < len(parent.prompt)
+        return request.in_flight > 0 or parent_computes
+
+    def _plan_chunk(self, request: Request, budget: int, chunks: dict[Request, int]) -> int:
+        """Take as much of the prompt as the budget allows; returns the tokens taken."""
+        chunks[request] = chunk = min(request.prefill_end - request.computed, budget)
+        request.computed += chunk
+        self._register(request, request.computed)
+        return chunk
+
+    def _admit(self, request: Request, copies: list[tuple[int, int]]) -> bool:
+        """Give a waiting sequence a slot and pages for its known tokens, if there is room by the policy."""
+        known, copied = self._known_prefix(request)
+        page_size = self.pool.page_size
+        needed = -(-request.total // page_size) - len(known)
+        promised = -(-request.limit // page_size) - len(known) - needed
+        if self.policy is CapacityPolicy.GUARANTEED_NO_EVICT:
+            spare = self._owed + promised
+        else:
+            # One spare page a running sequence keeps the admission from being undone at once.
+            spare = len(self.running)
+        if self.pool.available - self.pool.idle(known) < needed + spare:
+            return False
+        self.pool.share(known)
+        request.pages = list(known)
+        request.slot = self._free_slots.pop()
+        self._page_table[request.slot] = 0
+        self._page_table[request.slot, : len(known)] = known
+        self._owed += needed + promised
+        self._hold_pages(request, needed)
+        request.registered = len(known)
+        request.computed = len(known) * page_size
+        request.prefill_end = request.total
+        self.running.append(request)
+        if copied is not None:
+            copies.append((copied, request.pages[len(known)]))
+            request.computed = request.total - 1
+        if request.cached_tokens is None:
+            request.cached_tokens = request.computed
+            self.counters.reused_pages += len(known)
+            self.counters.missed_pages += needed
+        return True
+
+    def _hold_pages(self, request: Request, count: int) -> None:
+        """Give a running sequence `count` more pages, which the caller knows to be available."""
+        first = len(request.pages)
+        request.pages += self.pool.allocate(count)
+        self._page_table[request.slot, first : first + count] = request.pages[first:]
+        self.counters.allocated_pages += count
+        self._owed -= count
+
+    def _known_prefix(self, request: Request) -> tuple[list[int], int | None]:
+        """Pages that hold the sequence's beginning already, and for a fork the parent's partial page to copy.
+
+        At least one token is left to compute, because its logits give the next one.
+        """
+        full, rest = divmod(request.total - 1, self.pool.page_size)
+        parent = request.parent
+        if parent is not None and parent.slot is not None and not request.generated:
+            return parent.pages[:full], parent.pages[full] if rest else None
+        if not self.pool.reuse:
+            return [], None
+        self._extend_hashes(request, full)
+        return self.pool.match(request.hashes[:full]), None
+
+    def _extend_hashes(self, request: Request, blocks: int) -> None:
+        page_size = self.pool.page_size
+        for index in range(len(request.hashes), blocks):
+            parent = request.hashes[-1] if index else request.salt
+            request.hashes.append(block_hash(parent, request.tokens(index * page_size, (index + 1) * page_size)))
+
+    def _register(self, request: Request, tokens: int) -> None:
+        """Make the full pages among the first `tokens` known and computed tokens findable."""
+        if not self.pool.reuse:
+            return
+        page_size = self.pool.page_size
+        blocks = tokens // page_size
+        self._extend_hashes(request, blocks)
+        for index in range(request.registered, blocks):
+            parent = request.hashes[index - 1] if index else request.salt
+            known = request.tokens(index * page_size, (index + 1) * page_size)
+            self.pool.register(request.pages[index], parent, request.hashes[index], known)
+        request.registered = max(request.registered, blocks)
+
+    def _preempt(self, request: Request) -> None:
+        """Stop a sequence and queue it first; it will compute its tokens again, and loses none."""
+        self.counters.preempted += 1
+        self._leave(request)
+        request.computed = request.dispatched = request.registered = 0
+        self.waiting.appendleft(request)
+
+    def _ragged_plan(
+        self, chunks: dict[Request, int], decoding: Sequence[Request], copies: Sequence[tuple[int, int]]
+    ) -> StepPlan:
+        rows = [*decoding, *chunks]
+        starts = np.zeros(len(rows) + 1, np.int32)
+        starts[1 : len(decoding) + 1] = 1
+        starts[len(decoding) + 1 :] = list(chunks.values())
+        np.cumsum(starts, out=starts)
+        tokens = np.full(starts[-1], -1, np.int32)
+        first = np.full(len(rows), -1, np.int32)
+        emits = np.ones(len(rows), np.bool_)
+        for index, (request, chunk) in enumerate(chunks.items(), start=len(decoding)):
+            first[index] = request.computed - chunk
+            tokens[starts[index] : starts[index + 1]] = request.tokens(request.computed - chunk, request.computed)
+            emits[index] = not request.prefilling
+        return self._plan("step", rows, tokens, starts, first, emits, 1, tuple(copies))
+
+    def _decode_plan(self, decoding: Sequence[Request], steps: int) -> StepPlan:
+        return self._plan("decode", decoding, _NOTHING, _NOTHING, _NOTHING, _NOTHING, steps, ())
+
+    def _plan(
+        self,
+        kind: Literal["step", "decode"],
+        rows: Sequence[Request],
+        tokens: np.ndarray,
+        starts: np.ndarray,
+        first: np.ndarray,
+        emits: np.ndarray,
+        steps: int,
+        copies: tuple[tuple[int, int], ...],
+    ) -> StepPlan:
+        for request in rows:
+            request.in_flight += 1
+            request.dispatched = request.computed
+        slots = np.fromiter((request.slot for request in rows), np.int32, len(rows))
+        return StepPlan(
+            kind, tuple(rows), slots, self._page_table[slots], tokens, starts, first, emits, steps, copies
+        )
+
+    # ---- what came of it ----
+
+    def commit(
+        self, plan: StepPlan, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[TokenLogprobs]] | None = None
+    ) -> list[Update]:
+        """Take the tokens that each row of a plan gained; returns what to tell the owners.
+
+        Rows whose sequence ended while the step was in flight are ignored.
+        """
+        updates: list[Update] = []
+        for index, request in enumerate(plan.requests):
+            request.in_flight -= 1
+            gained = tokens[index]
+            if request.finished is not None or not gained:
+                continue
+            if request.stop_ids and not request.stop_ids.isdisjoint(gained):
+                end = next(i for i, token in enumerate(gained) if token in request.stop_ids)
+                gained = gained[: end + 1]
+                request.finished = FinishReason.STOP
+            request.generated += gained
+            if request.finished is None and len(request.generated) >= request.max_tokens:
+                request.finished = FinishReason.LENGTH
+            details = logprobs[index][: len(gained)] if logprobs and request.num_logprobs is not None else ()
+            updates.append(Update(request, gained, details, request.finished))
+            if request.slot is not None:
+                # The last token's key and value are not written yet.
+                self._register(request, request.total - 1)
+            if request.finished is not None:
+                self._remove(request)
+        return updates
+
+    def finish(self, request: Request, reason: FinishReason) -> Update | None:
+        """End a sequence from outside (an abort, a stop string); None if it had ended already."""
+        if request.finished is not None:
+            return None
+        request.finished = reason
+        self._remove(request)
+        return Update(request, finish=reason)
+
+    def _remove(self, request: Request) -> None:
+        self.counters.completed += 1
+        if request.slot is not None:
+            self._leave(request)
+        else:
+            self.waiting.remove(request)
+
+    def _leave(self, request: Request) -> None:
+        """Take a running sequence's slot and pages back."""
+        assert request.slot is not None
+        self._owed -= -(-request.limit // self.pool.page_size) - len(request.pages)
+        self.pool.release(request.pages)
+        self._free_slots.append(request.slot)
+        self.running.remove(request)
+        request.pages = []
+        request.slot = None

@@ -1,0 +1,197 @@
+"""The compiled steps as pure functions: one ragged step, one decode loop, a page copy, log-probabilities.
+
+Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device state, v vocabulary.
+"""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from trtllm_jax.batch import Batch
+from trtllm_jax.engine import sampler
+from trtllm_jax.engine.block_pool import PADDING_PAGE
+from trtllm_jax.engine.packing import Field, Layout
+from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
+from trtllm_jax.models.forward import hidden_states
+
+Caches = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture's module and one model's configuration, which together make the pure functions."""
+
+    module: ModuleType
+    config: Any
+
+    def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
+        """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
+        return hidden_states(self.module, self.config, params, batch, caches)
+
+    def logits(self, params: Any, x: jax.Array) -> jax.Array:
+        """Scores [t, vocab] in float32."""
+        scores: jax.Array = self.module.head(self.config, params, x)
+        return scores
+
+
+def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
+    """What the host sends with a ragged step; names as in `StepPlan`."""
+    return Layout(
+        (
+            Field("tokens", (tokens,)),
+            Field("starts", (rows + 1,)),
+            Field("first", (rows,)),
+            Field("emits", (rows,), np.bool_),
+            Field("slots", (rows,)),
+            Field("prompt", (rows,)),
+            Field("page_table", (rows, pages)),
+            *wish_fields(rows),
+        )
+    )
+
+
+def decode_layout(rows: int, pages: int) -> Layout:
+    """What the host sends with a decode loop."""
+    return Layout((Field("steps", ()), Field("slots", (rows,)), Field("page_table", (rows, pages))))
+
+
+def ragged_step(
+    model: Model, layout: Layout, params: Any, caches: Caches, state: RowState, packed: jax.Array
+) -> tuple[Caches, RowState, jax.Array, jax.Array]:
+    """Compute every token of a flat batch of prompt chunks and decoding rows; draw a token where a row wants one.
+
+    Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the logits [r, v].
+    """
+    plan = layout.unpack(packed)
+    rows = _rows_of(state, plan["slots"]).replace(wishes=Wishes(**{f.name: plan[f.name] for f in _wishes(layout)}))
+    starts, first = plan["starts"], plan["first"]
+    decoding = first < 0
+    counts = starts[1:] - starts[:-1]
+    active = (counts > 0) & ~(decoding & rows.done)
+    first = jnp.where(decoding, rows.position, first)
+    lengths = jnp.where(active, first + counts, 0)
+
+    places = jnp.arange(plan["tokens"].shape[0])
+    row = jnp.minimum(jnp.searchsorted(starts[1:], places, side="right"), starts.shape[0] - 2)
+    inside = (places < starts[-1]) & active[row]
+    positions = jnp.where(inside, first[row] + places - starts[row], 0)
+    tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[row], plan["tokens"])
+    batch = _batch(
+        tokens, positions, inside, row, plan["page_table"], lengths, starts, plan["prompt"][row], _page_size(caches)
+    )
+    x, caches = model.hidden(params, batch, caches)
+
+    logits = model.logits(params, x[jnp.maximum(starts[1:] - 1, 0)])
+    drawn = lax.cond(
+        jnp.any(rows.wishes.temperature > 0),
+        lambda: sampler.sample(logits, rows.wishes, lengths),
+        lambda: sampler.greedy(logits),
+    )
+    emitted = active & plan["emits"]
+    rows = rows.advance(drawn, emitted, lengths)
+    out = jnp.stack([emitted.astype(jnp.int32), drawn], axis=1)
+    return caches, _put_rows(state, plan["slots"], rows), out, logits
+
+
+def decode_loop(
+    model: Model,
+    layout: Layout,
+    greedy: bool,
+    max_steps: int,
+    params: Any,
+    caches: Caches,
+    state: RowState,
+    packed: jax.Array,
+) -> tuple[Caches, RowState, jax.Array]:
+    """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
+
+    Returns the caches, the state, and int32 [r, 1 + max_steps]: tokens gained, then the tokens.
+    """
+    plan = layout.unpack(packed)
+    page_size = _page_size(caches)
+
+    def unfinished(carry: tuple[jax.Array, Caches, RowState, jax.Array]) -> jax.Array:
+        step, _, rows, _ = carry
+        return (step < plan["steps"]) & ~rows.done.all()
+
+    def one_token(
+        carry: tuple[jax.Array, Caches, RowState, jax.Array],
+    ) -> tuple[jax.Array, Caches, RowState, jax.Array]:
+        step, caches, rows, out = carry
+        active = ~rows.done
+        positions = jnp.where(active, rows.position, 0)
+        lengths = jnp.where(active, positions + 1, 0)
+        batch = _batch(
+            rows.token, positions, active, jnp.arange(active.shape[0]), plan["page_table"], lengths, None, lengths,
+            page_size,
+        )  # fmt: skip
+        x, caches = model.hidden(params, batch, caches)
+        logits = model.logits(params, x)
+        drawn = sampler.greedy(logits) if greedy else sampler.sample(logits, rows.wishes, positions + 1)
+        rows = rows.advance(drawn, active, positions + 1)
+        out = out.at[:, 0].add(active.astype(jnp.int32))
+        out = lax.dynamic_update_slice_in_dim(out, drawn[:, None], step + 1, axis=1)
+        return step + 1, caches, rows, out
+
+    rows = _rows_of(state, plan["slots"])
+    out = jnp.zeros((rows.done.shape[0], 1 + max_steps), jnp.int32)
+    _, caches, rows, out = lax.while_loop(unfinished, one_token, (jnp.int32(0), caches, rows, out))
+    return caches, _put_rows(state, plan["slots"], rows), out
+
+
+def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
+    """The caches with page pairs[i, 1] holding what page pairs[i, 0] held: pairs int32 [n, 2]."""
+    return tuple(cache.at[pairs[:, 1]].set(cache[pairs[:, 0]]) for cache in caches)
+
+
+def token_logprobs(logits: jax.Array, out: jax.Array, count: int) -> tuple[jax.Array, ...]:
+    """`sampler.logprobs` of the tokens that a ragged step drew: its logits [r, v] and its result [r, 2]."""
+    return sampler.logprobs(logits, out[:, 1], count)
+
+
+def _batch(
+    tokens: jax.Array,
+    positions: jax.Array,
+    inside: jax.Array,
+    row: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array | None,
+    prompt: jax.Array,
+    page_size: int,
+) -> Batch:
+    """The model's batch; tokens that are not `inside` any running row write to the padding page."""
+    return Batch(
+        tokens=tokens,
+        positions=positions,
+        page=jnp.where(inside, page_table[row, positions // page_size], PADDING_PAGE),
+        offset=positions % page_size,
+        rope_lengths=jnp.maximum(prompt, positions + 1),
+        page_table=page_table,
+        lengths=lengths,
+        starts=starts,
+    )
+
+
+def _page_size(caches: Caches) -> int:
+    return caches[0].shape[3]
+
+
+def _wishes(layout: Layout) -> tuple[Field, ...]:
+    names = Wishes.__dataclass_fields__
+    return tuple(field for field in layout.fields if field.name in names)
+
+
+def _rows_of(state: RowState, slots: jax.Array) -> RowState:
+    rows: RowState = jax.tree.map(lambda leaf: leaf[slots], state)
+    return rows
+
+
+def _put_rows(state: RowState, slots: jax.Array, rows: RowState) -> RowState:
+    merged: RowState = jax.tree.map(lambda leaf, new: leaf.at[slots].set(new), state, rows)
+    return merged

@@ -1,0 +1,92 @@
+"""What a prompt may look like, and its token ids."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.tokenizer import Tokenizer
+
+PromptInputs = str | Sequence[int] | Mapping[str, Any]
+
+_DICT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+
+
+class Prompt(NamedTuple):
+    """One prompt: its text if it had one, its ids, and the salt that keeps its cached prefix apart."""
+
+    text: str | None
+    ids: list[int]
+    salt: bytes = b""
+
+
+def is_single(inputs: Any) -> bool:
+    """Whether `inputs` is one prompt: a string, a list of ids, or a dict. ValueError for an empty list."""
+    if isinstance(inputs, str | Mapping) or _is_ids(inputs):
+        return True
+    if isinstance(inputs, Sequence):
+        if not inputs:
+            raise ValueError("inputs is an empty list; give at least one prompt")
+        return False
+    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {type(inputs).__name__}")
+
+
+def read_prompt(inputs: Any, params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
+    """The prompt's ids. TypeError or ValueError names what is wrong with it."""
+    if isinstance(inputs, str):
+        return Prompt(inputs, _encode(inputs, params, tokenizer))
+    if isinstance(inputs, Mapping):
+        return _read_dict(inputs, params, tokenizer, vocab)
+    if _is_ids(inputs):
+        return Prompt(None, _checked(inputs, params, vocab))
+    raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
+
+
+def _read_dict(
+    inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int
+) -> Prompt:
+    unknown = sorted(set(inputs) - set(_DICT_KEYS))
+    if unknown:
+        raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(_DICT_KEYS)}")
+    salt = inputs.get("cache_salt") or ""
+    if not isinstance(salt, str):
+        raise TypeError(f"cache_salt must be a str; got {_described(salt)}")
+    text, ids = inputs.get("prompt"), inputs.get("prompt_token_ids")
+    if ids is not None:
+        if not _is_ids(ids):
+            raise TypeError(f"prompt_token_ids must be a list of int; got {_described(ids)}")
+        return Prompt(text, _checked(ids, params, vocab), salt.encode())
+    if not isinstance(text, str):
+        raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
+    return Prompt(text, _encode(text, params, tokenizer), salt.encode())
+
+
+def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None) -> list[int]:
+    if tokenizer is None:
+        raise ValueError("a text prompt needs a tokenizer; give token ids, or load without skip_tokenizer_init=True")
+    ids = tokenizer.encode(text, params.add_special_tokens, params.truncate_prompt_tokens)
+    if not ids:
+        raise ValueError(f"the prompt {text!r} has no tokens; give some text")
+    return ids
+
+
+def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
+    return isinstance(inputs, Sequence) and bool(inputs) and all(_is_int(item) for item in inputs)
+
+
+def _is_int(item: Any) -> bool:
+    # numpy integers are ids too; bool is an int by accident.
+    return hasattr(item, "__index__") and not isinstance(item, bool)
+
+
+def _checked(ids: Sequence[int], params: SamplingParams, vocab: int) -> list[int]:
+    plain = [int(token) for token in ids]
+    wrong = next((token for token in plain if not 0 <= token < vocab), None)
+    if wrong is not None:
+        raise ValueError(f"prompt_token_ids holds {wrong}; ids of this model are 0 to {vocab - 1}")
+    return plain if params.truncate_prompt_tokens is None else plain[-params.truncate_prompt_tokens :]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return f"{type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
+    return type(value).__name__

@@ -1,0 +1,352 @@
+"""The `LLM` class: a model, an engine and a tokenizer behind TensorRT-LLM's Python API."""
+
+import asyncio
+import atexit
+import itertools
+import threading
+import weakref
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, overload
+
+import numpy as np
+
+from trtllm_jax import compilation_cache
+from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.engine.config import EngineConfig
+from trtllm_jax.engine.engine import Engine
+from trtllm_jax.engine.programs import MAX_LOGPROBS
+from trtllm_jax.engine.request import FinishReason, Request
+from trtllm_jax.engine.scheduler import CapacityPolicy
+from trtllm_jax.inputs import Prompt, PromptInputs, is_single, read_prompt
+from trtllm_jax.llm_args import LlmArgs, parse_llm_args
+from trtllm_jax.loading import load
+from trtllm_jax.logger import logger, progress, status
+from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.postprocess import Postprocessor, Stream
+from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.tokenizer import Tokenizer
+
+_alive: weakref.WeakSet["LLM"] = weakref.WeakSet()
+
+
+class LLM:
+    """A language model ready to generate; a context manager. All methods may be called from any thread.
+
+    Args:
+        model: a folder with a Hugging Face checkpoint, a .gguf file, or the name of a model on the hub.
+        tokenizer: a tokenizer or where to load one; the model's own by default.
+        kwargs: TensorRT-LLM's arguments; `trtllm_jax.llm_args.LlmArgs` lists them.
+
+    Raises:
+        ValueError: an argument is wrong, unknown or not available in this release; names it, its value, the remedy.
+        RuntimeError: there are fewer devices than the sizes ask for.
+        MemoryError: model or cache do not fit the device; names the knob.
+    """
+
+    def __init__(self, model: str | Path, tokenizer: Any = None, **kwargs: Any) -> None:
+        self._args = parse_llm_args(model=model, tokenizer=tokenizer, **kwargs)
+        compilation_cache.enable()
+        loaded = load(self._args)
+        self._tokenizer = loaded.tokenizer
+        self._end_ids = loaded.end_ids
+        self._vocab: int = loaded.model.config.vocab
+        self._postprocessor = Postprocessor()
+        self._seeds = np.random.default_rng(0)
+        self._request_ids = itertools.count(1)
+        self._submitting = threading.Lock()
+        try:
+            with progress(None, "Compiling", unit="program") as bar:
+
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                self._engine = Engine(
+                    loaded.model, loaded.params, loaded.mesh, _engine_config(self._args), self._postprocessor.put, show
+                )
+        except BaseException:
+            self._postprocessor.close()
+            raise
+        self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
+        _alive.add(self)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; `tokenizer.hf` is the transformers object. None with skip_tokenizer_init=True."""
+        return self._tokenizer
+
+    @property
+    def llm_id(self) -> str:
+        """A name that tells this object from others of the process."""
+        return f"{self._args.model}-{id(self):x}"
+
+    @overload
+    def generate(
+        self,
+        inputs: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+    ) -> RequestOutput: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+    ) -> Any: ...
+
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """The finished output of one prompt, or the outputs of a list of prompts in their order.
+
+        Args:
+            inputs: a str, a list of token ids, a dict with "prompt" or "prompt_token_ids", or a list of those.
+            sampling_params: for all prompts, or one each; greedy decoding of 32 tokens by default.
+            use_tqdm: show progress on a terminal.
+            streaming: return at once; iterating an output gives it after every step.
+            lora_request: not available in this release.
+
+        Raises:
+            ValueError, TypeError: an input or a parameter is wrong; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        _refuse_lora(lora_request)
+        single = is_single(inputs)
+        prompts = [inputs] if single else list(inputs)
+        outputs = self._submit(prompts, _one_each(sampling_params, len(prompts)), streaming)
+        if not streaming:
+            self._wait(outputs, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def generate_async(
+        self,
+        inputs: PromptInputs,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput:
+        """The output of one prompt, at once: call `result()`, await it, or iterate it with `for` or `async for`."""
+        _refuse_lora(lora_request)
+        if not is_single(inputs):
+            raise TypeError("generate_async takes one prompt; call it for each, or use generate for a list")
+        return self._submit([inputs], [sampling_params or SamplingParams()], streaming)[0]
+
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The statistics of the engine's steps since the last call, in TensorRT-LLM's form; never waits."""
+        return self._engine.drain_stats()
+
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+        events = self._engine.cache_events
+        return events.drain() if events else []
+
+    async def get_stats_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_stats` for callers that await."""
+        return self.get_stats(timeout)
+
+    async def get_kv_cache_events_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_kv_cache_events` for callers that await."""
+        return self.get_kv_cache_events(timeout)
+
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        """The KV pool's size in blocks and in tokens."""
+        blocks, size = self._engine.kv_pages, self._engine.page_size
+        return {"maxNumBlocks": blocks, "tokensPerBlock": size, "maxNumTokens": blocks * size}
+
+    def shutdown(self) -> None:
+        """End every request as cancelled, stop the threads and free the device's memory; may be called again."""
+        _alive.discard(self)
+        engine = self.__dict__.get("_engine")
+        if engine is not None:
+            engine.close()
+            self._postprocessor.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def __del__(self) -> None:
+        self.shutdown()
+
+    def __getstate__(self) -> Any:
+        raise RuntimeError("LLM cannot be pickled: it holds threads and device memory; create one in each process")
+
+    def _submit(
+        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool
+    ) -> list[RequestOutput]:
+        """Check every prompt, then queue them all; nothing is queued if one is wrong."""
+        for each in params:
+            self._check(each)
+        prompts = [
+            read_prompt(one, each, self._tokenizer, self._vocab) for one, each in zip(inputs, params, strict=True)
+        ]
+        interval = self._args.stream_interval if streaming else None
+        with self._submitting:
+            made = [self._request(prompt, each, interval) for prompt, each in zip(prompts, params, strict=True)]
+        self._engine.submit([request for _, requests in made for request in requests])
+        return [output for output, _ in made]
+
+    def _check(self, params: Any) -> None:
+        if not isinstance(params, SamplingParams):
+            raise TypeError(
+                f"sampling_params must be a SamplingParams or a list of them, one a prompt; got {type(params).__name__}"
+            )
+        if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
+            raise ValueError(f"SamplingParams.logprobs = {params.logprobs} is invalid: use at most {MAX_LOGPROBS}")
+        if params.stop_strings and self._tokenizer is None:
+            raise ValueError("SamplingParams.stop needs a tokenizer; use stop_token_ids with skip_tokenizer_init=True")
+        if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
+            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, interval: int | None
+    ) -> tuple[RequestOutput, list[Request]]:
+        """A result and the sequences that will fill it."""
+        max_tokens = self._fitting_max_tokens(prompt, params)
+        stops = set(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stops |= self._end_ids if params.end_id is None else {params.end_id}
+        rule = params.resolved()
+        seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
+        requests: list[Request] = []
+        output = RequestOutput(
+            next(self._request_ids),
+            prompt.text,
+            prompt.ids,
+            params.n,
+            lambda: [self_engine.finish(request, FinishReason.CANCELLED) for request in requests],
+        )
+        self_engine = self._engine
+        for index in range(params.n):
+            stream = Stream(
+                output,
+                index,
+                params,
+                self._detokenizer(params),
+                interval,
+                lambda request: self_engine.finish(request, FinishReason.STOP),
+            )
+            requests.append(
+                Request(
+                    prompt=prompt.ids,
+                    max_tokens=max_tokens,
+                    sampling=replace(rule, seed=(seed + index) % (1 << 64)),
+                    stop_ids=frozenset(stops),
+                    num_logprobs=params.logprobs,
+                    salt=prompt.salt,
+                    parent=requests[0] if requests else None,
+                    owner=stream,
+                )
+            )
+        return output, requests
+
+    def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
+        length, limit = len(prompt.ids), self._engine.limits.max_seq_len
+        if self._args.max_input_len is not None and length > self._args.max_input_len:
+            raise ValueError(
+                f"the prompt has {length} tokens, max_input_len is {self._args.max_input_len}; shorten the prompt, set "
+                "truncate_prompt_tokens or raise max_input_len"
+            )
+        if length >= limit:
+            raise ValueError(
+                f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
+                "shorten the prompt, set truncate_prompt_tokens or raise max_seq_len"
+            )
+        return min(params.max_tokens, limit - length)
+
+    def _detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer | None:
+        if self._tokenizer is None or not params.detokenize:
+            return None
+        return IncrementalDetokenizer(
+            self._tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            stop=params.stop_strings,
+            include_stop=params.include_stop_str_in_output,
+        )
+
+    @staticmethod
+    def _wait(outputs: Sequence[RequestOutput], show_progress: bool) -> None:
+        """Wait for all; if this is interrupted or one fails, none of them goes on."""
+        try:
+            if not show_progress:
+                for output in outputs:
+                    output.result()
+                return
+            with progress(len(outputs), "Processed requests") as bar:
+                for output in outputs:
+                    output.result()
+                    bar.update()
+        except BaseException:
+            for output in outputs:
+                output.abort()
+            raise
+
+    def _announce(self, device: str, dtype: str) -> None:
+        facts = self._engine.start_up
+        limits = facts.limits
+        status(
+            f"trtllm_jax: {self._args.model} on {self._args.tensor_parallel_size} x {device}, {dtype}; "
+            f"KV cache of {facts.kv_tokens} tokens in {facts.kv_dtype}; up to {limits.max_batch_size} sequences of "
+            f"{limits.max_seq_len} tokens, {limits.max_num_tokens} tokens a step; steps for {facts.token_buckets} "
+            f"tokens and {facts.row_buckets} rows, ready in {facts.compile_seconds:.1f} s"
+        )
+
+
+@atexit.register
+def _shut_down_all() -> None:
+    for llm in list(_alive):
+        llm.shutdown()
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, prompts: int) -> list[SamplingParams]:
+    if isinstance(params, Sequence):
+        if len(params) != prompts:
+            raise ValueError(f"sampling_params has {len(params)} entries for {prompts} prompts; give one or one each")
+        return list(params)
+    return [SamplingParams() if params is None else params] * prompts
+
+
+def _refuse_lora(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise ValueError("lora_request is not available in this release; leave it out")
+
+
+def _engine_config(args: LlmArgs) -> EngineConfig:
+    """The engine's settings; sizes that nobody named are the engine's to choose, within TensorRT-LLM's defaults."""
+    named = args.model_fields_set
+    cache = args.kv_cache_config
+    stats = args.max_stats_len if args.iter_stats_max_iterations is None else args.iter_stats_max_iterations
+    return EngineConfig(
+        max_batch_size=args.max_batch_size if "max_batch_size" in named else None,
+        max_num_tokens=args.max_num_tokens if "max_num_tokens" in named else None,
+        max_seq_len=args.max_seq_len,
+        page_size=cache.tokens_per_block,
+        kv_tokens=cache.max_tokens,
+        kv_fraction=cache.free_gpu_memory_fraction,
+        kv_dtype=None if cache.dtype == "auto" else cache.dtype,
+        reuse=cache.enable_block_reuse,
+        policy=CapacityPolicy(args.scheduler_config.capacity_scheduler_policy.value),
+        look_ahead=not args.disable_overlap_scheduler,
+        event_buffer=cache.event_buffer_max_size,
+        stats_length=stats,
+    )

@@ -1,0 +1,27 @@
+"""The names that TensorRT-LLM users import from `tensorrt_llm.llmapi`."""
+
+from trtllm_jax.llm import LLM
+from trtllm_jax.llm_args import (
+    BuildConfig,
+    CapacitySchedulerPolicy,
+    ContextChunkingPolicy,
+    KvCacheConfig,
+    LlmArgs,
+    SchedulerConfig,
+)
+from trtllm_jax.outputs import CompletionOutput, Logprob, RequestOutput
+from trtllm_jax.sampling_params import SamplingParams
+
+__all__ = [
+    "LLM",
+    "BuildConfig",
+    "CapacitySchedulerPolicy",
+    "CompletionOutput",
+    "ContextChunkingPolicy",
+    "KvCacheConfig",
+    "LlmArgs",
+    "Logprob",
+    "RequestOutput",
+    "SamplingParams",
+    "SchedulerConfig",
+]

@@ -1,0 +1,114 @@
+"""From the name of a model to weights on the devices and a tokenizer: what `LLM` does before it has an engine."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import sharding
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.load import dummy_params, load_params
+from trtllm_jax.engine.steps import Model
+from trtllm_jax.llm_args import LlmArgs
+from trtllm_jax.logger import progress
+from trtllm_jax.models import architecture
+from trtllm_jax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for an engine.
+
+    Attributes:
+        model: its pure functions.
+        params: its weights on the mesh.
+        mesh: the devices.
+        tokenizer: None if none was wanted.
+        end_ids: every id that ends a sequence, by the generation config and the tokenizer.
+    """
+
+    model: Model
+    params: Any
+    mesh: Mesh
+    tokenizer: Tokenizer | None
+    end_ids: frozenset[int]
+
+
+def load(args: LlmArgs) -> LoadedModel:
+    """Everything `args` names, read and placed; the configuration is checked before any weight is read."""
+    checkpoint = open_checkpoint(args.model, revision=args.revision)
+    module = architecture(checkpoint.config)
+    model = Model(module, module.Config.from_hf(checkpoint.config))
+    mesh = sharding.make_mesh(args.tensor_parallel_size)
+    tokenizer = _tokenizer(args, checkpoint)
+    return LoadedModel(
+        model=model,
+        params=_params(args, checkpoint, model, mesh),
+        mesh=mesh,
+        tokenizer=tokenizer,
+        end_ids=_end_ids(checkpoint, tokenizer),
+    )
+
+
+def resolve_dtype(dtype: str, config: dict[str, Any]) -> jnp.dtype:
+    """The dtype of the weights: what was asked for, or what suits the checkpoint and the device.
+
+    "auto" is the checkpoint's own, bfloat16 where it names none (GGUF). A CPU computes in bfloat16 only where its
+    instructions know it, and never in float16: there it is float32.
+    """
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    text_config = config.get("text_config") or {}
+    stated = config.get("dtype") or config.get("torch_dtype") or text_config.get("dtype") or "bfloat16"
+    stored = jnp.dtype(stated if stated in ("float32", "bfloat16", "float16") else "bfloat16")
+    if jax.default_backend() != "cpu" or stored == jnp.float32:
+        return stored
+    return jnp.dtype(jnp.bfloat16 if _cpu_has_bfloat16() else jnp.float32)
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def _params(args: LlmArgs, checkpoint: Checkpoint, model: Model, mesh: Mesh) -> Any:
+    sizes = model.config.sizes
+    table = model.module.table(model.config)
+    where = {
+        "sizes": sizes,
+        "padded": sharding.pad_sizes(sizes, mesh),
+        "mesh": mesh,
+        "spec_of": sharding.spec_of,
+        "dtype": resolve_dtype(args.dtype, checkpoint.config),
+    }
+    with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if args.load_format == "dummy":
+            return dummy_params(table, progress=show, **where)
+        return load_params(table, checkpoint.tensors, progress=show, **where)
+
+
+def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:
+    if args.skip_tokenizer_init:
+        return None
+    if args.tokenizer is None or isinstance(args.tokenizer, str | Path):
+        hf = checkpoint.load_tokenizer(args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
+    else:
+        hf = args.tokenizer
+    return hf if isinstance(hf, Tokenizer) else Tokenizer(hf)
+
+
+def _end_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:
+    stated = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
+    ids = stated if isinstance(stated, list) else [stated]
+    return frozenset(i for i in [*ids, *(tokenizer.eos_ids if tokenizer else ())] if i is not None)

@@ -1,0 +1,22 @@
+"""Architectures, one file each, found by the name that config.json gives; adding one changes no other file."""
+
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+_NOT_ARCHITECTURES = ("config", "forward")
+
+
+def architecture(config: Mapping[str, Any]) -> ModuleType:
+    """The module that implements `config["architectures"][0]`; ValueError lists what is supported."""
+    wanted = (config.get("architectures") or [None])[0]
+    supported: list[str] = []
+    for found in pkgutil.iter_modules(__path__):
+        if found.name not in _NOT_ARCHITECTURES:
+            module = importlib.import_module(f"{__name__}.{found.name}")
+            if wanted in module.ARCHITECTURES:
+                return module
+            supported.extend(module.ARCHITECTURES)
+    raise ValueError(f"architectures names {wanted!r}, which is not supported; supported: {', '.join(sorted(supported))}")

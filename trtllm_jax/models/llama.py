@@ -1,0 +1,132 @@
+"""Llama 1 to 3.x (Touvron et al. 2023, arXiv:2302.13971), and models of the same layers such as SmolLM2."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.table import Stored, Weight
+from trtllm_jax import layers
+from trtllm_jax.batch import Batch
+from trtllm_jax.models.config import CacheGroup, positive, require
+from trtllm_jax.rope import Rope
+
+ARCHITECTURES = ("LlamaForCausalLM",)
+
+
+@dataclass(frozen=True)
+class Config:
+    """The facts of one Llama model that its layers need."""
+
+    vocab: int
+    embed: int
+    mlp: int
+    num_layers: int
+    kv_heads: int
+    group: int
+    head_dim: int
+    eps: float
+    rope: Rope
+    tied: bool
+    attention_bias: bool
+    mlp_bias: bool
+    max_position: int
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        require(config, hidden_act=("silu",))
+        heads = positive(config, "num_attention_heads")
+        kv_heads = positive(config, "num_key_value_heads", default=heads)
+        if heads % kv_heads:
+            raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
+        embed = positive(config, "hidden_size")
+        head_dim = positive(config, "head_dim", default=embed // heads)
+        return cls(
+            vocab=positive(config, "vocab_size"),
+            embed=embed,
+            mlp=positive(config, "intermediate_size"),
+            num_layers=positive(config, "num_hidden_layers"),
+            kv_heads=kv_heads,
+            group=heads // kv_heads,
+            head_dim=head_dim,
+            eps=float(config.get("rms_norm_eps", 1e-6)),
+            rope=Rope.from_config(config, head_dim),
+            tied=bool(config.get("tie_word_embeddings", False)),
+            attention_bias=bool(config.get("attention_bias", False)),
+            mlp_bias=bool(config.get("mlp_bias", False)),
+            max_position=positive(config, "max_position_embeddings", default=2048),
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The extent of every logical axis that the table names."""
+        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
+        return {name: getattr(self, name) for name in names} | {"layers": self.num_layers}
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    layer, attn, mlp = "model.layers.{i}", "model.layers.{i}.self_attn", "model.layers.{i}.mlp"
+    heads = "(kv_heads qkv head_dim)"
+
+    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
+        sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
+        return tuple(Stored(f"{attn}.{name}.{suffix}", layout, size) for name, size in sizes.items())
+
+    def gate_up(suffix: str, layout: str) -> tuple[Stored, ...]:
+        return tuple(Stored(f"{mlp}.{name}.{suffix}", layout, 1) for name in ("gate_proj", "up_proj"))
+
+    weights = [
+        Weight("embed", "vocab embed", (Stored("model.embed_tokens.weight", "vocab embed"),)),
+        Weight("norm", "embed", (Stored("model.norm.weight", "embed"),)),
+        Weight("layers.{i}.attn_norm", "embed", (Stored(f"{layer}.input_layernorm.weight", "embed"),)),
+        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight(
+            "layers.{i}.o",
+            "embed kv_heads group head_dim",
+            (Stored(f"{attn}.o_proj.weight", "embed (kv_heads group head_dim)"),),
+        ),
+        Weight("layers.{i}.mlp_norm", "embed", (Stored(f"{layer}.post_attention_layernorm.weight", "embed"),)),
+        Weight("layers.{i}.gate_up", "two mlp embed", gate_up("weight", "(two mlp) embed"), fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{mlp}.down_proj.weight", "embed mlp"),)),
+    ]
+    if not config.tied:
+        weights.append(Weight("head", "vocab embed", (Stored("lm_head.weight", "vocab embed"),)))
+    if config.attention_bias:
+        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
+        weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{attn}.o_proj.bias", "embed"),)))
+    if config.mlp_bias:
+        weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
+        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{mlp}.down_proj.bias", "embed"),)))
+    return tuple(weights)
+
+
+def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
+    """One group: every layer keeps every token's key and value."""
+    return (CacheGroup(layers=tuple(range(config.num_layers)), kv_heads=config.kv_heads, head_dim=config.head_dim),)
+
+
+def embed(config: Config, params: Any, batch: Batch) -> jax.Array:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.embed(batch.tokens, params["embed"])
+
+
+def layer(
+    config: Config, index: int, p: Any, x: jax.Array, batch: Batch, cache: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    normed = layers.rms_norm(x, p["attn_norm"], config.eps)
+    qkv = layers.linear(normed, p["qkv"], "embed", bias=p.get("qkv_bias"))
+    attended, cache = layers.attention(qkv, batch, cache, rope=config.rope, scale=config.head_dim**-0.5)
+    x = x + layers.linear(attended, p["o"], "kv_heads", "group", "head_dim", bias=p.get("o_bias"))
+    normed = layers.rms_norm(x, p["mlp_norm"], config.eps)
+    x = x + layers.gated_mlp(normed, p["gate_up"], p["down"], p.get("gate_up_bias"), p.get("down_bias"))
+    return x, cache
+
+
+def head(config: Config, params: Any, x: jax.Array) -> jax.Array:
+    """Logits [t, vocab] in float32 of the residual stream after the last layer."""
+    normed = layers.rms_norm(x, params["norm"], config.eps)
+    return layers.logits(normed, params.get("head", params["embed"]), config.vocab)

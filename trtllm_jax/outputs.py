@@ -1,0 +1,220 @@
+"""What a request gives back: results that can be waited for, awaited and iterated, in TensorRT-LLM's shape."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of one token at one position, and its rank there (1 is the likeliest)."""
+
+    logprob: float
+    rank: int | None = None
+
+
+class Delta(NamedTuple):
+    """What a sequence gained since the last time its owner was told."""
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = []
+    logprobs: list[dict[int, Logprob]] = []
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: BaseException | None = None
+
+
+@dataclass
+class CompletionOutput:
+    """One of the n sequences generated for a prompt; the `_diff` properties hold what the last step added.
+
+    Attributes:
+        index: 0 to n - 1.
+        text: the generated text, without the stop string or token unless those were asked for.
+        token_ids: the generated ids.
+        cumulative_logprob: sum of the ids' log-probabilities, None unless log-probabilities were asked for.
+        logprobs: for each id the alternatives asked for, the id itself always among them.
+        finish_reason: "stop", "length" or "cancelled"; None while it runs.
+        stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    generation_logits: Any = None
+
+    _seen_text: int = field(default=0, repr=False)
+    _seen_tokens: int = field(default=0, repr=False)
+
+    @property
+    def length(self) -> int:
+        """Generated ids so far."""
+        return len(self.token_ids)
+
+    @property
+    def text_diff(self) -> str:
+        """The text that the last step added."""
+        return self.text[self._seen_text :]
+
+    @property
+    def token_ids_diff(self) -> list[int]:
+        """The ids that the last step added."""
+        return self.token_ids[self._seen_tokens :]
+
+    @property
+    def logprobs_diff(self) -> list[dict[int, Logprob]]:
+        """The log-probabilities that the last step added."""
+        return self.logprobs[self._seen_tokens :]
+
+    def _begin_step(self) -> None:
+        self._seen_text, self._seen_tokens = len(self.text), len(self.token_ids)
+
+    def _add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+        for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
+            self.logprobs.append(alternatives)
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
+
+
+class RequestOutput:
+    """The result of one prompt, filled while it is waited for, awaited or iterated.
+
+    `result()` and `await` give the finished output. Iterating, plainly or with `async for`, gives this same object
+    after every step that brought something, until it is finished.
+
+    Attributes:
+        request_id: counts the requests of one LLM.
+        prompt: the text; None where token ids were given.
+        prompt_token_ids: the ids.
+        outputs: the n sequences.
+        finished: whether all of them ended.
+        error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
+    """
+
+    def __init__(
+        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], n: int, abort: Callable[[], None]
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.outputs = [CompletionOutput(index) for index in range(n)]
+        self.context_logits: Any = None
+        self.finished = False
+        self.error: str | None = None
+        self._abort = abort
+        self._aborted = False
+        self._failure: BaseException | None = None
+        self._arrived: list[Delta] = []
+        self._changed = threading.Condition()
+        self._wakers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._iterated_to_end = False
+
+    def result(self, timeout: float | None = None) -> "RequestOutput":
+        """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
+        with self._changed:
+            if not self._changed.wait_for(self._complete, timeout):
+                raise TimeoutError(f"request {self.request_id} is not finished after {timeout} s; it still runs")
+        return self._take_step()
+
+    async def aresult(self) -> "RequestOutput":
+        """This output once it is finished."""
+        while not self._complete():
+            await self._arrival(self._complete)
+        return self._take_step()
+
+    def abort(self) -> None:
+        """End the request soon; what it generated until then stays, with the finish reason "cancelled"."""
+        self._aborted = True
+        self._abort()
+
+    def aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._aborted
+
+    def __await__(self) -> Generator[Any, None, "RequestOutput"]:
+        return self.aresult().__await__()
+
+    def __iter__(self) -> Iterator["RequestOutput"]:
+        return self
+
+    def __next__(self) -> "RequestOutput":
+        if self._iterated_to_end:
+            raise StopIteration
+        with self._changed:
+            self._changed.wait_for(self._something)
+        return self._next_step()
+
+    def __aiter__(self) -> AsyncIterator["RequestOutput"]:
+        return self
+
+    async def __anext__(self) -> "RequestOutput":
+        if self._iterated_to_end:
+            raise StopAsyncIteration
+        while not self._something():
+            await self._arrival(self._something)
+        return self._next_step()
+
+    def __repr__(self) -> str:
+        return (
+            f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, "
+            f"prompt_token_ids={self.prompt_token_ids}, outputs={self.outputs}, finished={self.finished})"
+        )
+
+    def _deliver(self, delta: Delta) -> None:
+        """Called from the postprocessing thread."""
+        with self._changed:
+            self._arrived.append(delta)
+            self._changed.notify_all()
+            wakers, self._wakers = self._wakers, []
+        for loop, event in wakers:
+            if not loop.is_closed():
+                loop.call_soon_threadsafe(event.set)
+
+    def _something(self) -> bool:
+        return bool(self._arrived) or self.finished or self._failure is not None
+
+    def _complete(self) -> bool:
+        if self.finished or any(delta.error for delta in self._arrived):
+            return True
+        ended = {delta.index for delta in self._arrived if delta.finish_reason}
+        return all(output.finish_reason or output.index in ended for output in self.outputs)
+
+    async def _arrival(self, ready: Callable[[], bool]) -> None:
+        event = asyncio.Event()
+        with self._changed:
+            if ready():
+                return
+            self._wakers.append((asyncio.get_running_loop(), event))
+        await event.wait()
+
+    def _next_step(self) -> "RequestOutput":
+        self._take_step()
+        self._iterated_to_end = self.finished
+        return self
+
+    def _take_step(self) -> "RequestOutput":
+        """Apply everything that arrived; raises the failure that ended the request, if one did."""
+        with self._changed:
+            arrived, self._arrived = self._arrived, []
+            if arrived:
+                for output in self.outputs:
+                    output._begin_step()
+            for delta in arrived:
+                self.outputs[delta.index]._add(delta)
+                self._failure = self._failure or delta.error
+            self.finished = self.finished or all(output.finish_reason for output in self.outputs)
+            if self._failure is not None:
+                self.error, self.finished = str(self._failure), True
+                raise self._failure
+        return self

@@ -1,0 +1,120 @@
+"""From token ids to what users read: one thread turns the engine's updates into text and wakes the waiters."""
+
+import queue
+import threading
+from collections.abc import Callable, Sequence
+
+from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.outputs import Delta, Logprob, RequestOutput
+from trtllm_jax.sampling_params import SamplingParams
+
+
+class Stream:
+    """One sequence's way out: detokenising, stop strings, and when its owner is told.
+
+    Args:
+        output: the owner's result.
+        index: which of its n sequences.
+        params: what was asked for.
+        detokenizer: None where no text is wanted.
+        interval: steps between two deliveries, None to deliver only at the end.
+        stop: called when the text hit a stop string, so that the engine ends the sequence.
+    """
+
+    def __init__(
+        self,
+        output: RequestOutput,
+        index: int,
+        params: SamplingParams,
+        detokenizer: IncrementalDetokenizer | None,
+        interval: int | None,
+        stop: Callable[[Request], None],
+    ) -> None:
+        self._output = output
+        self._index = index
+        self._params = params
+        self._detokenizer = detokenizer
+        self._interval = interval
+        self._stop = stop
+        self._user_stops = frozenset(params.stop_token_ids or ())
+        self._tokens = 0
+        self._steps = 0
+        self._ended = False
+        self._gathered = Delta(index, "", [], [])
+
+    def take(self, update: Update) -> None:
+        """Add one step's update, and deliver what is due."""
+        if self._ended:
+            return
+        if update.error is not None:
+            self._ended = True
+            self._output._deliver(Delta(self._index, error=update.error))
+            return
+        gained = self._gain(update)
+        self._ended = gained.finish_reason is not None
+        self._gathered = gained._replace(
+            text=self._gathered.text + gained.text,
+            token_ids=self._gathered.token_ids + gained.token_ids,
+            logprobs=self._gathered.logprobs + gained.logprobs,
+        )
+        self._steps += 1
+        if self._ended or (self._interval is not None and self._steps % self._interval == 0):
+            self._output._deliver(self._gathered)
+            self._gathered = Delta(self._index, "", [], [])
+
+    def _gain(self, update: Update) -> Delta:
+        tokens, finish = list(update.tokens), update.finish
+        stop_reason: int | str | None = None
+        if finish is FinishReason.STOP and tokens:
+            stop_reason = tokens[-1] if tokens[-1] in self._user_stops else None
+            if not self._params.include_stop_str_in_output:
+                tokens.pop()
+        text = ""
+        if self._detokenizer is not None:
+            text = self._detokenizer.append(tokens)
+            if finish is not None:
+                text += self._detokenizer.finish()
+            if self._detokenizer.stopped is not None:
+                kept = (self._detokenizer.num_tokens_at_stop or 0) - self._tokens
+                tokens, stop_reason = tokens[:kept], self._detokenizer.stopped
+                if finish is None:
+                    self._stop(update.request)
+                finish = FinishReason.STOP
+        self._tokens += len(tokens)
+        details = [_readable(entry) for entry in update.logprobs[: len(tokens)]]
+        return Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason)
+
+
+def _readable(entry: TokenLogprobs) -> dict[int, Logprob]:
+    """The alternatives by id, best first, and the drawn token after them if it is not one of them."""
+    best = {token: Logprob(logprob, rank) for rank, (token, logprob) in enumerate(entry.top, start=1)}
+    return best | {entry.token: Logprob(entry.logprob, entry.rank)}
+
+
+class Postprocessor:
+    """The thread between the engine and the users; every update's owner is a Stream."""
+
+    def __init__(self) -> None:
+        self._updates: queue.SimpleQueue[Sequence[Update] | None] = queue.SimpleQueue()
+        self._thread = threading.Thread(target=self._run, name="trtllm_jax-postprocess", daemon=True)
+        self._thread.start()
+
+    def put(self, updates: Sequence[Update]) -> None:
+        """Hand over one step's updates; never blocks."""
+        self._updates.put(updates)
+
+    def close(self) -> None:
+        """Stop once everything handed over is delivered."""
+        self._updates.put(None)
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (updates := self._updates.get()) is not None:
+            for update in updates:
+                try:
+                    update.request.owner.take(update)
+                except Exception as failure:
+                    # One sequence's fault must reach its owner and nobody else.
+                    update.request.owner.take(Update(update.request, error=failure))

@@ -1,0 +1,113 @@
+"""Rotary position embedding and its scaled variants (Su et al. 2021, arXiv:2104.09864)."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotation frequencies of one attention head, resolved from a model's configuration.
+
+    Attributes:
+        frequencies: radians a position for each of the head_dim / 2 pairs.
+        attention_factor: factor on cosine and sine (yarn's temperature; 1 otherwise).
+        dynamic: (base, factor, trained length) where the base grows with the sequence (dynamic NTK), else None.
+    """
+
+    frequencies: tuple[float, ...]
+    attention_factor: float = 1.0
+    dynamic: tuple[float, float, int] | None = None
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], head_dim: int) -> "Rope":
+        """The rope that a Hugging Face configuration asks for; ValueError names a type that is not supported."""
+        scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
+        trained = int(config.get("max_position_embeddings") or 2048)
+        if kind == "default":
+            return cls(tuple(plain))
+        if kind == "linear":
+            return cls(tuple(plain / float(scaling["factor"])))
+        if kind == "dynamic":
+            return cls(tuple(plain), dynamic=(base, float(scaling["factor"]), trained))
+        if kind == "llama3":
+            return cls(tuple(_llama3(plain, scaling)))
+        if kind == "yarn":
+            return _yarn(plain, base, head_dim, scaling, trained)
+        if kind == "frequency_factors":
+            return cls(tuple(plain / np.asarray(scaling["factors"], np.float64)))
+        raise ValueError(
+            f"rope_scaling has rope_type {kind!r}, which is not supported; supported: default, linear, dynamic, "
+            "llama3, yarn, frequency_factors"
+        )
+
+
+def _llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Llama 3.1's smoothed scaling: long wavelengths are slowed by the factor, short ones kept."""
+    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    trained = float(scaling["original_max_position_embeddings"])
+    wavelength = 2 * math.pi / plain
+    blend = np.clip((trained / wavelength - low) / (high - low), 0.0, 1.0)
+    return (1 - blend) * plain / factor + blend * plain
+
+
+def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, Any], trained: int) -> Rope:
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate the slow pairs, keep the fast, blend between."""
+    trained = int(scaling.get("original_max_position_embeddings") or trained)
+    factor = float(scaling["factor"])
+
+    def pair_turning(turns: float) -> float:
+        return head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low = pair_turning(float(scaling.get("beta_fast") or 32))
+    high = pair_turning(float(scaling.get("beta_slow") or 1))
+    if scaling.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    interpolated = np.clip((np.arange(head_dim // 2) - low) / max(high - low, 0.001), 0.0, 1.0)
+    frequencies = plain / factor * interpolated + plain * (1 - interpolated)
+
+    def temperature(weight: float) -> float:
+        return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    attention_factor = scaling.get("attention_factor")
+    if attention_factor is None:
+        mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
+        both = bool(mscale and mscale_all)
+        attention_factor = temperature(mscale) / temperature(mscale_all) if both else temperature(1.0)
+    return Rope(tuple(frequencies), float(attention_factor))
+
+
+def rotate(x: jax.Array, rope: Rope, positions: jax.Array, lengths: jax.Array) -> jax.Array:
+    """`x` [t, ..., head_dim] rotated to its `positions` [t], in halves as Hugging Face checkpoints pair channels.
+
+    `lengths` [t] are the sequence's tokens when the token entered it; only dynamic scaling looks at them. Angles are
+    computed in float32.
+    """
+    angles = positions[:, None].astype(jnp.float32) * _frequencies(rope, lengths)
+    shape = (x.shape[0], *(1,) * (x.ndim - 2), angles.shape[-1])
+    cosine = (jnp.cos(angles) * rope.attention_factor).reshape(shape)
+    sine = (jnp.sin(angles) * rope.attention_factor).reshape(shape)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
+    return turned.astype(x.dtype)
+
+
+def _frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
+    """Radians a position: [pairs], or [t, pairs] where the base depends on the sequence's length."""
+    plain = jnp.asarray(rope.frequencies, jnp.float32)
+    if rope.dynamic is None:
+        return plain
+    base, factor, trained = rope.dynamic
+    dim = 2 * len(rope.frequencies)
+    length = jnp.maximum(lengths, trained)[:, None].astype(jnp.float32)
+    grown = base * (factor * length / trained - (factor - 1)) ** (dim / (dim - 2))
+    return 1.0 / grown ** (jnp.arange(0, dim, 2) / dim)

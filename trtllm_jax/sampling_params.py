@@ -1,0 +1,185 @@
+"""How one request is sampled and when it ends: what a user asks for, and what the engine computes with."""
+
+import os
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from trtllm_jax.llm_args import NonNegativeInt, PositiveInt, StrictModel
+
+_ALLOW_N_GREEDY = "TLLM_ALLOW_N_GREEDY_DECODING"
+
+NonEmptyStr = Annotated[str, Field(min_length=1)]
+TokenIdOrNone = Annotated[int, Field(ge=-1)]
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**64)]
+LogprobCount = Annotated[
+    NonNegativeInt | None,
+    BeforeValidator(lambda count: (1 if count else None) if isinstance(count, bool) else count),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """One row's sampling with nothing left open; where ``greedy``, the values that make sampling greedy too.
+
+    ``temperature`` > 0; ``top_k`` 0 keeps all tokens; ``top_p`` in (0, 1]; ``min_p`` relative to the likeliest token,
+    in [0, 1]; ``seed`` in [0, 2**64), None where the engine draws one.
+    """
+
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    seed: int | None
+    greedy: bool
+
+
+class SamplingParams(StrictModel):
+    """TensorRT-LLM's sampling parameters, with its names and defaults.
+
+    Greedy when none of ``temperature``, ``top_k``, ``top_p`` is given, or ``temperature`` or ``top_p`` is 0, or
+    ``top_k`` is 1; otherwise those not given are 1.0, 0 (all tokens) and 1.0. Lengths are in tokens;
+    ``truncate_prompt_tokens`` keeps a prompt's last tokens; ``end_id`` -1 means none; ``logprobs`` counts alternatives
+    (True: 1). ``length_penalty`` concerns beams and ``spaces_between_special_tokens`` slow tokenizers: neither changes
+    a result here.
+    """
+
+    _later: ClassVar = {
+        "beam_width": (1,),
+        "use_beam_search": (False,),
+        "beam_search_diversity_rate": (None, 0.0),
+        "early_stopping": (None,),
+        "beam_width_array": (None,),
+        "bad": (None,),
+        "bad_token_ids": (None,),
+        "embedding_bias": (None,),
+        "logits_processor": (None,),
+        "apply_batched_logits_processor": (False,),
+        "top_p_min": (None,),
+        "top_p_reset_ids": (None,),
+        "top_p_decay": (None, 1.0),
+        "min_tokens": (None, 0, 1),
+        "repetition_penalty": (None, 1.0),
+        "presence_penalty": (None, 0.0),
+        "frequency_penalty": (None, 0.0),
+        "no_repeat_ngram_size": (None, 1 << 30),
+        "prompt_ignore_length": (None, 0),
+        "prompt_logprobs": (None, False),
+        "return_context_logits": (False,),
+        "return_generation_logits": (False,),
+        "exclude_input_from_output": (True,),
+        "return_encoder_output": (False,),
+        "return_perf_metrics": (False,),
+        "additional_model_outputs": (None,),
+        "lookahead_config": (None,),
+        "guided_decoding": (None,),
+        "thinking_token_budget": (None,),
+    }
+
+    end_id: TokenIdOrNone | None = None
+    pad_id: TokenIdOrNone | None = None
+    max_tokens: PositiveInt = 32
+    bad: NonEmptyStr | list[NonEmptyStr] | None = None
+    bad_token_ids: list[NonNegativeInt] | None = None
+    stop: NonEmptyStr | list[NonEmptyStr] | tuple[NonEmptyStr, ...] | None = None
+    stop_token_ids: list[NonNegativeInt] | tuple[NonNegativeInt, ...] | None = None
+    include_stop_str_in_output: bool = False
+    embedding_bias: Any = None
+    logits_processor: Any = None
+    apply_batched_logits_processor: bool = False
+    n: PositiveInt = 1
+    best_of: PositiveInt | None = None
+    use_beam_search: bool = False
+    beam_width: PositiveInt = 1
+    top_k: NonNegativeInt | None = None
+    top_p: Fraction | None = None
+    top_p_min: Fraction | None = None
+    top_p_reset_ids: NonNegativeInt | None = None
+    top_p_decay: Fraction | None = None
+    seed: Seed | None = None
+    temperature: NonNegativeFloat | None = None
+    min_tokens: NonNegativeInt | None = None
+    beam_search_diversity_rate: NonNegativeFloat | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    length_penalty: float | None = None
+    early_stopping: int | None = None
+    no_repeat_ngram_size: NonNegativeInt | None = None
+    prompt_ignore_length: NonNegativeInt | None = None
+    min_p: Fraction | None = None
+    beam_width_array: list[PositiveInt] | None = None
+    logprobs: LogprobCount = None
+    prompt_logprobs: LogprobCount = None
+    return_context_logits: bool = False
+    return_generation_logits: bool = False
+    exclude_input_from_output: bool = True
+    return_encoder_output: bool = False
+    return_perf_metrics: bool = False
+    additional_model_outputs: list[str] | None = None
+    lookahead_config: Any = None
+    guided_decoding: Any = None
+    thinking_token_budget: NonNegativeInt | None = None
+    ignore_eos: bool = False
+    detokenize: bool = True
+    add_special_tokens: bool = True
+    truncate_prompt_tokens: PositiveInt | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+
+    @property
+    def greedy(self) -> bool:
+        """Whether each token is the likeliest one."""
+        unset = self.temperature is None and self.top_k is None and self.top_p is None
+        return unset or self.temperature == 0 or self.top_k == 1 or self.top_p == 0
+
+    @property
+    def stop_strings(self) -> tuple[str, ...]:
+        """``stop`` as a tuple, empty where there is none."""
+        if self.stop is None:
+            return ()
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+    def resolved(self) -> Sampling:
+        """The values to compute with, all defaults applied."""
+        if self.greedy:
+            return Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=self.seed, greedy=True)
+        return Sampling(
+            temperature=1.0 if self.temperature is None else self.temperature,
+            top_k=self.top_k or 0,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            min_p=self.min_p or 0.0,
+            seed=self.seed,
+            greedy=False,
+        )
+
+    def copy(self) -> Self:  # type: ignore[override]
+        """An independent record with equal values."""
+        return self.model_copy(deep=True)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if self.best_of is not None and self.best_of < self.n:
+            raise ValueError(
+                f"SamplingParams.best_of = {self.best_of} is invalid: it should be at least n = {self.n}, or left out"
+            )
+        if self.best_of is not None and self.best_of > self.n:
+            raise ValueError(
+                f"SamplingParams.best_of = {self.best_of} is not available in this release with n = {self.n}: "
+                "leave it out or use n"
+            )
+        if self.n > 1 and self.greedy and os.environ.get(_ALLOW_N_GREEDY) != "1":
+            raise ValueError(
+                f"SamplingParams.n = {self.n} is invalid: greedy decoding gives {self.n} equal answers; use n=1, "
+                "set temperature, top_k or top_p so that answers differ, or set the environment variable "
+                f"{_ALLOW_N_GREEDY}=1"
+            )
+        if self.stop_strings and not self.detokenize:
+            raise ValueError(
+                f"SamplingParams.stop = {self.stop!r} is invalid with detokenize = False: stop strings are looked for "
+                "in the text; use stop_token_ids or detokenize=True"
+            )
+        return self

@@ -1,0 +1,99 @@
+"""Text to token ids and back, over the Rust half of a transformers tokenizer."""
+
+import copy
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+REPLACEMENT = "\ufffd"
+"""What decoders write for bytes that are no character."""
+
+_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+
+
+class Piece(NamedTuple):
+    """One token id seen alone.
+
+    ``text``: its decoding; ``known``: the vocabulary has it; ``special``: skip_special_tokens drops it;
+    ``byte``: a byte-fallback token, whose meaning depends on the whole run of byte tokens around it.
+    """
+
+    text: str
+    known: bool = True
+    special: bool = False
+    byte: bool = False
+
+
+class Tokenizer:
+    """A thread-safe view of a fast transformers tokenizer, which stays reachable as ``hf`` (chat templates).
+
+    transformers switches padding and truncation of its Rust tokenizer on every call, and threads then see each other's
+    settings or "Already borrowed". This class works on a private copy whose settings never change.
+
+    ValueError: ``hf`` has no Rust half (a slow tokenizer).
+    """
+
+    def __init__(self, hf: "PreTrainedTokenizerFast") -> None:
+        backend = getattr(hf, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"tokenizer = {type(hf).__name__} has no fast (Rust) implementation: pass a fast transformers "
+                "tokenizer or the directory that holds its tokenizer.json"
+            )
+        self.hf = hf
+        self._backend = copy.deepcopy(backend)
+        self._backend.no_padding()
+        self._backend.no_truncation()
+        self._backend.encode_special_tokens = backend.encode_special_tokens
+        added = self._backend.get_added_tokens_decoder()
+        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._pieces: dict[int, Piece] = {}
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """The ids that end a sequence according to the tokenizer; a model's generation config may name more."""
+        return () if self.hf.eos_token_id is None else (self.hf.eos_token_id,)
+
+    @property
+    def vocab_size(self) -> int:
+        """How many tokens there are, added ones included."""
+        return int(self._backend.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str, add_special_tokens: bool = True, truncate_to: int | None = None) -> list[int]:
+        """The ids of ``text``; of them the last ``truncate_to``. ValueError: ``text`` is no valid Unicode."""
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
+                "remove it or decode the text with errors='replace'"
+            ) from None
+        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        return ids if truncate_to is None else ids[-truncate_to:]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """The text of ``ids``; bytes that are no character become U+FFFD, ids outside the vocabulary nothing.
+
+        There is no ``spaces_between_special_tokens``: fast tokenizers never add such spaces.
+        """
+        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        return text
+
+    def piece(self, token_id: int) -> Piece:
+        """What ``token_id`` is on its own; remembered, so that a hot loop pays one dict look-up."""
+        piece = self._pieces.get(token_id)
+        if piece is None:
+            piece = self._pieces[token_id] = self._look_up(token_id)
+        return piece
+
+    def _look_up(self, token_id: int) -> Piece:
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return Piece("", known=False)
+        text = self.decode([token_id], skip_special_tokens=False)
+        # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
+        byte = _BYTE_TOKEN.fullmatch(token) is not None and text != token
+        return Piece(text, special=token_id in self._special_ids, byte=byte)

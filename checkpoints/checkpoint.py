@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,15 +23,16 @@ TOKENIZER_MODES = ("auto", "slow")
 class Checkpoint:
     """A model's `config` and `generation_config` in Hugging Face's form, and on demand its tensors and tokenizer.
 
-    `name` is what the user asked for, `path` the folder or GGUF file, `generation_config` is {} where there is none.
+    `name` is what the user asked for, `path` the folder or GGUF file; `generation_config` is {} where there is none.
+    `token` is for further downloads of the same model.
     """
 
     name: str
     path: Path
     config: dict[str, Any]
     generation_config: dict[str, Any]
-    token: str | None = None
-    gguf: GgufFile | None = None
+    token: str | None = field(default=None, repr=False)
+    gguf: GgufFile | None = field(default=None, repr=False)
 
     @cached_property
     def tensors(self) -> TensorSource:
@@ -65,7 +66,7 @@ class Checkpoint:
 
         try:
             return AutoTokenizer.from_pretrained(path, use_fast=tokenizer_mode == "auto", trust_remote_code=False)
-        except (OSError, ValueError, KeyError) as error:
+        except Exception as error:  # the classes that transformers chooses from raise many kinds
             raise ValueError(f"{path} has no tokenizer that transformers can load: {error}") from error
 
 

@@ -106,7 +106,7 @@ def model_config(file: GgufFile) -> dict[str, Any]:
         "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
     }
     for kind in ("bos", "eos"):
-        config[f"{kind}_token_id"] = file.metadata.get(f"tokenizer.ggml.{kind}_token_id")
+        config[f"{kind}_token_id"] = file.integer(f"tokenizer.ggml.{kind}_token_id")
     return config
 
 
@@ -114,7 +114,7 @@ def generation_config(file: GgufFile) -> dict[str, Any]:
     """The file's token ids in the form of a generation_config.json: `eos_token_id` lists all that end a sequence."""
 
     def stated(kind: str) -> int | None:
-        return file.metadata.get(f"tokenizer.ggml.{kind}_token_id")
+        return file.integer(f"tokenizer.ggml.{kind}_token_id")
 
     ends = dict.fromkeys(stated(kind) for kind in ("eos", "eot", "eom") if stated(kind) is not None)
     config = {"bos_token_id": stated("bos"), "eos_token_id": list(ends) or None, "pad_token_id": stated("padding")}

@@ -33,7 +33,7 @@ _SCALARS: Mapping[int, str] = {
     GGUFValueType.BOOL: "?",
 }
 
-_u64 = struct.Struct("<Q")
+_U64 = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,16 @@ class GgufFile:
         header = _Header(path, self._mapped.data)
         self.metadata: Mapping[str, Any] = header.metadata
         self.tensors: Mapping[str, GgufTensor] = header.tensors
-        parts = self.metadata.get("split.count", 0)
-        if parts > 1:
+        parts = self.integer("split.count")
+        if parts is not None and parts > 1:
             raise ValueError(f"{path} is one of {parts} parts of a model; merge them into one file (llama-gguf-split)")
+
+    def integer(self, key: str) -> int | None:
+        """The metadata's integer at `key`, None where it states none; ValueError where it is something else."""
+        value = self.metadata.get(key)
+        if value is not None and type(value) is not int:
+            raise ValueError(f"{self.path}: {key!r} is {value!r:.100}; it must be an integer")
+        return value
 
     def data(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
         """The tensor's bytes, a read-only view [..., blocks of the innermost dimension, bytes of a block]."""
@@ -183,12 +190,14 @@ class _Header:
         content, size, at = self._content, len(self._content), self._at
         strings = []
         for _ in range(count):
-            if at + _u64.size > size:
+            if at + _U64.size > size:
                 break
-            (length,) = _u64.unpack_from(content, at)
-            at += _u64.size + length
+            (length,) = _U64.unpack_from(content, at)
+            at += _U64.size + length
+            if at > size:
+                break
             strings.append(str(content[at - length : at], "utf-8"))
-        if len(strings) < count or at > size:
+        if len(strings) < count:
             raise ValueError(f"{self._path} is truncated: its header goes on past byte {size}")
         self._at = at
         return strings

@@ -102,4 +102,4 @@ def _dequantise(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> np
         # As one row: the package works through 16 rows at a time, which for rows of a model costs twice the time.
         chunk = flat[start : start + step]
         values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)
-    return values.reshape(*blocks.shape[:-2], -1)
+    return values.reshape(*blocks.shape[:-2], blocks.shape[-2] * block_size)

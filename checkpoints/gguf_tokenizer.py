@@ -10,6 +10,8 @@ from transformers import PreTrainedTokenizerFast
 
 from checkpoints.gguf_file import GgufFile
 
+_REMEDY = "Give the folder or hub name of the model's original tokenizer instead"
+
 _SPACE = "\u2581"  # how sentencepiece writes a space
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -89,9 +91,6 @@ def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     )
 
 
-_REMEDY = "Give the folder or hub name of the model's original tokenizer instead"
-
-
 class _Vocabulary:
     """The `tokenizer.*` metadata of a file."""
 
@@ -124,7 +123,7 @@ class _Vocabulary:
         return [token for token, its_type in zip(self.tokens, types, strict=True) if its_type == kind]
 
     def token(self, role: str) -> str | None:
-        index = self.get(f"ggml.{role}_token_id")
+        index = self._file.integer(f"tokenizer.ggml.{role}_token_id")
         if index is None:
             return None
         if not 0 <= index < len(self.tokens):

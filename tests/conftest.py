@@ -36,7 +36,7 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if marker := item.get_closest_marker("multi_device"):
         import jax
 
-        needed = marker.kwargs.get("n", *marker.args or (2,))
+        needed = marker.args[0] if marker.args else 2
         if jax.device_count() < needed:
             pytest.skip(f"needs {needed} devices, and {jax.default_backend()} has {jax.device_count()}")
 

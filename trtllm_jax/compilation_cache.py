@@ -11,7 +11,7 @@ def enable() -> None:
 
     A cache folder set before, by JAX_COMPILATION_CACHE_DIR or `jax.config`, is left as it is.
     """
-    if jax.config.jax_compilation_cache_dir is not None:
+    if getattr(jax.config, "jax_compilation_cache_dir", None) is not None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtllm_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -6,7 +6,7 @@ from typing import NamedTuple
 from trtllm_jax.tokenizer import REPLACEMENT, Tokenizer
 
 # A UTF-8 character has at most four bytes and a token at least one.
-_LONGEST_CHARACTER = 3
+_LONGEST_CHARACTER = 4
 
 
 class _Hit(NamedTuple):
@@ -36,12 +36,15 @@ class IncrementalDetokenizer:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
         self._stops = stop
+        self._stop_bytes = tuple(stop.encode() for stop in stop)
         self._include_stop = include_stop
         self._released: list[str] = []
         self._held = ""
         self._anchor: int | None = None
         self._pending: list[int] = []
         self._pending_counts: list[int] = []
+        # What a stop string may end in while ids are pending: the held text's bytes, then theirs; None: no longer text.
+        self._run: bytearray | None = bytearray()
         self._count = 0
         self._stopped: str | None = None
         self._num_tokens_at_stop: int | None = None
@@ -91,9 +94,24 @@ class IncrementalDetokenizer:
             return self._stop_at_special(piece.text) if piece.text in self._stops else ""
         self._pending.append(token_id)
         self._pending_counts.append(self._count)
-        if piece.byte or (piece.text.endswith(REPLACEMENT) and self._ends_inside_character()):
+        if piece.byte is not None:
+            return self._settle() if self._byte_completes_stop(piece.byte) else ""
+        if piece.text.endswith(REPLACEMENT) and self._ends_inside_character():
             return ""
         return self._settle()
+
+    def _byte_completes_stop(self, byte: int) -> bool:
+        """Whether a stop string is complete with this byte, although more bytes could still spoil the run's text."""
+        if not self._stops or self._run is None:
+            return False
+        self._run.append(byte)
+        if not self._run.endswith(self._stop_bytes):
+            return False
+        window = self._held + self._text_behind(self._anchor, self._pending)
+        if any(stop in window for stop in self._stops):
+            return True
+        self._run = None
+        return False
 
     def _ends_inside_character(self) -> bool:
         return self._tokenizer.decode(self._pending[-_LONGEST_CHARACTER:], False).endswith(REPLACEMENT)
@@ -134,6 +152,7 @@ class IncrementalDetokenizer:
             return window[: hit.end if self._include_stop else hit.start], hit.end
         keep = max(_overlap(window, stop) for stop in self._stops)
         self._held = window[len(window) - keep :]
+        self._run = bytearray(self._held.encode())
         return window[: len(window) - keep], 0
 
     def _stop_at_special(self, stop: str) -> str:

@@ -26,8 +26,9 @@ def is_single(inputs: Any) -> bool:
     if isinstance(inputs, Sequence):
         if not inputs:
             raise ValueError("inputs is an empty list; give at least one prompt")
-        return False
-    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {type(inputs).__name__}")
+        if not any(isinstance(item, int) for item in inputs):
+            return False
+    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {_described(inputs)}")
 
 
 def read_prompt(inputs: Any, params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
@@ -41,9 +42,7 @@ def read_prompt(inputs: Any, params: SamplingParams, tokenizer: Tokenizer | None
     raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
 
 
-def _read_dict(
-    inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int
-) -> Prompt:
+def _read_dict(inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
     unknown = sorted(set(inputs) - set(_DICT_KEYS))
     if unknown:
         raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(_DICT_KEYS)}")

@@ -1,6 +1,5 @@
 """The `LLM` class: a model, an engine and a tokenizer behind TensorRT-LLM's Python API."""
 
-import asyncio
 import atexit
 import itertools
 import threading
@@ -23,7 +22,7 @@ from trtllm_jax.engine.scheduler import CapacityPolicy
 from trtllm_jax.inputs import Prompt, PromptInputs, is_single, read_prompt
 from trtllm_jax.llm_args import LlmArgs, parse_llm_args
 from trtllm_jax.loading import load
-from trtllm_jax.logger import logger, progress, status
+from trtllm_jax.logger import progress, status
 from trtllm_jax.outputs import RequestOutput
 from trtllm_jax.postprocess import Postprocessor, Stream
 from trtllm_jax.sampling_params import SamplingParams
@@ -191,9 +190,7 @@ class LLM:
     def __getstate__(self) -> Any:
         raise RuntimeError("LLM cannot be pickled: it holds threads and device memory; create one in each process")
 
-    def _submit(
-        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool
-    ) -> list[RequestOutput]:
+    def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
         """Check every prompt, then queue them all; nothing is queued if one is wrong."""
         for each in params:
             self._check(each)
@@ -229,14 +226,14 @@ class LLM:
         rule = params.resolved()
         seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
         requests: list[Request] = []
-        output = RequestOutput(
-            next(self._request_ids),
-            prompt.text,
-            prompt.ids,
-            params.n,
-            lambda: [self_engine.finish(request, FinishReason.CANCELLED) for request in requests],
-        )
-        self_engine = self._engine
+        # The result must not keep this LLM alive, only the engine that fills it.
+        end = self._engine.finish
+
+        def abort() -> None:
+            for request in requests:
+                end(request, FinishReason.CANCELLED)
+
+        output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.n, abort)
         for index in range(params.n):
             stream = Stream(
                 output,
@@ -244,7 +241,7 @@ class LLM:
                 params,
                 self._detokenizer(params),
                 interval,
-                lambda request: self_engine.finish(request, FinishReason.STOP),
+                lambda request: end(request, FinishReason.STOP),
             )
             requests.append(
                 Request(

@@ -162,6 +162,7 @@ class BuildConfig(StrictModel):
     max_encoder_input_len: PositiveInt = 1024
     strongly_typed: bool = True
     use_refit: bool = False
+    weight_streaming: bool = False
     force_num_profiles: PositiveInt | None = None
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "layer_names_only"
     input_timing_cache: str | None = None

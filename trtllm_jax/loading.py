@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.load import dummy_params, load_params
+from checkpoints.load import IGNORED, dummy_params, load_params
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import progress
@@ -95,7 +95,9 @@ def _params(args: LlmArgs, checkpoint: Checkpoint, model: Model, mesh: Mesh) -> 
 
         if args.load_format == "dummy":
             return dummy_params(table, progress=show, **where)
-        return load_params(table, checkpoint.tensors, progress=show, **where)
+        # Many files of models with tied embeddings hold the tied copy too.
+        tied = ("lm_head.weight",) if checkpoint.config.get("tie_word_embeddings") else ()
+        return load_params(table, checkpoint.tensors, progress=show, ignore=(*IGNORED, *tied), **where)
 
 
 def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:

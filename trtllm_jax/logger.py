@@ -20,7 +20,10 @@ logger = logging.getLogger("trtllm_jax")
 
 
 class ProgressBar(Protocol):
-    """The part of a tqdm bar that callers use."""
+    """The part of a tqdm bar that callers use: ``n`` units done of ``total``, which may become known later."""
+
+    n: float
+    total: float | None
 
     def update(self, n: float = 1) -> object:
         """Moves the bar by ``n`` units."""

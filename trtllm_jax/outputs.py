@@ -2,7 +2,7 @@
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -16,12 +16,12 @@ class Logprob:
 
 
 class Delta(NamedTuple):
-    """What a sequence gained since the last time its owner was told."""
+    """What one of a request's n sequences gained since the last time its owner was told."""
 
-    index: int
+    sequence: int
     text: str = ""
-    token_ids: list[int] = []
-    logprobs: list[dict[int, Logprob]] = []
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[dict[int, Logprob]] = ()
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: BaseException | None = None
@@ -103,7 +103,7 @@ class RequestOutput:
     """
 
     def __init__(
-        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], n: int, abort: Callable[[], None]
+        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], n: int, abort: Callable[[], object]
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
@@ -187,7 +187,7 @@ class RequestOutput:
     def _complete(self) -> bool:
         if self.finished or any(delta.error for delta in self._arrived):
             return True
-        ended = {delta.index for delta in self._arrived if delta.finish_reason}
+        ended = {delta.sequence for delta in self._arrived if delta.finish_reason}
         return all(output.finish_reason or output.index in ended for output in self.outputs)
 
     async def _arrival(self, ready: Callable[[], bool]) -> None:
@@ -211,7 +211,7 @@ class RequestOutput:
                 for output in self.outputs:
                     output._begin_step()
             for delta in arrived:
-                self.outputs[delta.index]._add(delta)
+                self.outputs[delta.sequence]._add(delta)
                 self._failure = self._failure or delta.error
             self.finished = self.finished or all(output.finish_reason for output in self.outputs)
             if self._failure is not None:

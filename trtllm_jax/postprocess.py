@@ -41,7 +41,7 @@ class Stream:
         self._tokens = 0
         self._steps = 0
         self._ended = False
-        self._gathered = Delta(index, "", [], [])
+        self._gathered = Delta(index)
 
     def take(self, update: Update) -> None:
         """Add one step's update, and deliver what is due."""
@@ -55,13 +55,13 @@ class Stream:
         self._ended = gained.finish_reason is not None
         self._gathered = gained._replace(
             text=self._gathered.text + gained.text,
-            token_ids=self._gathered.token_ids + gained.token_ids,
-            logprobs=self._gathered.logprobs + gained.logprobs,
+            token_ids=[*self._gathered.token_ids, *gained.token_ids],
+            logprobs=[*self._gathered.logprobs, *gained.logprobs],
         )
         self._steps += 1
         if self._ended or (self._interval is not None and self._steps % self._interval == 0):
             self._output._deliver(self._gathered)
-            self._gathered = Delta(self._index, "", [], [])
+            self._gathered = Delta(self._index)
 
     def _gain(self, update: Update) -> Delta:
         tokens, finish = list(update.tokens), update.finish
@@ -76,7 +76,8 @@ class Stream:
             if finish is not None:
                 text += self._detokenizer.finish()
             if self._detokenizer.stopped is not None:
-                kept = (self._detokenizer.num_tokens_at_stop or 0) - self._tokens
+                # A stop string may be recognised only after tokens that follow it were delivered.
+                kept = max((self._detokenizer.num_tokens_at_stop or 0) - self._tokens, 0)
                 tokens, stop_reason = tokens[:kept], self._detokenizer.stopped
                 if finish is None:
                     self._stop(update.request)

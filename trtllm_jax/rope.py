@@ -26,20 +26,22 @@ class Rope:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], head_dim: int) -> "Rope":
-        """The rope that a Hugging Face configuration asks for; ValueError names a type that is not supported."""
-        scaling = {**(config.get("rope_scaling") or {}), **(config.get("rope_parameters") or {})}
+        """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing."""
+        scaling = _scaling(config)
         base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
-        kind = scaling.get("rope_type") or scaling.get("type") or "default"
+        kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
-        trained = int(config.get("max_position_embeddings") or 2048)
+        longest = int(config.get("max_position_embeddings") or 2048)
+        stated = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
+        trained = int(stated or longest)
         if kind == "default":
             return cls(tuple(plain))
         if kind == "linear":
-            return cls(tuple(plain / float(scaling["factor"])))
+            return cls(tuple(plain / _number(scaling, "factor")))
         if kind == "dynamic":
-            return cls(tuple(plain), dynamic=(base, float(scaling["factor"]), trained))
+            return cls(tuple(plain), dynamic=(base, _number(scaling, "factor"), longest))
         if kind == "llama3":
-            return cls(tuple(_llama3(plain, scaling)))
+            return cls(tuple(_llama3(plain, scaling, trained)))
         if kind == "yarn":
             return _yarn(plain, base, head_dim, scaling, trained)
         if kind == "frequency_factors":
@@ -50,10 +52,36 @@ class Rope:
         )
 
 
-def _llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+def context_stretch(config: Mapping[str, Any]) -> float:
+    """How many times max_position_embeddings a sequence may be long: linear and dynamic scaling state what was trained.
+
+    The other types state the stretched length. TensorRT-LLM infers max_seq_len by the same rule.
+    """
+    scaling = _scaling(config)
+    return _number(scaling, "factor") if scaling["rope_type"] in ("linear", "dynamic") else 1.0
+
+
+def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The scaling record of either spelling, `rope_type` filled in.
+
+    As in transformers, rope_scaling outweighs rope_parameters: people add it to a file to stretch a model's context.
+    """
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    return {**scaling, "rope_type": scaling.get("rope_type") or scaling.get("type") or "default"}
+
+
+def _number(scaling: Mapping[str, Any], field: str) -> float:
+    value = scaling.get(field)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ValueError(
+            f"rope_scaling of rope_type {scaling['rope_type']!r} has {field}={value!r}; it must be a number"
+        )
+    return float(value)
+
+
+def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:
     """Llama 3.1's smoothed scaling: long wavelengths are slowed by the factor, short ones kept."""
-    factor, low, high = (float(scaling[key]) for key in ("factor", "low_freq_factor", "high_freq_factor"))
-    trained = float(scaling["original_max_position_embeddings"])
+    factor, low, high = (_number(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     wavelength = 2 * math.pi / plain
     blend = np.clip((trained / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * plain / factor + blend * plain
@@ -61,8 +89,7 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
 
 def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, Any], trained: int) -> Rope:
     """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate the slow pairs, keep the fast, blend between."""
-    trained = int(scaling.get("original_max_position_embeddings") or trained)
-    factor = float(scaling["factor"])
+    factor = _number(scaling, "factor")
 
     def pair_turning(turns: float) -> float:
         return head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
@@ -81,8 +108,10 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
         mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        both = bool(mscale and mscale_all)
-        attention_factor = temperature(mscale) / temperature(mscale_all) if both else temperature(1.0)
+        if mscale and mscale_all:
+            attention_factor = temperature(mscale) / temperature(mscale_all)
+        else:
+            attention_factor = temperature(1.0)
     return Rope(tuple(frequencies), float(attention_factor))
 
 

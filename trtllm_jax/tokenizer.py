@@ -11,20 +11,20 @@ if TYPE_CHECKING:
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no character."""
 
-_BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
 
 class Piece(NamedTuple):
     """One token id seen alone.
 
     ``text``: its decoding; ``known``: the vocabulary has it; ``special``: skip_special_tokens drops it;
-    ``byte``: a byte-fallback token, whose meaning depends on the whole run of byte tokens around it.
+    ``byte``: a byte-fallback token's byte, whose text depends on the whole run of byte tokens around it.
     """
 
     text: str
     known: bool = True
     special: bool = False
-    byte: bool = False
+    byte: int | None = None
 
 
 class Tokenizer:
@@ -95,5 +95,5 @@ class Tokenizer:
             return Piece("", known=False)
         text = self.decode([token_id], skip_special_tokens=False)
         # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
-        byte = _BYTE_TOKEN.fullmatch(token) is not None and text != token
-        return Piece(text, special=token_id in self._special_ids, byte=byte)
+        match = _BYTE_TOKEN.fullmatch(token) if text != token else None
+        return Piece(text, special=token_id in self._special_ids, byte=int(match[1], base=16) if match else None)

@@ -4,6 +4,7 @@ import functools
 import json
 import random
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.tokenizer import Tokenizer
 
@@ -101,15 +103,18 @@ def id_sequences(draw: st.DrawFn, kind: str) -> list[int]:
 def brute_force(
     tokenizer: Tokenizer, ids: list[int], stops: Sequence[str], include: bool
 ) -> tuple[str, str | None, int | None]:
-    """The same answer found with the whole text in hand, character by character."""
-    full = tokenizer.decode(ids)
-    for end in range(1, len(full) + 1):
-        ending = [stop for stop in stops if full[:end].endswith(stop)]
-        if ending:
-            stop = max(ending, key=len)
-            count = next(k for k in range(len(ids) + 1) if tokenizer.decode(ids[:k]).startswith(full[:end]))
-            return full[: end if include else end - len(stop)], stop, count
-    return full, None, None
+    """The same answer from decoding every beginning of ``ids`` anew; U+FFFD at its end may yet become a character."""
+    for seen in range(1, len(ids) + 1):
+        text = tokenizer.decode(ids[:seen])
+        if seen < len(ids):
+            text = text.rstrip("\ufffd")
+        for end in range(1, len(text) + 1):
+            ending = [stop for stop in stops if text[:end].endswith(stop)]
+            if ending:
+                stop = max(ending, key=len)
+                count = next(k for k in range(seen + 1) if tokenizer.decode(ids[:k]).startswith(text[:end]))
+                return text[: end if include else end - len(stop)], stop, count
+    return tokenizer.decode(ids), None, None
 
 
 @kinds
@@ -123,6 +128,17 @@ def test_text_equals_decoding_everything_at_once(
     assert detokenizer.text == "".join(chunks) == tokenizer.decode(ids, skip_special_tokens)
     assert detokenizer.stopped is None
     assert detokenizer.num_tokens_at_stop is None
+
+
+def test_text_equals_decoding_everything_at_once_with_a_real_vocabulary(smollm2_gguf: Path) -> None:
+    tokenizer = Tokenizer(open_checkpoint(smollm2_gguf).load_tokenizer())
+    rng = random.Random(0)
+    written = [tokenizer.encode(text)[:cut] for text in [*CORPUS, MULTILINGUAL] for cut in range(40)]
+    arbitrary = [rng.choices(range(tokenizer.vocab_size + 5), k=20) for _ in range(300)]
+    for ids in [*written, *arbitrary]:
+        detokenizer = IncrementalDetokenizer(tokenizer)
+        feed(detokenizer, ids)
+        assert detokenizer.text == tokenizer.decode(ids)
 
 
 @kinds
@@ -199,21 +215,23 @@ def test_held_text_is_released_at_the_end() -> None:
     assert detokenizer.stopped is None
 
 
-def test_a_stop_string_completed_only_at_the_end_still_stops() -> None:
+@pytest.mark.parametrize(("text", "stop"), [("The\n", "\n"), ("The\n", "e\n"), ("The\n\n", "\n\n"), ("The\n🦙", "🦙")])
+def test_a_byte_that_completes_a_stop_string_stops_at_once(text: str, stop: str) -> None:
     tokenizer = tokenizer_of("llama")
-    ids = tokenizer.encode("The\n")
-    detokenizer = IncrementalDetokenizer(tokenizer, stop=("\n",))
-    assert detokenizer.append(ids) == "The"
-    assert detokenizer.finish() == ""
-    assert (detokenizer.stopped, detokenizer.num_tokens_at_stop) == ("\n", len(ids))
+    ids = tokenizer.encode(text)
+    assert tokenizer.piece(ids[-1]).byte is not None
+    detokenizer = IncrementalDetokenizer(tokenizer, stop=(stop,))
+    detokenizer.append([*ids, *ids])
+    assert detokenizer.text == text.removesuffix(stop)
+    assert (detokenizer.stopped, detokenizer.num_tokens_at_stop) == (stop, len(ids))
 
 
-def test_tokens_of_one_character_after_the_stop_are_not_counted() -> None:
-    tokenizer = tokenizer_of("llama")
-    newline = tokenizer.encode("The\n")
-    detokenizer = IncrementalDetokenizer(tokenizer, stop=("\n",))
-    feed(detokenizer, [*newline, *newline])
-    assert (detokenizer.text, detokenizer.num_tokens_at_stop) == ("The", len(newline))
+def test_a_stop_string_completed_by_an_incomplete_character_stops_at_the_end() -> None:
+    tokenizer = tokenizer_of("byte level")
+    ids = tokenizer.encode("ab🦙")[:-1]
+    detokenizer = IncrementalDetokenizer(tokenizer, stop=("b\ufffd",))
+    assert [detokenizer.append(ids), detokenizer.finish()] == ["a", ""]
+    assert (detokenizer.stopped, detokenizer.num_tokens_at_stop) == ("b\ufffd", 3)
 
 
 @pytest.mark.parametrize(("include_stop", "text"), [(False, "a##"), (True, "a##<|im_end|>")])

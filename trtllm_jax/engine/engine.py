@@ -1,5 +1,6 @@
 """The engine: builds the compiled programs and the cache, then runs the batching loop in one thread."""
 
+import contextlib
 import queue
 import threading
 import time
@@ -8,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -127,7 +127,12 @@ class Engine:
                     f"prompt of {len(request.prompt)} tokens and max_tokens={request.max_tokens} exceed "
                     f"max_seq_len={self.limits.max_seq_len}; shorten one or raise max_seq_len"
                 )
-        self._command(lambda: [self._scheduler.submit(request) for request in requests])
+
+        def queue_all() -> None:
+            for request in requests:
+                self._scheduler.submit(request)
+
+        self._command(queue_all)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a sequence soon; no effect if it has ended. Its last update tells the reason."""
@@ -137,10 +142,9 @@ class Engine:
             if update:
                 self._sink([update])
 
-        try:
+        # A dead or closed engine has ended every sequence and said so.
+        with contextlib.suppress(RuntimeError):
             self._command(end)
-        except RuntimeError:
-            pass  # A dead or closed engine has ended every sequence and said so.
 
     def drain_stats(self) -> list[Record]:
         """The statistics of the steps since the last call, oldest first."""
@@ -241,9 +245,7 @@ def _padded_group(model: Model, mesh: Mesh) -> CacheGroup:
     return CacheGroup(group.layers, heads, group.head_dim)
 
 
-def _size(
-    model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
-) -> tuple[SchedulerLimits, int]:
+def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:
     """The limits and the pages of the pool: what was asked for, clamped to what the memory holds."""
     defaults = backend_defaults()
     batch = config.max_batch_size or defaults.max_batch_size

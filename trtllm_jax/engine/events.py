@@ -1,4 +1,4 @@
-"""What the engine tells about itself: prefix-cache events and one record of statistics a step, in TensorRT-LLM's form."""
+"""What the engine tells about itself, in TensorRT-LLM's form: prefix-cache events, and statistics of each step."""
 
 import resource
 import time

@@ -74,9 +74,10 @@ def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: in
     if wanted_tokens is not None:
         wanted = 1 - (-wanted_tokens // spec.page_size)
         if wanted > fitting and device.platform != "cpu":
+            most = max(fitting - 1, 0) * spec.page_size
             raise MemoryError(
                 f"kv_cache_config.max_tokens={wanted_tokens} needs {wanted * page_bytes / 2**30:.1f} GiB for the KV "
-                f"cache, {max(free, 0) / 2**30:.1f} GiB are free; ask for at most {max(fitting - 1, 0) * spec.page_size}"
+                f"cache, {max(free, 0) / 2**30:.1f} GiB are free; ask for at most {most}"
             )
         return wanted
     if fitting > 4096:

@@ -103,7 +103,7 @@ class Programs:
     def temporary_bytes(self) -> int:
         """Device memory that the largest step needs beside weights, caches and results; compiles that step."""
         compiled = self._lower_ragged(self.token_buckets[-1]).compile()
-        analysis = compiled.memory_analysis()
+        analysis: Any = compiled.memory_analysis()
         return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
     def _lowerings(self) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:

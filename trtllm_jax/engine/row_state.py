@@ -1,6 +1,7 @@
 """What the device remembers of each running sequence between steps; donated from step to step."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import flax.struct
 import jax
@@ -79,7 +80,8 @@ class RowState:
     def advance(self, sampled: jax.Array, active: jax.Array, position: jax.Array) -> "RowState":
         """The rows after `active` ones drew `sampled` [r] for `position` [r]; a stop id or the limit ends them."""
         stopped = (sampled[:, None] == self.wishes.stop_ids).any(-1) | (position + 1 >= self.wishes.limit)
-        return self.replace(
+        return replace(
+            self,
             token=jnp.where(active, sampled, self.token),
             position=jnp.where(active, position, self.position),
             done=jnp.where(active, stopped, self.done),

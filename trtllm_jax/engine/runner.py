@@ -53,9 +53,7 @@ class Runner:
         slots: rows of the device state.
     """
 
-    def __init__(
-        self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int
-    ) -> None:
+    def __init__(self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int) -> None:
         self._programs = programs
         self._params = params
         self._caches = caches
@@ -103,7 +101,7 @@ class Runner:
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
         packed = self._programs.decode_layout(rows).pack(
-            steps=np.int32(plan.steps), slots=self._padded_slots(plan.slots, rows), page_table=plan.page_table
+            steps=np.array(plan.steps, np.int32), slots=self._padded_slots(plan.slots, rows), page_table=plan.page_table
         )
         self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
             self._params, self._caches, self._state, self._put(packed)

@@ -174,11 +174,9 @@ class Scheduler:
         page_size = self.pool.page_size
         needed = -(-request.total // page_size) - len(known)
         promised = -(-request.limit // page_size) - len(known) - needed
-        if self.policy is CapacityPolicy.GUARANTEED_NO_EVICT:
-            spare = self._owed + promised
-        else:
-            # One spare page a running sequence keeps the admission from being undone at once.
-            spare = len(self.running)
+        no_evict = self.policy is CapacityPolicy.GUARANTEED_NO_EVICT
+        # Where nothing is promised, a spare page a running sequence keeps the admission from being undone at once.
+        spare = self._owed + promised if no_evict else len(self.running)
         if self.pool.available - self.pool.idle(known) < needed + spare:
             return False
         self.pool.share(known)
@@ -284,9 +282,7 @@ class Scheduler:
             request.in_flight += 1
             request.dispatched = request.computed
         slots = np.fromiter((request.slot for request in rows), np.int32, len(rows))
-        return StepPlan(
-            kind, tuple(rows), slots, self._page_table[slots], tokens, starts, first, emits, steps, copies
-        )
+        return StepPlan(kind, tuple(rows), slots, self._page_table[slots], tokens, starts, first, emits, steps, copies)
 
     # ---- what came of it ----
 

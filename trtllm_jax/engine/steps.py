@@ -3,7 +3,7 @@
 Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device state, v vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -68,7 +68,7 @@ def ragged_step(
     Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the logits [r, v].
     """
     plan = layout.unpack(packed)
-    rows = _rows_of(state, plan["slots"]).replace(wishes=Wishes(**{f.name: plan[f.name] for f in _wishes(layout)}))
+    rows = replace(_rows_of(state, plan["slots"]), wishes=Wishes(**{f.name: plan[f.name] for f in _wishes(layout)}))
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
     counts = starts[1:] - starts[:-1]

@@ -19,4 +19,6 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
             if wanted in module.ARCHITECTURES:
                 return module
             supported.extend(module.ARCHITECTURES)
-    raise ValueError(f"architectures names {wanted!r}, which is not supported; supported: {', '.join(sorted(supported))}")
+    raise ValueError(
+        f"architectures names {wanted!r}, which is not supported; supported: {', '.join(sorted(supported))}"
+    )

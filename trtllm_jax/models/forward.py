@@ -1,11 +1,19 @@
 """The forward pass of any architecture, derived from its `embed`, `layer` and `head`."""
 
+from collections.abc import Callable
+from functools import cache as memoize
 from types import ModuleType
 from typing import Any
 
 import jax
 
 from trtllm_jax.batch import Batch
+
+
+@memoize
+def _traced_once(layer: Callable[..., Any]) -> Callable[..., Any]:
+    """`layer` such that equal layers are traced and lowered once a program: 30 times quicker for 30 layers."""
+    return jax.jit(layer, static_argnums=(0, 1))
 
 
 def hidden_states(
@@ -16,9 +24,10 @@ def hidden_states(
     Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
     """
     x = model.embed(config, params, batch)
+    layer = _traced_once(model.layer)
     written = []
     for index, (layer_params, cache) in enumerate(zip(params["layers"], caches, strict=True)):
         with jax.named_scope(f"layer_{index}"):
-            x, cache = model.layer(config, index, layer_params, x, batch, cache)
+            x, cache = layer(config, model.same_layer(config, index), layer_params, x, batch, cache)
         written.append(cache)
     return x, tuple(written)

@@ -10,7 +10,7 @@ from checkpoints.table import Stored, Weight
 from trtllm_jax import layers
 from trtllm_jax.batch import Batch
 from trtllm_jax.models.config import CacheGroup, positive, require
-from trtllm_jax.rope import Rope
+from trtllm_jax.rope import Rope, context_stretch
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 
@@ -56,7 +56,7 @@ class Config:
             tied=bool(config.get("tie_word_embeddings", False)),
             attention_bias=bool(config.get("attention_bias", False)),
             mlp_bias=bool(config.get("mlp_bias", False)),
-            max_position=positive(config, "max_position_embeddings", default=2048),
+            max_position=int(positive(config, "max_position_embeddings", default=2048) * context_stretch(config)),
         )
 
     @property
@@ -106,6 +106,11 @@ def table(config: Config) -> tuple[Weight, ...]:
 def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
     """One group: every layer keeps every token's key and value."""
     return (CacheGroup(layers=tuple(range(config.num_layers)), kv_heads=config.kv_heads, head_dim=config.head_dim),)
+
+
+def same_layer(config: Config, index: int) -> int:
+    """The first layer that computes what layer `index` computes: they all do the same."""
+    return 0
 
 
 def embed(config: Config, params: Any, batch: Batch) -> jax.Array:

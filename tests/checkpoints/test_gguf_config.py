@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from transformers import LlamaConfig
+
+from checkpoints.gguf_architectures import generation_config, model_config
+from checkpoints.gguf_file import GgufFile
+
+WriteGguf = Callable[..., Path]
+EMBEDDING = {"token_embd.weight": np.zeros((10, 32), np.float32)}
+
+
+def config_of(path: Path) -> dict[str, Any]:
+    return model_config(GgufFile(path))
+
+
+def test_the_configuration_is_a_llama_config_json(write_gguf: WriteGguf) -> None:
+    config = config_of(write_gguf(metadata={"tokenizer.ggml.bos_token_id": 1, "tokenizer.ggml.eos_token_id": 2}))
+    assert config == {
+        "model_type": "llama",
+        "architectures": ["LlamaForCausalLM"],
+        "hidden_size": 32,
+        "intermediate_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "hidden_act": "silu",
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "rope_scaling": None,
+        "max_position_embeddings": 64,
+        "vocab_size": 4,
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+    }
+    read = LlamaConfig.from_dict(config)
+    assert (read.head_dim, read.rope_parameters["rope_theta"], read.tie_word_embeddings) == (8, 10000.0, True)
+
+
+def test_tensors_decide_about_biases_and_the_head(write_gguf: WriteGguf) -> None:
+    tensors = {"output.weight": np.zeros((10, 32), np.float32), "blk.0.attn_q.bias": np.zeros(32, np.float32)}
+    config = config_of(write_gguf(EMBEDDING | tensors))
+    assert (config["tie_word_embeddings"], config["attention_bias"], config["vocab_size"]) == (False, True, 10)
+
+
+def test_absent_metadata_has_llama_cpps_defaults(write_gguf: WriteGguf) -> None:
+    config = config_of(write_gguf(metadata={"llama.attention.head_count_kv": None, "llama.rope.freq_base": None}))
+    assert (config["num_key_value_heads"], config["rope_theta"]) == (4, 10000.0)
+
+
+def test_a_stated_head_size_wins(write_gguf: WriteGguf) -> None:
+    assert config_of(write_gguf(metadata={"llama.attention.key_length": 16}))["head_dim"] == 16
+
+
+@pytest.mark.parametrize(
+    ("metadata", "scaling"),
+    [
+        ({"type": "none"}, None),
+        ({"type": "linear", "factor": 4.0}, {"rope_type": "linear", "factor": 4.0}),
+        (
+            {"type": "yarn", "factor": 4.0, "original_context_length": 32, "yarn_beta_fast": 16.0, "attn_factor": 0.5},
+            {
+                "rope_type": "yarn",
+                "factor": 4.0,
+                "original_max_position_embeddings": 32,
+                "beta_fast": 16.0,
+                "attention_factor": 0.5 * (1 + 0.1 * math.log(4)),
+            },
+        ),
+    ],
+)
+def test_rope_scaling(write_gguf: WriteGguf, metadata: dict[str, Any], scaling: dict[str, Any] | None) -> None:
+    keys = {f"llama.rope.scaling.{key}": value for key, value in metadata.items()}
+    assert config_of(write_gguf(metadata=keys))["rope_scaling"] == scaling
+
+
+def test_a_tensor_of_frequency_factors_is_rope_scaling(write_gguf: WriteGguf) -> None:
+    tensors = EMBEDDING | {"rope_freqs.weight": np.array([1, 1.5, 4, 8], np.float32)}
+    expected = {"rope_type": "frequency_factors", "factors": [1.0, 1.5, 4.0, 8.0]}
+    assert config_of(write_gguf(tensors))["rope_scaling"] == expected
+
+
+def test_every_end_of_sequence_token_is_known(write_gguf: WriteGguf) -> None:
+    ids = {"bos": 0, "eos": 5, "eot": 3, "eom": 5, "padding": 7}
+    path = write_gguf(metadata={f"tokenizer.ggml.{kind}_token_id": i for kind, i in ids.items()})
+    assert generation_config(GgufFile(path)) == {"bos_token_id": 0, "eos_token_id": [5, 3], "pad_token_id": 7}
+    assert generation_config(GgufFile(write_gguf())) == {}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        ({"llama.block_count": None}, r"'llama\.block_count' is None; it must be a number"),
+        ({"llama.block_count": "two"}, r"'llama\.block_count' is 'two'; it must be a number"),
+        ({"llama.attention.head_count": [4, 4]}, r"'llama\.attention\.head_count' is \[4, 4\]; it must be a number"),
+        ({"llama.expert_count": 8}, "has 8 experts; mixture-of-experts models are not read from GGUF"),
+        ({"llama.rope.dimension_count": 4}, "rotates 4 of 8 head dimensions"),
+        ({"llama.rope.scaling.type": "longrope"}, "has rope scaling 'longrope'; supported: none, linear, yarn"),
+        ({"llama.rope.scaling.type": "linear"}, r"'llama\.rope\.scaling\.factor' is None"),
+    ],
+)
+def test_what_cannot_be_configured_is_named(write_gguf: WriteGguf, metadata: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=rf"model\.gguf.*{message}"):
+        config_of(write_gguf(metadata=metadata))
+
+
+def test_scaling_and_factors_together_are_refused(write_gguf: WriteGguf) -> None:
+    tensors = EMBEDDING | {"rope_freqs.weight": np.ones(4, np.float32)}
+    path = write_gguf(tensors, {"llama.rope.scaling.type": "linear", "llama.rope.scaling.factor": 2.0})
+    with pytest.raises(ValueError, match="only one is supported"):
+        config_of(path)
+
+
+def test_other_architectures_are_named_with_those_supported(write_gguf: WriteGguf) -> None:
+    with pytest.raises(ValueError, match="has the architecture 'mamba'; supported in GGUF: llama"):
+        config_of(write_gguf(arch="mamba"))
+
+
+def test_a_file_without_embeddings_is_no_language_model(write_gguf: WriteGguf) -> None:
+    with pytest.raises(ValueError, match=r"no tensor 'token_embd\.weight'"):
+        config_of(write_gguf({"v.weight": np.zeros((2, 2), np.float32)}))

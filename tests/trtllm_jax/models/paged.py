@@ -1,0 +1,113 @@
+"""A model over a paged cache without an engine: what each step computes is the test's to say."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec as P
+
+import sharding
+from checkpoints.load import load_params
+from checkpoints.source import TensorSource
+from trtllm_jax.batch import Batch
+from trtllm_jax.engine.kv_cache import CACHE_AXES, CacheSpec
+from trtllm_jax.engine.steps import Caches, Model
+from trtllm_jax.models.config import CacheGroup
+
+Prompt = Sequence[int]
+Step = Sequence[range]
+"""The positions of each prompt that one step computes: consecutive ones, or none."""
+
+PAGE_SIZE = 4
+PAGES_OF_A_ROW = 16
+TOKENS = 64
+"""Tokens of a ragged step, padding included: one program for all steps."""
+
+
+def relative_error(found: np.ndarray, expected: np.ndarray) -> float:
+    """||found - expected|| / ||expected||."""
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+class PagedModel:
+    """A model in float32 on the first devices, split over them as the engine splits it."""
+
+    def __init__(self, model: Model, source: TensorSource, tensor_parallel_size: int = 1) -> None:
+        self.model = model
+        self.mesh = sharding.make_mesh(tensor_parallel_size)
+        self.padded = sharding.pad_sizes(model.config.sizes, self.mesh)
+        self.params = load_params(
+            model.module.table(model.config),
+            source,
+            sizes=model.config.sizes,
+            padded=self.padded,
+            mesh=self.mesh,
+            spec_of=sharding.spec_of,
+            dtype=jnp.float32,
+        )
+        self._step = jax.jit(self._compute if tensor_parallel_size == 1 else self._mapped())
+
+    def logits(self, prompts: Sequence[Prompt], steps: Sequence[Step]) -> list[np.ndarray]:
+        """Logits [length, vocab] of each prompt, computed in `steps` over pages in random order.
+
+        A step of at most one token a prompt is a decoding step if all steps are.
+        """
+        decode = all(len(positions) <= 1 for step in steps for positions in step)
+        pages = 1 + np.random.default_rng(0).permutation(len(prompts) * PAGES_OF_A_ROW)
+        table = pages.reshape(len(prompts), PAGES_OF_A_ROW).astype(np.int32)
+        caches = self._empty_caches(1 + pages.size)
+        found: list[list[np.ndarray]] = [[] for _ in prompts]
+        for step in steps:
+            batch, places = _batch(prompts, step, table, decode)
+            scores, caches = self._step(self.params, caches, batch)
+            for row, place in enumerate(places):
+                found[row].append(np.asarray(scores)[place])
+        return [np.concatenate(parts) for parts in found]
+
+    def _compute(self, params: object, caches: Caches, batch: Batch) -> tuple[jax.Array, Caches]:
+        x, caches = self.model.hidden(params, batch, caches)
+        return self.model.logits(params, x), caches
+
+    def _mapped(self) -> jax.stages.Wrapped:
+        param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
+        cache_spec = sharding.spec_of(CACHE_AXES)
+        return jax.shard_map(
+            self._compute,
+            mesh=self.mesh,
+            in_specs=(param_specs, cache_spec, P()),
+            out_specs=(P(), cache_spec),
+            check_vma=False,
+        )
+
+    def _empty_caches(self, pages: int) -> Caches:
+        (group,) = self.model.module.cache_spec(self.model.config)
+        group = CacheGroup(group.layers, self.padded["kv_heads"], group.head_dim)
+        return CacheSpec(group, PAGE_SIZE, jnp.dtype(jnp.float32)).allocate(pages, self.mesh)
+
+
+def _batch(prompts: Sequence[Prompt], step: Step, table: np.ndarray, decode: bool) -> tuple[Batch, list[slice]]:
+    """The batch of a step, and where each prompt's tokens are in it."""
+    counts = [len(positions) for positions in step]
+    starts = np.cumsum([0, *counts]).astype(np.int32)
+    firsts = np.arange(len(prompts)) if decode else starts[:-1]
+    places = [slice(first, first + count) for first, count in zip(firsts, counts, strict=True)]
+    tokens, positions, page, rope_lengths = np.zeros((4, len(prompts) if decode else TOKENS), np.int32)
+    for row, (place, span) in enumerate(zip(places, step, strict=True)):
+        tokens[place] = prompts[row][span.start : span.stop]
+        positions[place] = span
+        page[place] = table[row, positions[place] // PAGE_SIZE]
+        rope_lengths[place] = len(prompts[row])
+    batch = Batch(
+        tokens=tokens,
+        positions=positions,
+        page=page,
+        offset=positions % PAGE_SIZE,
+        rope_lengths=rope_lengths,
+        page_table=table,
+        lengths=np.array([span.stop if span else 0 for span in step], np.int32),
+        starts=None if decode else starts,
+    )
+    return batch, places

@@ -1,0 +1,63 @@
+"""Tiny models of random weights: as transformers computes them, and as we read what transformers saved."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax.engine.steps import Model
+from trtllm_jax.models import architecture
+
+from .paged import PagedModel, Prompt
+
+
+class TinyModel:
+    """A random model and our reading of its checkpoint."""
+
+    def __init__(self, config: PreTrainedConfig, folder: Path) -> None:
+        # Without such ids a sequence ends at its limit only, and generating masks none.
+        config.bos_token_id = config.eos_token_id = config.pad_token_id = None
+        self._reference: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        generator = torch.Generator().manual_seed(0)
+        for name, weight in self._reference.named_parameters():
+            # Far from zero, so that no two logits are close and every weight matters.
+            torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3, generator=generator)
+        self._reference.save_pretrained(folder)
+        self.folder = folder
+        self.checkpoint = open_checkpoint(folder)
+        module = architecture(self.checkpoint.config)
+        self.model = Model(module, module.Config.from_hf(self.checkpoint.config))
+        self._split: dict[int, PagedModel] = {}
+
+    def prompt(self, length: int) -> list[int]:
+        """Random ids."""
+        ids: list[int] = np.random.default_rng(length).integers(0, self.model.config.vocab, length).tolist()
+        return ids
+
+    def split(self, tensor_parallel_size: int = 1) -> PagedModel:
+        """Our model over so many devices; loaded and compiled once."""
+        if tensor_parallel_size not in self._split:
+            self._split[tensor_parallel_size] = PagedModel(self.model, self.checkpoint.tensors, tensor_parallel_size)
+        return self._split[tensor_parallel_size]
+
+    @torch.no_grad()
+    def expected_logits(self, prompt: Prompt) -> np.ndarray:
+        """Transformers' logits [length, vocab]."""
+        logits: np.ndarray = self._fresh()(torch.tensor([prompt]), use_cache=False).logits[0].numpy()
+        return logits
+
+    def expected_tokens(self, prompt: Prompt, new: int) -> list[int]:
+        """Transformers' greedy continuation."""
+        ids = torch.tensor([prompt])
+        out = self._fresh().generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new)
+        tokens: list[int] = out[0, len(prompt) :].tolist()
+        return tokens
+
+    def _fresh(self) -> PreTrainedModel:
+        """A copy of the reference: dynamic rope remembers the longest prompt that it saw."""
+        return copy.deepcopy(self._reference)

@@ -52,7 +52,7 @@ def _read_block(cache: jax.Array, page_table: jax.Array, block: jax.Array, width
     by_head = cache.reshape(-1, page_size, head_dim)
 
     def read(index: jax.Array) -> jax.Array:
-        return by_head[index].reshape(-1, width * page_size, head_dim).astype(jnp.float32)
+        return by_head.at[index].get(mode="promise_in_bounds").reshape(-1, width * page_size, head_dim).astype(jnp.float32)
 
     return read(first), read(first + heads)
 
@@ -76,9 +76,11 @@ def decode_attention(
 
     def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
         keys, values = _read_block(cache, page_table, block, width)
-        scores = jnp.einsum("nqd,nsd->nqs", scaled, keys)
-        positions = block * block_tokens + jnp.arange(block_tokens)
-        return softmax.add(jnp.where(positions < length_of_head, scores, MASKED), values)
+        # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
+        scores = jnp.einsum("nsd,nqd->nsq", keys, scaled)
+        positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
+        scores = jnp.where(positions < length_of_head, scores, MASKED)
+        return softmax.add(scores.transpose(0, 2, 1), values)
 
     blocks = -(-jnp.max(lengths) // block_tokens)
     softmax = lax.fori_loop(0, blocks, add_block, _Softmax.empty((rows * heads, group), head_dim))

@@ -40,22 +40,27 @@ def make_request(
     return Request(list(prompt), max_tokens, sampling, frozenset(stop_ids), num_logprobs, salt, parent)
 
 
-def draw(request: Request, position: int, context: int) -> int:
+def draw_token(request: Request, position: int, context: int) -> int:
     return hash((request.sampling.seed, position, context)) % VOCAB
 
 
 @cache
-def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
-    """What the sequence is without a scheduler, pages or others."""
+def unstopped(request: Request) -> list[int]:
+    """All tokens up to the limit, computed without a scheduler, pages or other sequences."""
     context = empty_context(request)
-    for token in request.prompt:
-        context = hash((context, token))
-    generated: list[int] = []
-    while len(generated) < request.max_tokens:
-        generated.append(draw(request, len(request.prompt) + len(generated), context))
-        if generated[-1] in request.stop_ids:
-            return generated, FinishReason.STOP
-        context = hash((context, generated[-1]))
+    tokens = list(request.prompt)
+    for position in range(request.limit):
+        if position >= len(request.prompt):
+            tokens.append(draw_token(request, position, context))
+        context = hash((context, tokens[position]))
+    return tokens
+
+
+def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
+    generated = unstopped(request)[len(request.prompt) :]
+    for length, token in enumerate(generated, start=1):
+        if token in request.stop_ids:
+            return generated[:length], FinishReason.STOP
     return generated, FinishReason.LENGTH
 
 
@@ -145,12 +150,12 @@ class Device:
 
     def _emit(self, request: Request, plan: StepPlan, index: int, length: int) -> int:
         context = empty_context(request)
-        known = [*request.prompt, *generate_alone(request)[0]]
+        known = unstopped(request)
         for position in range(length):
             entry = self._entry(plan.page_table[index], position)
             context = hash((context, entry.token))
             assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
-        token = draw(request, length, context)
+        token = draw_token(request, length, context)
         device_stops = sorted(request.stop_ids)[:MAX_DEVICE_STOPS]
         self.rows[plan.slots[index]] = Row(token, length, token in device_stops or length + 1 >= request.limit)
         return token

@@ -1,17 +1,29 @@
 from __future__ import annotations
 
-from collections.abc import Iterator
+import queue
+from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from trtllm_jax.engine.config import EngineConfig
+from trtllm_jax.engine.engine import Engine
+from trtllm_jax.engine.request import FinishReason, Request, Update
+from trtllm_jax.sampling_params import Sampling
+
 pytest.register_assert_rewrite(f"{__package__}.suite")
 
+from .paged import Prompt  # noqa: E402
 from .tiny import TinyModel  # noqa: E402
+
+GREEDY = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
+
+Generate = Callable[[Sequence[Prompt], int], list[list[int]]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a suite's tests for every configuration of the subclass; those that need an engine for some of them."""
     if "tiny" in metafunc.fixturenames:
-        names = metafunc.cls.served if "engine" in metafunc.fixturenames else metafunc.cls.configs
+        names = metafunc.cls.served if "generate" in metafunc.fixturenames else metafunc.cls.configs
         metafunc.parametrize("tiny", names, indirect=True, scope="class")
 
 
@@ -19,3 +31,33 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The tiny model of one of the class's configurations."""
     return TinyModel(request.cls.configs[request.param], tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def generate(tiny: TinyModel) -> Iterator[Generate]:
+    """generate(prompts, new) -> each prompt's greedy continuation by an engine of four rows."""
+    updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
+    whole = tiny.split()
+    engine = Engine(
+        tiny.model,
+        whole.params,
+        whole.mesh,
+        EngineConfig(max_batch_size=4, max_num_tokens=32, max_seq_len=64, page_size=8, kv_tokens=512),
+        lambda step: [updates.put(update) for update in step],
+    )
+
+    def run(prompts: Sequence[Prompt], new: int) -> list[list[int]]:
+        requests = [Request(prompt, new, GREEDY) for prompt in prompts]
+        engine.submit(requests)
+        unfinished = set(requests)
+        while unfinished:
+            update = updates.get(timeout=60)
+            if update.error:
+                raise update.error
+            if update.finish:
+                assert update.finish is FinishReason.LENGTH
+                unfinished.remove(update.request)
+        return [request.generated for request in requests]
+
+    yield run
+    engine.close()

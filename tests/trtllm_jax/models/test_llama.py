@@ -1,8 +1,7 @@
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
-import pytest
 from transformers import LlamaConfig
 
 from .suite import ModelSuite
@@ -14,6 +13,8 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }
+LINEAR = {"rope_type": "linear", "factor": 2.0}
+DYNAMIC = {"rope_type": "dynamic", "factor": 3.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
 
@@ -32,14 +33,14 @@ def config(**fields: Any) -> LlamaConfig:
 
 
 class TestLlama(ModelSuite):
-    configs = {
+    configs: ClassVar = {
         "multi-head": config(),
-        "grouped, tied": config(num_key_value_heads=2, num_attention_heads=8, tie_word_embeddings=True),
-        "9 and 3 heads, head_dim": config(num_attention_heads=9, num_key_value_heads=3, hidden_size=45, head_dim=16),
-        "biases": config(num_key_value_heads=3, attention_bias=True, mlp_bias=True),
-        "llama3 rope": config(num_key_value_heads=1, rope_scaling=LLAMA3, rope_theta=500000.0),
-        "linear rope": config(rope_scaling={"rope_type": "linear", "factor": 2.0}),
-        "dynamic rope": config(rope_scaling={"rope_type": "dynamic", "factor": 3.0}, max_position_embeddings=24),
-        "yarn rope": config(num_key_value_heads=2, rope_scaling=YARN, rms_norm_eps=1e-3),
+        "9 and 3 heads, tied": config(
+            hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True
+        ),
+        "head_dim, yarn": config(num_key_value_heads=2, head_dim=16, rope_scaling=YARN, rms_norm_eps=1e-3),
+        "biases, linear": config(num_key_value_heads=3, attention_bias=True, mlp_bias=True, rope_scaling=LINEAR),
+        "one key head, llama3": config(num_key_value_heads=1, rope_scaling=LLAMA3, rope_theta=500000.0),
+        "dynamic": config(num_key_value_heads=3, rope_scaling=DYNAMIC, max_position_embeddings=24),
     }
-    served = ("grouped, tied", "dynamic rope")
+    served = ("9 and 3 heads, tied", "dynamic")

@@ -108,10 +108,7 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     attention_factor = scaling.get("attention_factor")
     if attention_factor is None:
         mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        if mscale and mscale_all:
-            attention_factor = temperature(mscale) / temperature(mscale_all)
-        else:
-            attention_factor = temperature(1.0)
+        attention_factor = temperature(mscale) / temperature(mscale_all) if mscale and mscale_all else temperature(1.0)
     return Rope(tuple(frequencies), float(attention_factor))
 
 

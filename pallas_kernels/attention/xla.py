@@ -52,7 +52,9 @@ def _read_block(cache: jax.Array, page_table: jax.Array, block: jax.Array, width
     by_head = cache.reshape(-1, page_size, head_dim)
 
     def read(index: jax.Array) -> jax.Array:
-        return by_head.at[index].get(mode="promise_in_bounds").reshape(-1, width * page_size, head_dim).astype(jnp.float32)
+        return (
+            by_head.at[index].get(mode="promise_in_bounds").reshape(-1, width * page_size, head_dim).astype(jnp.float32)
+        )
 
     return read(first), read(first + heads)
 

@@ -23,7 +23,7 @@ class CacheObserver(Protocol):
     """Told when a prefix becomes findable and when it is lost."""
 
     def stored(self, parent: bytes, block: bytes, tokens: Sequence[int]) -> None:
-        """A full page became findable under the hash `block`."""
+        """A full page became findable under the hash `block`; `parent` is the page's before it, b"" where none is."""
 
     def removed(self, block: bytes) -> None:
         """The page of the hash `block` was taken for something else."""

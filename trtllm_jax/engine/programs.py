@@ -95,10 +95,14 @@ class Programs:
         lowering = self._lowerings()
         # Tracing holds the interpreter lock; compiling does not, and uses a core or two a program.
         with ThreadPoolExecutor(max_workers=4) as pool:
-            futures = {pool.submit(lower().compile): key for key, lower in lowering.items()}
-            for done, future in enumerate(as_completed(futures), start=1):
-                self._programs[futures[future]] = future.result()
-                progress(done, len(futures))
+            try:
+                futures = {pool.submit(lower().compile): key for key, lower in lowering.items()}
+                for done, future in enumerate(as_completed(futures), start=1):
+                    self._programs[futures[future]] = future.result()
+                    progress(done, len(futures))
+            finally:
+                # An interrupt or a failure must not wait for the programs that nobody will use.
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def temporary_bytes(self) -> int:
         """Device memory that the largest step needs beside weights, caches and results; compiles that step."""

@@ -16,6 +16,8 @@ MAX_DEVICE_STOPS = 8
 
 NO_TOKEN = -1
 
+_LARGEST = int(np.iinfo(np.int32).max)
+
 
 @flax.struct.dataclass
 class Wishes:
@@ -107,7 +109,8 @@ def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
     stop_ids = np.full((count, MAX_DEVICE_STOPS), NO_TOKEN, np.int32)
     seed = np.zeros((count, 2), np.uint32)
     for row, request in enumerate(requests):
-        device_stops = sorted(request.stop_ids)[:MAX_DEVICE_STOPS]
+        # An id that no token has stops nothing, and one beyond int32 must not stop everyone's step.
+        device_stops = sorted(token for token in request.stop_ids if 0 <= token <= _LARGEST)[:MAX_DEVICE_STOPS]
         stop_ids[row, : len(device_stops)] = device_stops
         seed[row] = divmod(request.sampling.seed or 0, 1 << 32)
     rules = [request.sampling for request in requests]
@@ -115,7 +118,7 @@ def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
         "limit": np.array([request.limit for request in requests], np.int32),
         "stop_ids": stop_ids,
         "temperature": np.array([0.0 if rule.greedy else rule.temperature for rule in rules], np.float32),
-        "top_k": np.array([rule.top_k for rule in rules], np.int32),
+        "top_k": np.array([min(rule.top_k, _LARGEST) for rule in rules], np.int32),
         "top_p": np.array([rule.top_p for rule in rules], np.float32),
         "min_p": np.array([rule.min_p for rule in rules], np.float32),
         "seed": seed,

@@ -235,7 +235,7 @@ class Scheduler:
         blocks = tokens // page_size
         self._extend_hashes(request, blocks)
         for index in range(request.registered, blocks):
-            parent = request.hashes[index - 1] if index else request.salt
+            parent = request.hashes[index - 1] if index else b""
             known = request.tokens(index * page_size, (index + 1) * page_size)
             self.pool.register(request.pages[index], parent, request.hashes[index], known)
         request.registered = max(request.registered, blocks)

@@ -12,7 +12,7 @@ from trtllm_jax.batch import Batch
 
 @memoize
 def _traced_once(layer: Callable[..., Any]) -> Callable[..., Any]:
-    """`layer` such that equal layers are traced and lowered once a program: 30 times quicker for 30 layers."""
+    """`layer` such that equal layers are traced and lowered only once a program."""
     return jax.jit(layer, static_argnums=(0, 1))
 
 

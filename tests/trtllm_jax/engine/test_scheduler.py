@@ -254,6 +254,8 @@ class Simulation:
     def _check_pool(self) -> None:
         self.pool.check(request.pages for request in self.scheduler.running)
         assert not any(request.pages for request in self.scheduler.waiting)
+        for request in self.scheduler.running:
+            assert len(request.pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
         if self.setup.policy is NO_EVICT:
             assert self.scheduler.counters.preempted == 0
 
@@ -449,7 +451,9 @@ def test_an_answer_is_found_as_the_next_prompts_beginning() -> None:
 
 def test_another_salt_finds_nothing() -> None:
     simulation = ran(setup_of(), make_request(range(12), 1, salt=b"one"))
-    simulation.submit(other := make_request(range(12), 1, salt=b"other"), same := make_request(range(12), 1, salt=b"one"))
+    simulation.submit(
+        other := make_request(range(12), 1, salt=b"other"), same := make_request(range(12), 1, salt=b"one")
+    )
     simulation.run(100)
     assert (other.cached_tokens, same.cached_tokens) == (0, 8)
 
@@ -507,13 +511,28 @@ def test_under_max_utilization_the_newest_makes_room_and_goes_on_first(steps: in
 
 def test_a_stopped_sequence_waits_for_its_tokens_in_flight() -> None:
     """Pages held for several steps make it shorter on the host than on the device, so that it would fit at once."""
-    simulation = Simulation(setup_of(pages=24, page_size=1, length=24, policy=UTILIZATION))
-    simulation.submit(make_request([1], 23), newest := make_request([2], 23, seed=1))
+    simulation = Simulation(setup_of(pages=26, page_size=1, length=26, policy=UTILIZATION))
+    simulation.submit(make_request([1], 25), newest := make_request([2], 25, seed=1))
+    held = known = 0
+    while not preempted(simulation):
+        held, known = len(newest.pages), newest.total
+        simulation.step()
+    assert held - 1 >= known + 1, "less the page it was stopped for, its pages do for its known tokens and a spare one"
+    assert newest not in simulation.plans[-1].requests
+    assert newest.total == known + 4
+    simulation.run(100)
+
+
+def test_samples_wait_for_a_first_one_that_is_computed_again() -> None:
+    simulation = Simulation(setup_of(pages=10, page_size=2, length=20, batch=2, steps=1, policy=UTILIZATION))
+    parent = make_request([3] * 4, 6)
+    fork = make_request([3] * 4, 6, seed=1, parent=parent)
+    simulation.submit(old := make_request([1] * 10, 10), parent, fork)
     while not preempted(simulation):
         simulation.step()
-    assert newest.slot is None
-    assert newest.in_flight == 0, "its step was committed by now"
+    assert (old.slot is not None, parent.slot, fork.cached_tokens) == (True, None, None)
     simulation.run(100)
+    assert fork.cached_tokens == 3
 
 
 def test_a_spare_page_for_each_running_sequence_keeps_an_admission_from_being_undone() -> None:

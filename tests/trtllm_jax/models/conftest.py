@@ -10,10 +10,10 @@ from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.sampling_params import Sampling
 
-pytest.register_assert_rewrite(f"{__package__}.suite")
+from .paged import Prompt
+from .tiny import TinyModel
 
-from .paged import Prompt  # noqa: E402
-from .tiny import TinyModel  # noqa: E402
+pytest.register_assert_rewrite(f"{__package__}.suite")
 
 GREEDY = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
 
@@ -42,7 +42,7 @@ def generate(tiny: TinyModel) -> Iterator[Generate]:
         tiny.model,
         whole.params,
         whole.mesh,
-        EngineConfig(max_batch_size=4, max_num_tokens=32, max_seq_len=64, page_size=8, kv_tokens=512),
+        EngineConfig(max_batch_size=4, max_num_tokens=16, max_seq_len=64, page_size=8, kv_tokens=512),
         lambda step: [updates.put(update) for update in step],
     )
 

@@ -66,6 +66,7 @@ class ModelSuite:
         for name, values in expected.items():
             np.testing.assert_array_equal(stored[name].view(np.uint32), values.view(np.uint32), err_msg=name)
 
+    @pytest.mark.slow
     def test_greedy_tokens_are_those_of_transformers(
         self, tiny: TinyModel, generate: Callable[[Sequence[Prompt], int], list[list[int]]]
     ) -> None:

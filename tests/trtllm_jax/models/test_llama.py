@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import copy
 from typing import Any, ClassVar
 
+import pytest
 from transformers import LlamaConfig
+
+from trtllm_jax.models.llama import Config
 
 from .suite import ModelSuite
 
@@ -29,18 +33,66 @@ def config(**fields: Any) -> LlamaConfig:
         "num_key_value_heads": 6,
         "max_position_embeddings": 64,
     }
-    return LlamaConfig(**sizes | fields)
+    return LlamaConfig(**copy.deepcopy(sizes | fields))  # transformers completes a rope record in place
 
 
 class TestLlama(ModelSuite):
     configs: ClassVar = {
         "multi-head": config(),
-        "9 and 3 heads, tied": config(
-            hidden_size=72, num_attention_heads=9, num_key_value_heads=3, tie_word_embeddings=True
+        "9 and 3 heads, tied, dynamic": config(
+            hidden_size=72,
+            num_attention_heads=9,
+            num_key_value_heads=3,
+            tie_word_embeddings=True,
+            rope_scaling=DYNAMIC,
+            max_position_embeddings=24,
         ),
         "head_dim, yarn": config(num_key_value_heads=2, head_dim=16, rope_scaling=YARN, rms_norm_eps=1e-3),
         "biases, linear": config(num_key_value_heads=3, attention_bias=True, mlp_bias=True, rope_scaling=LINEAR),
         "one key head, llama3": config(num_key_value_heads=1, rope_scaling=LLAMA3, rope_theta=500000.0),
-        "dynamic": config(num_key_value_heads=3, rope_scaling=DYNAMIC, max_position_embeddings=24),
     }
-    served = ("9 and 3 heads, tied", "dynamic")
+    served = ("9 and 3 heads, tied, dynamic",)
+
+
+HF: dict[str, Any] = config(num_key_value_heads=3).to_dict()
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def without(field: str) -> dict[str, Any]:
+    return {key: value for key, value in HF.items() if key != field}
+
+
+def test_fields_that_may_be_absent() -> None:
+    """Old Llama files state none of them; transformers gives them these values."""
+    bare = {name: HF[name] for name in REQUIRED}
+    assert Config.from_hf(bare) == Config.from_hf(LlamaConfig(**bare).to_dict())
+
+
+@pytest.mark.parametrize("field", REQUIRED)
+def test_missing_fields_are_named(field: str) -> None:
+    with pytest.raises(ValueError, match=rf"lacks {field}"):
+        Config.from_hf(without(field))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "gelu"}, r"hidden_act='gelu'; supported here: 'silu'"),
+        ({"num_key_value_heads": 4}, r"num_attention_heads=6 is not a multiple of num_key_value_heads=4"),
+        ({"num_key_value_heads": 0}, r"num_key_value_heads=0; it must be a whole number of at least 1"),
+        ({"hidden_size": 48.0}, r"hidden_size=48.0; it must be a whole number"),
+        ({"num_hidden_layers": True}, r"num_hidden_layers=True; it must be a whole number"),
+        ({"vocab_size": "101"}, r"vocab_size='101'; it must be a whole number"),
+        ({"max_position_embeddings": -1}, r"max_position_embeddings=-1; it must be a whole number"),
+        ({"rope_parameters": {"rope_type": "longrope"}}, r"rope_type 'longrope', which is not supported"),
+    ],
+)
+def test_fields_that_make_no_sense_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.from_hf(HF | fields)
+
+
+def test_longest_sequence_counts_what_rope_stretches() -> None:
+    assert Config.from_hf(HF).max_position == 64
+    assert Config.from_hf(HF | {"rope_scaling": DYNAMIC}).max_position == 192
+    assert Config.from_hf(HF | {"rope_scaling": YARN}).max_position == 64

@@ -20,6 +20,7 @@ class TinyModel:
     """A random model and our reading of its checkpoint."""
 
     def __init__(self, config: PreTrainedConfig, folder: Path) -> None:
+        config = copy.deepcopy(config)
         # Without such ids a sequence ends at its limit only, and generating masks none.
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
         self._reference: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()

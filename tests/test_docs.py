@@ -1,0 +1,150 @@
+"""What the documents say is true: README's Python runs, and everything that they name exists."""
+
+from __future__ import annotations
+
+import ast
+import re
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pallas_kernels", "sharding", "checkpoints", "trtllm_jax")
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+README = (ROOT / "README.md").read_text()
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
+
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+HOST = re.compile(r"\b(?:[a-z0-9-]+\.)+(?:com|org|net|io|co|dev|ai|local|internal)\b|\b\d+\.\d+\.\d+\.\d+\b")
+KNOWN_HOSTS = {"keepachangelog.com", "semver.org"}
+MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|mnt|var|opt|usr|data|Users)/|\b[A-Z]:\\")
+
+each_document = pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.relative_to(ROOT).as_posix())
+
+
+def code_of(text: str) -> str:
+    """The fenced blocks and the code spans."""
+    spans = re.findall(r"`([^`\n]+)`", FENCE.sub("", text))
+    return "\n".join([*(code for _, code in FENCE.findall(text)), *spans])
+
+
+def section(text: str, title: str) -> str:
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
+
+
+def sources() -> list[Path]:
+    return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
+
+
+def defined_names() -> Iterator[str]:
+    """`Class`, `Class.method` and `module.function` of every source file."""
+    for path in sources():
+        for node in ast.parse(path.read_text()).body:
+            if isinstance(node, ast.FunctionDef):
+                yield f"{path.stem}.{node.name}"
+            elif isinstance(node, ast.ClassDef):
+                yield node.name
+                yield from (f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smollm2_gguf")
+def test_readme_python_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    from trtllm_jax import LLM
+
+    names: dict[str, Any] = {"__name__": "__main__"}
+    try:
+        for block in FENCE.finditer(README):
+            if block[1] == "python":
+                lines_before = README.count("\n", 0, block.start(2))
+                exec(compile("\n" * lines_before + block[2], ROOT / "README.md", "exec"), names)
+    finally:
+        for value in names.values():
+            if isinstance(value, LLM):
+                value.shutdown()
+    assert capsys.readouterr().out.startswith(" Paris.")
+
+
+def test_readme_lists_the_sampling_parameters_that_do_something() -> None:
+    from trtllm_jax import SamplingParams
+
+    rows = re.findall(r"^\| (`.*?) \|", section(README, "Sampling parameters"), re.MULTILINE)
+    listed = re.findall(r"`(\w+)`", "\n".join(rows))
+    without_effect = {"pad_id", "length_penalty", "spaces_between_special_tokens"}
+    available = SamplingParams.model_fields.keys() - SamplingParams._later.keys() - without_effect
+    assert sorted(listed) == ["SamplingParams", *sorted(available)]
+
+
+def test_readme_names_only_options_that_are_refused() -> None:
+    from trtllm_jax.llm_args import KvCacheConfig, LlmArgs
+    from trtllm_jax.sampling_params import SamplingParams
+
+    raising = section(README, "Limits of this release").split("These raise:\n")[1].split("\n\n")[0]
+    refused = {*SamplingParams._later, *LlmArgs._later, *KvCacheConfig._later}
+    named = re.findall(r"`(\w+)`", raising)
+    assert named
+    assert refused.issuperset(named)
+
+
+def test_readme_lists_the_gguf_types() -> None:
+    from checkpoints import gguf_source
+
+    (line,) = re.findall(r"^- GGUF files.*", README, re.MULTILINE)
+    readable = {kind.name for kind in (*gguf_source._PLAIN, *gguf_source._QUANTISED)}
+    assert set(re.findall(r"\b(?:B?F\d+|Q\d_\w)\b", line)) == readable
+
+
+def test_architecture_has_one_sentence_for_every_file() -> None:
+    described = re.findall(r"^- `([\w/]+\.py)` [^\n]+\.$", section(ARCHITECTURE, "Files"), re.MULTILINE)
+    assert sorted(described) == sorted(path.relative_to(ROOT).as_posix() for path in sources())
+
+
+def test_architecture_names_functions_that_exist() -> None:
+    code = re.findall(r"`([A-Za-z_.]+)`", section(ARCHITECTURE, "A request's way"))
+    named = {name for name in code if "." in name or name[0].isupper()} - {"LLM"}
+    assert len(named) > 20
+    assert named <= set(defined_names())
+
+
+@each_document
+def test_named_python_files_exist(document: Path) -> None:
+    named = set(re.findall(r"[\w./-]+\.py\b", code_of(document.read_text())))
+    assert {name for name in named if not any((base / name).is_file() for base in (ROOT, ROOT / "trtllm_jax"))} == set()
+
+
+@each_document
+def test_make_commands_exist(document: Path) -> None:
+    targets = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"\bmake ([a-z][a-z-]*)", code_of(document.read_text()))) <= targets
+
+
+def test_readme_names_the_commands_of_a_fresh_clone() -> None:
+    assert {"make demo", "make test"} <= set(re.findall(r"^make [a-z]+", code_of(README), re.MULTILINE))
+
+
+@each_document
+def test_extras_exist(document: Path) -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert set(re.findall(r"pip install [^\n]*\.\[(\w+)\]", code_of(document.read_text()))) <= set(extras)
+
+
+@each_document
+def test_relative_links_resolve(document: Path) -> None:
+    links = re.findall(r"\]\(([^)\s]+)\)", document.read_text())
+    relative = [link for link in links if "://" not in link]
+    assert [link for link in relative if not (document.parent / link).exists()] == []
+
+
+@each_document
+def test_no_machine_is_named(document: Path) -> None:
+    text = document.read_text()
+    assert set(HOST.findall(text)) <= KNOWN_HOSTS
+    assert MACHINE_PATH.findall(text) == []
+
+
+def test_changelog_has_the_version() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f"\n## [{version}]" in (ROOT / "CHANGELOG.md").read_text()

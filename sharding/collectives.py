@@ -11,9 +11,12 @@ from sharding.rules import mesh_axes_of
 
 
 def _mapped(axes: tuple[str, ...]) -> tuple[str, ...]:
-    """The mesh axes over which the running `shard_map` splits any of the logical `axes`."""
-    manual = jax.sharding.get_abstract_mesh().manual_axes
-    return tuple(name for name in mesh_axes_of(axes) if name in manual)
+    """The mesh axes over which the running `shard_map` truly splits any of the logical `axes`.
+
+    Axes of one device are left out: XLA's CPU backend copies what it "reduces" over them.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    return tuple(name for name in mesh_axes_of(axes) if name in mesh.manual_axes and mesh.shape[name] > 1)
 
 
 def all_reduce(x: jax.Array, *axes: str) -> jax.Array:

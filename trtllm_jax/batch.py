@@ -3,6 +3,8 @@
 import flax.struct
 import jax
 
+from trtllm_jax.rope import Rotation
+
 
 @flax.struct.dataclass
 class Batch:
@@ -17,6 +19,7 @@ class Batch:
         page_table: int32 [r, p].
         lengths: int32 [r], tokens of each row in the cache, this batch's included; 0 for padding.
         starts: int32 [r + 1], where each row's tokens begin; None when every row owns one token (decoding).
+        rotations: one of each rope the model names in `ropes`; the forward pass fills them in.
     """
 
     tokens: jax.Array
@@ -27,3 +30,4 @@ class Batch:
     page_table: jax.Array
     lengths: jax.Array
     starts: jax.Array | None
+    rotations: tuple[Rotation, ...] = ()

@@ -11,7 +11,7 @@ from jax import lax
 import sharding
 from pallas_kernels.attention import paged_attention, write_pages
 from trtllm_jax.batch import Batch
-from trtllm_jax.rope import Rope, rotate
+from trtllm_jax.rope import Rotation, rotate
 
 
 def activation_dtype(weight_dtype: jnp.dtype) -> jnp.dtype:
@@ -63,12 +63,12 @@ def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
 
 
 def attention(
-    qkv: jax.Array, batch: Batch, cache: jax.Array, *, rope: Rope, scale: float
+    qkv: jax.Array, batch: Batch, cache: jax.Array, *, rotation: Rotation, scale: float
 ) -> tuple[jax.Array, jax.Array]:
     """Rotated causal attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds them."""
     with jax.named_scope("attention"):
         group = qkv.shape[2] - 2
-        rotated = rotate(qkv[:, :, : group + 1], rope, batch.positions, batch.rope_lengths)
+        rotated = rotate(qkv[:, :, : group + 1], rotation)
         cache = write_pages(cache, rotated[:, :, group], qkv[:, :, group + 1], batch.page, batch.offset)
         attended = paged_attention(
             rotated[:, :, :group], cache, batch.page_table, batch.lengths, batch.starts, scale=scale

@@ -136,7 +136,7 @@ def _tile_attention(
     width: int,
     scale: float,
 ) -> jax.Array:
-    """Causal attention of consecutive queries [t, h, g, d], the first at `position`, over `length` tokens of `pages`."""
+    """Causal attention of consecutive queries [t, h, g, d], the first at `position`, over `length` tokens."""
     tokens, heads, group, head_dim = q.shape
     block_tokens = width * cache.shape[3]
     by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32) * scale

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,7 +18,11 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 from trtllm_jax import rope as rope_module
 from trtllm_jax.rope import Rope, context_stretch
 
-rotate = jax.jit(rope_module.rotate, static_argnums=1)
+
+@functools.partial(jax.jit, static_argnums=1)
+def rotate(x: jax.Array, rope: Rope, positions: jax.Array, lengths: jax.Array) -> jax.Array:
+    return rope_module.rotate(x, rope_module.rotation(rope, positions, lengths))
+
 
 HEAD_DIM = 64
 TRAINED = 256

@@ -1,6 +1,7 @@
 """The forward pass of any architecture, derived from its `embed`, `layer` and `head`."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache as memoize
 from types import ModuleType
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import jax
 
 from trtllm_jax.batch import Batch
+from trtllm_jax.rope import rotation
 
 
 @memoize
@@ -23,6 +25,8 @@ def hidden_states(
 
     Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
     """
+    rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
+    batch = replace(batch, rotations=rotations)
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer)
     written = []

@@ -113,6 +113,11 @@ def same_layer(config: Config, index: int) -> int:
     return 0
 
 
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: one."""
+    return (config.rope,)
+
+
 def embed(config: Config, params: Any, batch: Batch) -> jax.Array:
     """The residual stream [t, embed] that enters the first layer."""
     return layers.embed(batch.tokens, params["embed"])
@@ -124,7 +129,7 @@ def layer(
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     normed = layers.rms_norm(x, p["attn_norm"], config.eps)
     qkv = layers.linear(normed, p["qkv"], "embed", bias=p.get("qkv_bias"))
-    attended, cache = layers.attention(qkv, batch, cache, rope=config.rope, scale=config.head_dim**-0.5)
+    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
     x = x + layers.linear(attended, p["o"], "kv_heads", "group", "head_dim", bias=p.get("o_bias"))
     normed = layers.rms_norm(x, p["mlp_norm"], config.eps)
     x = x + layers.gated_mlp(normed, p["gate_up"], p["down"], p.get("gate_up_bias"), p.get("down_bias"))

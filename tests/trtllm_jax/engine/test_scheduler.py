@@ -7,6 +7,7 @@ shared wrongly, is stale or was copied too early therefore changes tokens, or is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,7 +20,7 @@ from hypothesis import strategies as st
 from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
-from trtllm_jax.engine.row_state import MAX_DEVICE_STOPS
+from trtllm_jax.engine.row_state import wish_arrays
 from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
 from trtllm_jax.sampling_params import Sampling
 
@@ -62,6 +63,11 @@ def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
         if token in request.stop_ids:
             return generated[:length], FinishReason.STOP
     return generated, FinishReason.LENGTH
+
+
+@cache
+def device_stops(request: Request) -> list[int]:
+    return wish_arrays([request])["stop_ids"][0].tolist()
 
 
 def empty_context(request: Request) -> int:
@@ -156,8 +162,8 @@ class Device:
             context = hash((context, entry.token))
             assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
         token = draw_token(request, length, context)
-        device_stops = sorted(request.stop_ids)[:MAX_DEVICE_STOPS]
-        self.rows[plan.slots[index]] = Row(token, length, token in device_stops or length + 1 >= request.limit)
+        done = token in device_stops(request) or length + 1 >= request.limit
+        self.rows[plan.slots[index]] = Row(token, length, done)
         return token
 
 
@@ -564,14 +570,13 @@ def test_a_log_probability_holds_every_row_to_one_token_a_step() -> None:
 
 
 def test_stop_ids_that_the_device_does_not_know_end_a_sequence_too() -> None:
-    request = make_request([1], 30)
-    token = generate_alone(request)[0][12]
-    harmless = [*range(VOCAB, VOCAB + MAX_DEVICE_STOPS)]
-    stopped = make_request([1], 30, stop_ids=[*(id_ - 2 * VOCAB for id_ in harmless), token])
-    simulation = ran(setup_of(), stopped)
-    assert token not in sorted(stopped.stop_ids)[:MAX_DEVICE_STOPS]
-    assert (stopped.finished, stopped.generated[-1]) == (FinishReason.STOP, token)
-    assert simulation.updates[stopped][-1].tokens[-1] == token
+    last = VOCAB - 1
+    candidates = (make_request([1], 40, seed, stop_ids=[*range(8), last]) for seed in itertools.count())
+    request = next(one for one in candidates if last in generate_alone(one)[0][10:])
+    assert last not in device_stops(request)
+    simulation = ran(setup_of(), request)
+    assert (request.finished, request.generated[-1]) == (FinishReason.STOP, last)
+    assert simulation.updates[request][-1].tokens[-1] == last
 
 
 def test_a_row_that_ended_in_flight_brings_nothing_more() -> None:

@@ -1,0 +1,148 @@
+"""Host work of one engine step, no device: what Python must do while a device computes; prints a table of milliseconds.
+
+    python benchmarks/host_step.py [--rows 256] [--iterations 300] [--max-seq-len 4096]
+
+Every row decodes: "decode 1" one token a step, "decode 8" eight a dispatch; "churn" is a ragged step in which one
+sequence ends and another's prompt of 512 tokens comes in. The parts are `Scheduler.schedule`, packing what the step
+needs into one vector, reading the step's result as lists, and `Scheduler.commit`, one step behind as in the engine.
+Numbers are medians; a device step that takes less than the total waits for its host.
+"""
+
+import argparse
+import itertools
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from trtllm_jax.engine import steps
+from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.config import token_buckets
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.programs import bucket_for
+from trtllm_jax.engine.request import Request
+from trtllm_jax.engine.row_state import wish_arrays
+from trtllm_jax.engine.runner import InFlight
+from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.sampling_params import SamplingParams
+
+PARTS = ("schedule", "pack", "read", "commit")
+PAGE_SIZE = 32
+PROMPT = 512
+MAX_NUM_TOKENS = 8192
+NEVER_DRAWN = 10**6
+
+
+class Step:
+    """A scheduler full of decoding rows, and the time each part of a step takes."""
+
+    def __init__(self, rows: int, max_decode_steps: int, max_seq_len: int) -> None:
+        limits = SchedulerLimits(rows, MAX_NUM_TOKENS, max_seq_len, max_decode_steps)
+        self.scheduler = Scheduler(limits, BlockPool(2 * rows * max_seq_len // PAGE_SIZE, PAGE_SIZE))
+        self.limits = limits
+        self.width = -(-max_seq_len // PAGE_SIZE)
+        self.flight: InFlight | None = None
+        self.milliseconds: dict[str, list[float]] = {part: [] for part in PARTS}
+        self.rng = np.random.default_rng(0)
+
+    def submit(self, max_tokens: int) -> None:
+        """One more sequence with a prompt of its own."""
+        sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=1).resolved()
+        prompt = self.rng.integers(0, NEVER_DRAWN, PROMPT).tolist()
+        self.scheduler.submit(Request(prompt, max_tokens, sampling, frozenset({NEVER_DRAWN})))
+
+    def run(self) -> None:
+        """One turn of the engine's loop: plan and pack a step, then take in the one before."""
+        plan = self._timed("schedule", self.scheduler.schedule)
+        assert plan is not None
+        self._timed("pack", lambda: self._pack_decode(plan) if plan.kind == "decode" else self._pack_ragged(plan))
+        if flight := self.flight:
+            tokens = self._timed("read", flight.tokens)
+            self._timed("commit", lambda: self.scheduler.commit(flight.plan, tokens))
+        self.flight = InFlight(plan, self._result(plan))
+
+    def _timed(self, part: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter()
+        result = work()
+        self.milliseconds[part].append((time.perf_counter() - started) * 1e3)
+        return result
+
+    def _pack_decode(self, plan: StepPlan) -> np.ndarray:
+        layout = steps.decode_layout(self.limits.max_batch_size, self.width)
+        return layout.pack(steps=np.array(plan.steps), slots=plan.slots, page_table=plan.page_table)
+
+    def _pack_ragged(self, plan: StepPlan) -> np.ndarray:
+        bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS))
+        return steps.ragged_layout(bucket, self.limits.max_batch_size, self.width).pack(
+            tokens=plan.tokens,
+            starts=plan.starts,
+            first=plan.first,
+            emits=plan.emits,
+            slots=plan.slots,
+            prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
+            page_table=plan.page_table,
+            **wish_arrays(plan.requests),
+        )
+
+    def _result(self, plan: StepPlan) -> Any:
+        """What the device would return: every row gains all it may."""
+        gained = np.minimum(plan.steps, [request.max_tokens - len(request.generated) for request in plan.requests])
+        tokens = np.ones((len(plan.requests), plan.steps), np.int32)
+        return np.concatenate(
+            [(plan.emits if plan.kind == "step" else gained)[:, None], tokens], axis=1, dtype=np.int32
+        )
+
+
+def decoding(rows: int, max_decode_steps: int, max_seq_len: int) -> Iterator[Step]:
+    """Steps of sequences so long that none ends; begun anew where they would."""
+    while True:
+        step = Step(rows, max_decode_steps, max_seq_len)
+        for _ in range(rows):
+            step.submit(max_seq_len - PROMPT)
+        while not step.scheduler.running or step.scheduler.waiting or step.scheduler.running[-1].prefilling:
+            step.run()
+        yield from itertools.repeat(step, (max_seq_len - PROMPT) // max_decode_steps - 2 * rows)
+
+
+def churning(rows: int, max_seq_len: int) -> Iterator[Step]:
+    """Steps in each of which one sequence ends and one begins."""
+    step = Step(rows, 1, max_seq_len)
+    for index in range(rows):
+        step.submit(index + 1)
+    while True:
+        yield step
+        step.submit(rows)
+
+
+def measure(steps_to_run: Iterator[Step], iterations: int) -> dict[str, float]:
+    """Median milliseconds of each part, after a tenth as many steps that do not count."""
+    collected: dict[str, list[float]] = {part: [] for part in PARTS}
+    for index, step in enumerate(itertools.islice(steps_to_run, iterations + iterations // 10)):
+        step.run()
+        if index >= iterations // 10:
+            for part, values in step.milliseconds.items():
+                collected[part].append(values[-1])
+    return {part: statistics.median(values) for part, values in collected.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=256)
+    parser.add_argument("--iterations", type=int, default=300)
+    parser.add_argument("--max-seq-len", type=int, default=4096)
+    args = parser.parse_args()
+    cases = {
+        "decode 1": decoding(args.rows, 1, args.max_seq_len),
+        "decode 8": decoding(args.rows, 8, args.max_seq_len),
+        "churn": churning(args.rows, args.max_seq_len),
+    }
+    print(f"{f'{args.rows} rows, ms':16}" + "".join(f"{part:>10}" for part in (*PARTS, "total")))
+    for name, case in cases.items():
+        medians = measure(case, args.iterations)
+        print(f"{name:16}" + "".join(f"{value:10.3f}" for value in (*medians.values(), sum(medians.values()))))
+
+
+if __name__ == "__main__":
+    main()

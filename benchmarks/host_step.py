@@ -101,9 +101,11 @@ def decoding(rows: int, max_decode_steps: int, max_seq_len: int) -> Iterator[Ste
         step = Step(rows, max_decode_steps, max_seq_len)
         for _ in range(rows):
             step.submit(max_seq_len - PROMPT)
-        while not step.scheduler.running or step.scheduler.waiting or step.scheduler.running[-1].prefilling:
+        running = step.scheduler.running
+        while len(running) < rows or running[-1].prefilling:
             step.run()
-        yield from itertools.repeat(step, (max_seq_len - PROMPT) // max_decode_steps - 2 * rows)
+        while all(request.limit - request.computed > 2 * max_decode_steps for request in running):
+            yield step
 
 
 def churning(rows: int, max_seq_len: int) -> Iterator[Step]:

@@ -1,5 +1,6 @@
-"""A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder, and one `LLM` over it."""
+"""A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder, and what transformers makes of it."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -28,3 +29,23 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<eos>", bos_token="<bos>")
     tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def greedy_by_transformers(tiny_llama: Path) -> Callable[[list[int], int], list[int]]:
+    """Greedy ids of the tiny Llama by transformers in float32, on the CPU: (prompt, how many) -> ids."""
+    import torch
+    from transformers import LlamaForCausalLM
+
+    model = LlamaForCausalLM.from_pretrained(tiny_llama).eval()
+
+    def greedy(prompt: list[int], count: int) -> list[int]:
+        ids = torch.tensor([prompt])
+        # Without a mask, generate would take a prompt's pad ids for padding.
+        out = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
+        return out[0, len(prompt) :].tolist()
+
+    return greedy

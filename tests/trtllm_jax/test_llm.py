@@ -3,7 +3,9 @@
 import asyncio
 import gc
 import itertools
+import json
 import pickle
+import shutil
 import threading
 import time
 import weakref
@@ -33,25 +35,6 @@ def make(folder: Path, **kwargs: object) -> LLM:
 def llm(tiny_llama: Path):
     with make(tiny_llama) as llm:
         yield llm
-
-
-@pytest.fixture(scope="module")
-def oracle(tiny_llama: Path):
-    """Greedy ids by transformers in float32."""
-    import torch
-    from transformers import LlamaForCausalLM
-
-    model = LlamaForCausalLM.from_pretrained(tiny_llama).eval()
-
-    def greedy(prompt: list[int], count: int) -> list[int]:
-        ids = torch.tensor([prompt])
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
-            pad_token_id=0,
-        )  # fmt: skip
-        return out[0, len(prompt) :].tolist()
-
-    return greedy
 
 
 def ids(count: int, seed: int = 0) -> list[int]:
@@ -134,12 +117,12 @@ class TestInputs:
 
 
 class TestResults:
-    def test_greedy_equals_transformers(self, llm: LLM, oracle) -> None:
+    def test_greedy_equals_transformers(self, llm: LLM, greedy_by_transformers) -> None:
         prompts = [ids(n, n) for n in (1, 7, 8, 33, 90)]
         for prompt, output in zip(prompts, llm.generate(prompts, FREE), strict=True):
-            assert output.outputs[0].token_ids == oracle(prompt, 20)
+            assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 20)
 
-    def test_greedy_equals_transformers_with_narrow_steps(self, tiny_llama: Path, oracle) -> None:
+    def test_greedy_equals_transformers_with_narrow_steps(self, tiny_llama: Path, greedy_by_transformers) -> None:
         policy = SchedulerConfig(capacity_scheduler_policy="MAX_UTILIZATION")
         cache = KvCacheConfig(max_tokens=128, tokens_per_block=4)  # far less than the four prompts need
         with make(tiny_llama, kv_cache_config=cache, scheduler_config=policy, disable_overlap_scheduler=True) as llm:
@@ -147,11 +130,11 @@ class TestResults:
             outputs = llm.generate(prompts, SamplingParams(max_tokens=40, ignore_eos=True))
             assert llm.get_stats()[-1]["inflightBatchingStats"]["numPausedRequests"] > 0
         for prompt, output in zip(prompts, outputs, strict=True):
-            assert output.outputs[0].token_ids == oracle(prompt, 40)
+            assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 40)
 
-    def test_stop_token(self, llm: LLM, oracle) -> None:
+    def test_stop_token(self, llm: LLM, greedy_by_transformers) -> None:
         prompt = ids(9)
-        free = oracle(prompt, 20)
+        free = greedy_by_transformers(prompt, 20)
         stop = free[6]
         end = free.index(stop)
         output = llm.generate(prompt, SamplingParams(max_tokens=20, stop_token_ids=[stop], ignore_eos=True)).outputs[0]
@@ -161,9 +144,21 @@ class TestResults:
         by_end_id = llm.generate(prompt, SamplingParams(max_tokens=20, end_id=stop)).outputs[0]
         assert (by_end_id.token_ids, by_end_id.finish_reason, by_end_id.stop_reason) == (free[:end], "stop", None)
 
-    def test_more_stop_tokens_than_the_device_looks_for(self, llm: LLM, oracle) -> None:
+    def test_every_end_id_of_the_generation_config_stops(
+        self, tiny_llama: Path, greedy_by_transformers, tmp_path: Path
+    ) -> None:
         prompt = ids(9)
-        free = oracle(prompt, 20)
+        free = greedy_by_transformers(prompt, 20)
+        folder = shutil.copytree(tiny_llama, tmp_path / "model")
+        (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [EOS, free[6]]}))
+        with make(folder) as llm:
+            output = llm.generate(prompt, SamplingParams(max_tokens=20)).outputs[0]
+            assert (output.token_ids, output.finish_reason) == (free[: free.index(free[6])], "stop")
+            assert llm.generate(prompt, FREE).outputs[0].token_ids == free
+
+    def test_more_stop_tokens_than_the_device_looks_for(self, llm: LLM, greedy_by_transformers) -> None:
+        prompt = ids(9)
+        free = greedy_by_transformers(prompt, 20)
         never = [token for token in range(256) if token not in free][:12]
         params = SamplingParams(max_tokens=20, stop_token_ids=[*never, free[10]], ignore_eos=True)
         assert llm.generate(prompt, params).outputs[0].token_ids == free[: free.index(free[10])]
@@ -299,13 +294,13 @@ class TestStreaming:
 
 
 class TestCache:
-    def test_a_known_prefix_is_found_and_changes_nothing(self, llm: LLM, oracle) -> None:
+    def test_a_known_prefix_is_found_and_changes_nothing(self, llm: LLM, greedy_by_transformers) -> None:
         prompt = ids(64, seed=77)
         first = llm.generate(prompt, FREE).outputs[0].token_ids
         llm.get_stats()
         second = llm.generate(prompt, FREE).outputs[0].token_ids
         stats = llm.get_stats()
-        assert first == second == oracle(prompt, 20)
+        assert first == second == greedy_by_transformers(prompt, 20)
         assert stats[0]["inflightBatchingStats"]["numCtxTokens"] == 8
 
     def test_a_salt_keeps_prefixes_apart(self, llm: LLM) -> None:

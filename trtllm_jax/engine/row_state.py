@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
 
 import flax.struct
 import jax
@@ -103,23 +104,23 @@ def wish_fields(rows: int) -> tuple[Field, ...]:
     )
 
 
+@lru_cache
+def _device_stops(stop_ids: frozenset[int]) -> tuple[int, ...]:
+    """The ids that the device looks for, NO_TOKEN after the last; a token's id is an int32, others stop nothing."""
+    ids = sorted(token for token in stop_ids if 0 <= token <= _LARGEST)[:MAX_DEVICE_STOPS]
+    return (*ids, *[NO_TOKEN] * (MAX_DEVICE_STOPS - len(ids)))
+
+
 def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
     """The host arrays of `Wishes` for these sequences, ready to pack."""
-    count = len(requests)
-    stop_ids = np.full((count, MAX_DEVICE_STOPS), NO_TOKEN, np.int32)
-    seed = np.zeros((count, 2), np.uint32)
-    for row, request in enumerate(requests):
-        # An id that no token has stops nothing, and one beyond int32 must not stop everyone's step.
-        device_stops = sorted(token for token in request.stop_ids if 0 <= token <= _LARGEST)[:MAX_DEVICE_STOPS]
-        stop_ids[row, : len(device_stops)] = device_stops
-        seed[row] = divmod(request.sampling.seed or 0, 1 << 32)
     rules = [request.sampling for request in requests]
+    seed = np.array([rule.seed or 0 for rule in rules], np.uint64)
     return {
         "limit": np.array([request.limit for request in requests], np.int32),
-        "stop_ids": stop_ids,
+        "stop_ids": np.array([_device_stops(request.stop_ids) for request in requests], np.int32),
         "temperature": np.array([0.0 if rule.greedy else rule.temperature for rule in rules], np.float32),
         "top_k": np.array([min(rule.top_k, _LARGEST) for rule in rules], np.int32),
         "top_p": np.array([rule.top_p for rule in rules], np.float32),
         "min_p": np.array([rule.min_p for rule in rules], np.float32),
-        "seed": seed,
+        "seed": np.stack([seed >> 32, seed & 0xFFFFFFFF], axis=1).astype(np.uint32),
     }

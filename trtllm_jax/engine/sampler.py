@@ -71,7 +71,8 @@ def _gumbel(seed: jax.Array, position: jax.Array, size: int) -> jax.Array:
 def _largest_threshold(values: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
     """The largest float32 t [r, 1] for which `enough(values >= t)` [r] holds, found bit by bit without a sort.
 
-    `enough` must hold for the mask of everything and stay false once it is false as t grows.
+    Minus infinity where everything is not enough, as rounding may have it. `enough` must stay false once it is false
+    as t grows.
     """
     bits = lax.bitcast_convert_type(values, jnp.uint32)
     sign = jnp.uint32(1 << 31)
@@ -83,6 +84,7 @@ def _largest_threshold(values: jax.Array, enough: Callable[[jax.Array], jax.Arra
         return jnp.where(enough(ordered >= candidate[:, None]), candidate, threshold)
 
     threshold = lax.fori_loop(0, 32, try_bit, jnp.zeros(values.shape[0], jnp.uint32))
+    threshold = jnp.maximum(threshold, jnp.uint32(0x007FFFFF))  # minus infinity; what comes before it is no number
     unordered = jnp.where(threshold >= sign, threshold ^ sign, ~threshold)
     return lax.bitcast_convert_type(unordered, jnp.float32)[:, None]
 
@@ -90,16 +92,14 @@ def _largest_threshold(values: jax.Array, enough: Callable[[jax.Array], jax.Arra
 def _keep_top_k(scores: jax.Array, top_k: jax.Array) -> jax.Array:
     """Scores with everything below the k-th largest removed; k of 0 removes nothing."""
     wanted = jnp.where(top_k > 0, top_k, scores.shape[1])
-    threshold = _largest_threshold(scores, lambda kept: kept.sum(-1) >= jnp.minimum(wanted, scores.shape[1]))
+    threshold = _largest_threshold(scores, lambda kept: kept.sum(-1) >= wanted)
     return jnp.where(scores >= threshold, scores, -jnp.inf)
 
 
 def _keep_top_p(scores: jax.Array, top_p: jax.Array) -> jax.Array:
     """Scores of the smallest set of likeliest tokens whose probability reaches top_p (Holtzman et al. 2020)."""
     probabilities = jax.nn.softmax(scores, axis=-1)
-    # Rounding may leave the sum of everything below a top_p close to 1.
-    reachable = jnp.minimum(top_p, probabilities.sum(-1) * (1 - 1e-6))
-    threshold = _largest_threshold(probabilities, lambda kept: jnp.where(kept, probabilities, 0).sum(-1) >= reachable)
+    threshold = _largest_threshold(probabilities, lambda kept: jnp.where(kept, probabilities, 0).sum(-1) >= top_p)
     return jnp.where((probabilities >= threshold) | (top_p >= 1)[:, None], scores, -jnp.inf)
 
 

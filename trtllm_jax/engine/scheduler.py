@@ -229,16 +229,16 @@ class Scheduler:
 
     def _register(self, request: Request, tokens: int) -> None:
         """Make the full pages among the first `tokens` known and computed tokens findable."""
-        if not self.pool.reuse:
-            return
         page_size = self.pool.page_size
         blocks = tokens // page_size
+        if not self.pool.reuse or blocks <= request.registered:
+            return
         self._extend_hashes(request, blocks)
         for index in range(request.registered, blocks):
             parent = request.hashes[index - 1] if index else b""
             known = request.tokens(index * page_size, (index + 1) * page_size)
             self.pool.register(request.pages[index], parent, request.hashes[index], known)
-        request.registered = max(request.registered, blocks)
+        request.registered = blocks
 
     def _preempt(self, request: Request) -> None:
         """Stop a sequence and queue it first; it will compute its tokens again, and loses none."""

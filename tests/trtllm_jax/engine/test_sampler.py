@@ -137,7 +137,8 @@ def test_top_p_keeps_the_smallest_set_that_reaches_it(kind: str, vocab: int) -> 
     rows, rounding = 32, 2e-6
     scores = make_logits(kind, rows, vocab)
     top_p = np.random.default_rng(1).uniform(0, 1, rows).astype(np.float32)
-    top_p[:5] = 1, np.nextafter(np.float32(1), np.float32(0)), 0.999, 1e-6, 0.5
+    top_p[:4] = 1, 0.999, 1e-6, 0.5
+    top_p[16:] = np.nextafter(np.float32(1), np.float32(0))  # what the rounded probabilities of many rows do not reach
     left = np.asarray(KEEP_TOP_P(scores, top_p))
     kept = left > -np.inf
     np.testing.assert_array_equal(left[kept], scores[kept])

@@ -1,0 +1,45 @@
+"""The engine on a GPU: the same tokens as transformers in float32, and a cache that takes its share of the memory."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from trtllm_jax import LLM, SamplingParams
+
+pytestmark = pytest.mark.gpu
+
+SIZES = {"max_batch_size": 4, "max_num_tokens": 64, "max_seq_len": 256}
+PROMPTS = [np.random.default_rng(n).integers(0, 256, n).tolist() for n in (1, 7, 33, 100)]
+
+
+@pytest.fixture
+def exact_matmuls() -> Iterator[None]:
+    """Without this a GPU multiplies float32 in tf32, whose rounding changes tokens."""
+    with jax.default_matmul_precision("highest"):
+        jax.config.update("jax_default_matmul_precision", "highest")  # the engine compiles in other threads
+        yield
+    jax.config.update("jax_default_matmul_precision", None)
+
+
+def test_greedy_tokens_are_those_of_transformers(
+    tiny_llama: Path, exact_matmuls: None, greedy_by_transformers: Callable[[list[int], int], list[int]]
+) -> None:
+    with LLM(tiny_llama, dtype="float32", kv_cache_config={"max_tokens": 2048}, **SIZES) as llm:
+        outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=40, ignore_eos=True))
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 40)
+
+
+def test_bfloat16_repeats_itself_and_fills_the_memory_asked_for(tiny_llama: Path) -> None:
+    stats = jax.devices()[0].memory_stats()
+    free = stats["bytes_limit"] - stats["bytes_in_use"]
+    with LLM(tiny_llama, dtype="bfloat16", kv_cache_config={"free_gpu_memory_fraction": 0.5}, **SIZES) as llm:
+        params = SamplingParams(max_tokens=40, temperature=0.8, top_p=0.9, seed=3, ignore_eos=True)
+        first, second = llm.generate([PROMPTS[2]] * 2, params)
+        # Two layers, keys and values, two heads of 16 channels, two bytes each.
+        cache_bytes = llm.get_kv_cache_capacity()["maxNumTokens"] * 2 * 2 * 2 * 16 * 2
+    assert first.outputs[0].token_ids == second.outputs[0].token_ids
+    assert 0.4 * free < cache_bytes < 0.5 * free

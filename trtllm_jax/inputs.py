@@ -1,5 +1,6 @@
 """What a prompt may look like, and its token ids."""
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
@@ -53,10 +54,15 @@ def _read_dict(inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tok
     if ids is not None:
         if not _is_ids(ids):
             raise TypeError(f"prompt_token_ids must be a list of int; got {_described(ids)}")
-        return Prompt(text, _checked(ids, params, vocab), salt.encode())
+        return Prompt(text, _checked(ids, params, vocab), _salt_key(salt))
     if not isinstance(text, str):
         raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
-    return Prompt(text, _encode(text, params, tokenizer), salt.encode())
+    return Prompt(text, _encode(text, params, tokenizer), _salt_key(salt))
+
+
+def _salt_key(salt: str) -> bytes:
+    """What a block chain starts from: never as long as a block's own sha256, so that no salt can name a block."""
+    return hashlib.sha512(salt.encode()).digest() if salt else b""
 
 
 def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None) -> list[int]:

@@ -1,0 +1,311 @@
+"""The scheduler in front of a device made of dictionaries.
+
+The device computes what a model would in one respect: what it writes at a position depends on everything before that
+position, as far as it is readable through the row's page table, and so does the token that it draws. A page that is
+shared wrongly, is stale or was copied too early therefore changes tokens, or is noticed when it is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import NamedTuple
+
+from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.engine.row_state import wish_arrays
+from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
+from trtllm_jax.sampling_params import Sampling
+
+VOCAB = 24
+NO_EVICT, UTILIZATION = CapacityPolicy.GUARANTEED_NO_EVICT, CapacityPolicy.MAX_UTILIZATION
+
+
+def make_request(
+    prompt: Sequence[int],
+    max_tokens: int,
+    seed: int = 0,
+    stop_ids: Sequence[int] = (),
+    num_logprobs: int | None = None,
+    salt: bytes = b"",
+    parent: Request | None = None,
+) -> Request:
+    sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, greedy=False)
+    return Request(list(prompt), max_tokens, sampling, frozenset(stop_ids), num_logprobs, salt, parent)
+
+
+def draw_token(request: Request, position: int, context: int) -> int:
+    return hash((request.sampling.seed, position, context)) % VOCAB
+
+
+@cache
+def unstopped(request: Request) -> list[int]:
+    """All tokens up to the limit, computed without a scheduler, pages or other sequences."""
+    context = empty_context(request)
+    tokens = list(request.prompt)
+    for position in range(request.limit):
+        if position >= len(request.prompt):
+            tokens.append(draw_token(request, position, context))
+        context = hash((context, tokens[position]))
+    return tokens
+
+
+def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
+    generated = unstopped(request)[len(request.prompt) :]
+    for length, token in enumerate(generated, start=1):
+        if token in request.stop_ids:
+            return generated[:length], FinishReason.STOP
+    return generated, FinishReason.LENGTH
+
+
+@cache
+def device_stops(request: Request) -> list[int]:
+    return wish_arrays([request])["stop_ids"][0].tolist()
+
+
+def empty_context(request: Request) -> int:
+    """Other salts stand for other weights, so that a prefix found across salts gives other tokens."""
+    return int.from_bytes(request.salt, "big")
+
+
+class Entry(NamedTuple):
+    """What a page holds at one offset; `context` sums up this token and all before it."""
+
+    position: int
+    token: int
+    context: int
+
+
+@dataclass
+class Row:
+    token: int = -1
+    position: int = -1
+    done: bool = True
+
+
+class Device:
+    """Carries out plans in order."""
+
+    def __init__(self, slots: int, page_size: int) -> None:
+        self.page_size = page_size
+        self.rows = [Row() for _ in range(slots)]
+        self.pages: dict[int, dict[int, Entry]] = {}
+        self.prompt_tokens = 0
+
+    def execute(self, plan: StepPlan) -> list[list[int]]:
+        contents = [dict(self.pages[source]) for source, _ in plan.copies]
+        for (_, destination), content in zip(plan.copies, contents, strict=True):
+            self.pages[destination] = content
+        return self._ragged(plan) if plan.kind == "step" else self._decode(plan)
+
+    def _ragged(self, plan: StepPlan) -> list[list[int]]:
+        """Every row's tokens are written before any row reads, as in each layer of a model."""
+        lengths = []
+        for index, request in enumerate(plan.requests):
+            row, tokens = self.rows[plan.slots[index]], plan.tokens[plan.starts[index] : plan.starts[index + 1]]
+            first = int(plan.first[index])
+            if first < 0:
+                assert tokens.tolist() == [-1], "only a decoding row's token is left to the device"
+                first, tokens = row.position, [row.token]
+                if row.done:
+                    lengths.append(0)
+                    continue
+            else:
+                self.prompt_tokens += len(tokens)
+            for position, token in enumerate(tokens, start=first):
+                self._write(request, plan.page_table[index], position, int(token))
+            lengths.append(first + len(tokens))
+        gained: list[list[int]] = []
+        for index, length in enumerate(lengths):
+            emits = length and plan.emits[index]
+            gained.append([self._emit(plan, index, length)] if emits else [])
+        return gained
+
+    def _decode(self, plan: StepPlan) -> list[list[int]]:
+        gained: list[list[int]] = [[] for _ in plan.requests]
+        for _ in range(plan.steps):
+            active = [index for index, slot in enumerate(plan.slots) if not self.rows[slot].done]
+            for index in active:
+                row = self.rows[plan.slots[index]]
+                self._write(plan.requests[index], plan.page_table[index], row.position, row.token)
+            for index in active:
+                length = self.rows[plan.slots[index]].position + 1
+                gained[index].append(self._emit(plan, index, length))
+        return gained
+
+    def _write(self, request: Request, page_table: Sequence[int], position: int, token: int) -> None:
+        before = empty_context(request)
+        if position:
+            before = self._entry(page_table, position - 1).context
+        page, offset = int(page_table[position // self.page_size]), position % self.page_size
+        assert page != PADDING_PAGE, "a real token is written to the padding page"
+        self.pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)))
+
+    def _entry(self, page_table: Sequence[int], position: int) -> Entry:
+        page = self.pages[int(page_table[position // self.page_size])]
+        entry = page[position % self.page_size]
+        assert entry.position == position, "the page holds another part of a sequence"
+        return entry
+
+    def _emit(self, plan: StepPlan, index: int, length: int) -> int:
+        """Draw the token after the first `length`, all of which are read and compared with what belongs there."""
+        request = plan.requests[index]
+        context, known = empty_context(request), unstopped(request)
+        for position in range(length):
+            entry = self._entry(plan.page_table[index], position)
+            context = hash((context, entry.token))
+            assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
+        token = draw_token(request, length, context)
+        done = token in device_stops(request) or length + 1 >= request.limit
+        self.rows[plan.slots[index]] = Row(token, length, done)
+        return token
+
+
+@dataclass(frozen=True)
+class Setup:
+    limits: SchedulerLimits
+    page_size: int
+    pages: int
+    policy: CapacityPolicy = NO_EVICT
+    reuse: bool = True
+    look_ahead: bool = True
+
+
+class Simulation:
+    """The engine's loop around a scheduler, with every promise of the scheduler checked at each step."""
+
+    def __init__(self, setup: Setup) -> None:
+        self.setup = setup
+        self.pool = BlockPool(setup.pages + 1, setup.page_size, reuse=setup.reuse)
+        self.scheduler = Scheduler(setup.limits, self.pool, setup.policy)
+        self.device = Device(setup.limits.max_batch_size, setup.page_size)
+        self.requests: list[Request] = []
+        self.updates: dict[Request, list[Update]] = {}
+        self.plans: list[StepPlan] = []
+        self.admitted: list[Request] = []
+        self.flight: StepPlan | None = None
+
+    def submit(self, *requests: Request) -> None:
+        for request in requests:
+            assert request.limit <= self.setup.limits.max_seq_len
+            self.requests.append(request)
+            self.updates[request] = []
+            self.scheduler.submit(request)
+
+    def finish(self, request: Request, reason: FinishReason = FinishReason.CANCELLED) -> None:
+        ended = request.finished
+        update = self.scheduler.finish(request, reason)
+        assert (update is None) == (ended is not None)
+        if update:
+            self._record([update])
+        self._check_pool()
+
+    def step(self) -> None:
+        """One turn of `Engine._loop`."""
+        plan = self.scheduler.schedule()
+        self._check_pool()
+        assert plan or self.flight or not self.scheduler.has_work, "deadlock"
+        if plan:
+            self.plans.append(plan)
+            self.admitted += [request for request in plan.requests if request not in self.admitted]
+            self._check_plan(plan)
+        if self.flight:
+            self._commit(self.flight)
+        self.flight = plan
+        if plan and not self.setup.look_ahead:
+            self._commit(plan)
+            self.flight = None
+
+    def run(self, steps: int) -> None:
+        """To the end of all work, in at most so many steps; then everything must be given back."""
+        for _ in range(steps):
+            if not self.scheduler.has_work and not self.flight:
+                break
+            self.step()
+        unfinished = [index for index, request in enumerate(self.requests) if request.finished is None]
+        assert not unfinished, f"sequences {unfinished} did not end in {steps} steps"
+        if self.flight:
+            self.step()
+        assert self.flight is None
+        assert not self.scheduler.has_work
+        assert self.pool.used == 0
+        self.pool.check([])
+        for request in self.requests:
+            self._check_result(request)
+        self._check_counters()
+        # Only samples of one prompt wait for their first, while others may overtake them.
+        first_come = [request for request in self.requests if not request.parent]
+        assert [request for request in self.admitted if not request.parent] == [
+            request for request in first_come if request in self.admitted
+        ]
+
+    def _commit(self, plan: StepPlan) -> None:
+        # Only now, so that a plan which changes after it was handed out is noticed.
+        tokens = self.device.execute(plan)
+        logprobs = [[TokenLogprobs(token, -0.5, 1, ()) for token in gained] for gained in tokens]
+        self._record(self.scheduler.commit(plan, tokens, logprobs if plan.wants_logprobs else None))
+        self._check_pool()
+
+    def _record(self, updates: Sequence[Update]) -> None:
+        for update in updates:
+            assert not any(earlier.finish for earlier in self.updates[update.request]), "an update after the end"
+            self.updates[update.request].append(update)
+
+    def _check_pool(self) -> None:
+        self.pool.check(request.pages for request in self.scheduler.running)
+        assert not any(request.pages for request in self.scheduler.waiting)
+        for request in self.scheduler.running:
+            assert len(request.pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
+        if self.setup.policy is NO_EVICT:
+            assert self.scheduler.counters.preempted == 0
+
+    def _check_plan(self, plan: StepPlan) -> None:
+        limits, rows = self.setup.limits, len(plan.requests)
+        assert 1 <= rows <= limits.max_batch_size
+        assert len(set(plan.slots.tolist())) == len(set(plan.requests)) == rows
+        width = -(-limits.max_seq_len // self.setup.page_size)
+        padded = [request.pages + [PADDING_PAGE] * (width - len(request.pages)) for request in plan.requests]
+        assert plan.page_table.tolist() == padded
+        assert all(request.finished is None for request in plan.requests)
+        if plan.kind == "decode":
+            assert 1 <= plan.steps <= limits.max_decode_steps
+            assert not plan.wants_logprobs, "only a ragged step tells log-probabilities"
+            assert not plan.copies
+        else:
+            assert plan.steps == 1
+            assert 1 <= len(plan.tokens) <= limits.max_num_tokens
+            assert plan.starts[0] == 0
+            assert plan.starts[-1] == len(plan.tokens)
+            assert (plan.starts[1:] > plan.starts[:-1]).all(), "a row without a token"
+
+    def _check_result(self, request: Request) -> None:
+        updates = self.updates[request]
+        expected, reason = generate_alone(request)
+        told = [token for update in updates for token in update.tokens]
+        assert told == request.generated
+        assert [update.finish for update in updates if update.finish] == [request.finished]
+        if request.num_logprobs is not None:
+            assert [entry.token for update in updates for entry in update.logprobs] == told
+        else:
+            assert not any(update.logprobs for update in updates)
+        if request.finished is FinishReason.CANCELLED:
+            assert told == expected[: len(told)]
+        else:
+            assert (told, request.finished) == (expected, reason)
+
+    def _check_counters(self) -> None:
+        counters, page_size = self.scheduler.counters, self.setup.page_size
+        admitted = [request for request in self.requests if request.cached_tokens is not None]
+        cached = [request.cached_tokens or 0 for request in admitted]
+        assert counters.completed == len(self.requests)
+        assert counters.reused_pages == sum(tokens // page_size for tokens in cached)
+        assert counters.reused_pages + counters.missed_pages == sum(
+            -(-len(request.prompt) // page_size) for request in admitted
+        )
+        assert all(0 <= tokens < len(request.prompt) for tokens, request in zip(cached, admitted, strict=True))
+        if not self.setup.reuse:
+            assert not any(request.cached_tokens for request in self.requests if not request.parent)
+        if not counters.preempted:
+            assert self.device.prompt_tokens <= sum(len(request.prompt) for request in admitted) - sum(cached)

@@ -23,8 +23,7 @@ from trtllm_jax.engine.config import token_buckets
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import bucket_for
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.row_state import wish_arrays
-from trtllm_jax.engine.runner import InFlight
+from trtllm_jax.engine.runner import InFlight, pack_decode, pack_ragged
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
 from trtllm_jax.sampling_params import SamplingParams
 
@@ -57,7 +56,7 @@ class Step:
         """One turn of the engine's loop: plan and pack a step, then take in the one before."""
         plan = self._timed("schedule", self.scheduler.schedule)
         assert plan is not None
-        self._timed("pack", lambda: self._pack_decode(plan) if plan.kind == "decode" else self._pack_ragged(plan))
+        self._timed("pack", lambda: self._pack(plan))
         if flight := self.flight:
             tokens = self._timed("read", flight.tokens)
             self._timed("commit", lambda: self.scheduler.commit(flight.plan, tokens))
@@ -69,22 +68,12 @@ class Step:
         self.milliseconds[part].append((time.perf_counter() - started) * 1e3)
         return result
 
-    def _pack_decode(self, plan: StepPlan) -> np.ndarray:
-        layout = steps.decode_layout(self.limits.max_batch_size, self.width)
-        return layout.pack(steps=np.array(plan.steps), slots=plan.slots, page_table=plan.page_table)
-
-    def _pack_ragged(self, plan: StepPlan) -> np.ndarray:
+    def _pack(self, plan: StepPlan) -> np.ndarray:
+        rows = self.limits.max_batch_size
+        if plan.kind == "decode":
+            return pack_decode(plan, steps.decode_layout(rows, self.width), rows, rows)
         bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS))
-        return steps.ragged_layout(bucket, self.limits.max_batch_size, self.width).pack(
-            tokens=plan.tokens,
-            starts=plan.starts,
-            first=plan.first,
-            emits=plan.emits,
-            slots=plan.slots,
-            prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
-            page_table=plan.page_table,
-            **wish_arrays(plan.requests),
-        )
+        return pack_ragged(plan, steps.ragged_layout(bucket, rows, self.width), rows, rows)
 
     def _result(self, plan: StepPlan) -> Any:
         """What the device would return: every row gains all it may."""

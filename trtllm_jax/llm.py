@@ -90,6 +90,7 @@ class LLM:
         use_tqdm: bool = True,
         *,
         streaming: bool = False,
+        lora_request: None = None,
     ) -> RequestOutput: ...
 
     @overload
@@ -100,6 +101,7 @@ class LLM:
         use_tqdm: bool = True,
         *,
         streaming: bool = False,
+        lora_request: None = None,
     ) -> Any: ...
 
     def generate(

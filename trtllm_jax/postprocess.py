@@ -41,7 +41,7 @@ class Stream:
         self._tokens = 0
         self._steps = 0
         self._ended = False
-        self._gathered = Delta(index)
+        self._begin_gathering()
 
     def take(self, update: Update) -> None:
         """Add one step's update, and deliver what is due."""
@@ -53,15 +53,19 @@ class Stream:
             return
         gained = self._gain(update)
         self._ended = gained.finish_reason is not None
-        self._gathered = gained._replace(
-            text=self._gathered.text + gained.text,
-            token_ids=[*self._gathered.token_ids, *gained.token_ids],
-            logprobs=[*self._gathered.logprobs, *gained.logprobs],
-        )
+        self._text.append(gained.text)
+        self._token_ids += gained.token_ids
+        self._logprobs += gained.logprobs
         self._steps += 1
         if self._ended or (self._interval is not None and self._steps % self._interval == 0):
-            self._output._deliver(self._gathered)
-            self._gathered = Delta(self._index)
+            text = "".join(self._text)
+            self._output._deliver(gained._replace(text=text, token_ids=self._token_ids, logprobs=self._logprobs))
+            self._begin_gathering()
+
+    def _begin_gathering(self) -> None:
+        self._text: list[str] = []
+        self._token_ids: list[int] = []
+        self._logprobs: list[dict[int, Logprob]] = []
 
     def _gain(self, update: Update) -> Delta:
         tokens, finish = list(update.tokens), update.finish

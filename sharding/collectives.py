@@ -19,6 +19,11 @@ def _mapped(axes: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(name for name in mesh_axes_of(axes) if name in mesh.manual_axes and mesh.shape[name] > 1)
 
 
+def is_split(*axes: str) -> bool:
+    """Whether devices hold different parts of any of the logical `axes`."""
+    return bool(_mapped(axes))
+
+
 def all_reduce(x: jax.Array, *axes: str) -> jax.Array:
     """The sum over the devices that hold the parts of a contraction along the logical `axes`."""
     names = _mapped(axes)

@@ -3,7 +3,7 @@
 import flax.struct
 import jax
 
-from trtllm_jax.rope import Rotation
+from pallas_kernels.attention import Rotation
 
 
 @flax.struct.dataclass

@@ -75,7 +75,14 @@ def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None) -> l
 
 
 def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
-    return isinstance(inputs, Sequence) and bool(inputs) and all(_is_int(item) for item in inputs)
+    if not isinstance(inputs, Sequence) or not inputs:
+        return False
+    return _all_plain(inputs) or all(_is_int(item) for item in inputs)
+
+
+def _all_plain(ids: Sequence[Any]) -> bool:
+    """Whether every item is an int and nothing else: long prompts are read at C's speed where they are."""
+    return set(map(type, ids)) == {int}
 
 
 def _is_int(item: Any) -> bool:
@@ -84,9 +91,9 @@ def _is_int(item: Any) -> bool:
 
 
 def _checked(ids: Sequence[int], params: SamplingParams, vocab: int) -> list[int]:
-    plain = [int(token) for token in ids]
-    wrong = next((token for token in plain if not 0 <= token < vocab), None)
-    if wrong is not None:
+    plain = list(ids) if _all_plain(ids) else [int(token) for token in ids]
+    if min(plain) < 0 or max(plain) >= vocab:
+        wrong = next(token for token in plain if not 0 <= token < vocab)
         raise ValueError(f"prompt_token_ids holds {wrong}; ids of this model are 0 to {vocab - 1}")
     return plain if params.truncate_prompt_tokens is None else plain[-params.truncate_prompt_tokens :]
 

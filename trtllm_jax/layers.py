@@ -4,14 +4,19 @@ Axes: t tokens, h key-value heads, g query heads of a key-value head, d head_dim
 axes are local; the axis names passed to `linear` say which contraction needs a sum over devices.
 """
 
+from typing import NamedTuple
+
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 import sharding
-from pallas_kernels.attention import paged_attention, write_pages
+from pallas_kernels import matmul
+from pallas_kernels.attention import Rotation, Scoring, append_and_attend
+from pallas_kernels.matmul import Norm
+from pallas_kernels.norm import add_rms_norm
 from trtllm_jax.batch import Batch
-from trtllm_jax.rope import Rotation, rotate
 
 
 def activation_dtype(weight_dtype: jnp.dtype) -> jnp.dtype:
@@ -37,29 +42,64 @@ def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     return table.at[rows].get(mode="promise_in_bounds")
 
 
-def linear(x: jax.Array, weight: jax.Array, *contracted: str, bias: jax.Array | None = None) -> jax.Array:
+@flax.struct.dataclass
+class Residual:
+    """The residual stream [t, embed]: x, plus what the last block added where no kernel has summed it yet."""
+
+    x: jax.Array
+    added: jax.Array | None = None
+
+    @property
+    def total(self) -> jax.Array:
+        """The stream as one array."""
+        return self.x if self.added is None else self.x + self.added
+
+
+class Normed(NamedTuple):
+    """Rows [t, embed] that their product with a weight normalises first; with norm None they are normalised."""
+
+    x: jax.Array
+    norm: Norm | None
+
+
+def normalised(residual: Residual, norm: Norm) -> tuple[Residual, Normed]:
+    """The stream, summed, and its root-mean-square normalisation by a weight [embed] and an epsilon.
+
+    (Zhang and Sennrich 2019, arXiv:1910.07467.)
+    """
+    if residual.added is None:
+        return residual, Normed(residual.x, norm)
+    total, normed = add_rms_norm(residual.x, residual.added, *norm)
+    return Residual(total), Normed(normed, None)
+
+
+def linear(x: jax.Array | Normed, weight: jax.Array, *contracted: str, bias: jax.Array | None = None) -> jax.Array:
     """`x` times `weight`, contracted along the logical axes `contracted`: the last ones of both, in order.
 
     x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
     float32 and summed over the devices that split a contracted axis.
     """
-    depth = len(contracted)
-    rows, out_shape = x.shape[0], weight.shape[: weight.ndim - depth]
-    flat = x.reshape(rows, -1).astype(weight.dtype)
-    matrix = weight.reshape(-1, flat.shape[1])
-    if rows == 1 and jax.default_backend() == "cpu" and weight.dtype != jnp.float32:
-        # XLA's CPU backend has a fast path for 16-bit matmuls, but not for vectors: 10 times slower there.
-        flat = jnp.concatenate([flat, flat])
-    product = lax.dot_general(flat, matrix, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32)[:rows]
-    product = sharding.all_reduce(product.astype(x.dtype), *contracted).reshape(rows, *out_shape)
-    return product if bias is None else product + bias.astype(x.dtype)
+    rows, norm = x if isinstance(x, Normed) else (x, None)
+    flat, matrix = _flat(rows, weight, len(contracted))
+    product = sharding.all_reduce(matmul.linear(flat, matrix, norm=norm), *contracted)
+    product = product.reshape(rows.shape[0], *weight.shape[: weight.ndim - len(contracted)])
+    return product if bias is None else product + bias.astype(product.dtype)
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
-    """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467), in float32."""
-    wide = x.astype(jnp.float32)
-    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
+def add_linear(
+    residual: Residual, x: jax.Array, weight: jax.Array, *contracted: str, bias: jax.Array | None = None
+) -> Residual:
+    """The stream after a block whose last product is `linear(x, weight, *contracted)` [t, embed]."""
+    flat, matrix = _flat(x, weight, len(contracted))
+    if bias is None and not sharding.is_split(*contracted) and matmul.adds_residual(flat, matrix):
+        return Residual(matmul.linear(flat, matrix, residual=residual.total))
+    return Residual(residual.total, linear(x, weight, *contracted, bias=bias))
+
+
+def _flat(x: jax.Array, weight: jax.Array, contracted: int) -> tuple[jax.Array, jax.Array]:
+    """Both as matrices whose last axis is contracted."""
+    flat = x.reshape(x.shape[0], -1)
+    return flat, weight.reshape(-1, flat.shape[1])
 
 
 def attention(
@@ -67,29 +107,24 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Rotated causal attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds them."""
     with jax.named_scope("attention"):
-        group = qkv.shape[2] - 2
-        rotated = rotate(qkv[:, :, : group + 1], rotation)
-        cache = write_pages(cache, rotated[:, :, group], qkv[:, :, group + 1], batch.page, batch.offset)
-        attended = paged_attention(
-            rotated[:, :, :group], cache, batch.page_table, batch.lengths, batch.starts, scale=scale
-        )
-    return attended, cache
+        return append_and_attend(
+            qkv, cache, batch.page, batch.offset, batch.page_table, batch.lengths, batch.starts,
+            scoring=Scoring(scale), rotation=rotation,
+        )  # fmt: skip
 
 
-def gated_mlp(
-    x: jax.Array,
-    gate_up: jax.Array,
-    down: jax.Array,
-    gate_up_bias: jax.Array | None = None,
-    down_bias: jax.Array | None = None,
-) -> jax.Array:
-    """The SwiGLU block (Shazeer 2020, arXiv:2002.05202): gate_up [2, mlp, embed], down [embed, mlp]."""
-    with jax.named_scope("mlp"):
-        both = linear(x, gate_up, "embed", bias=gate_up_bias)
-        return linear(jax.nn.silu(both[:, 0]) * both[:, 1], down, "mlp", bias=down_bias)
+def gated(x: Normed, gate_up: jax.Array, bias: jax.Array | None = None) -> jax.Array:
+    """The hidden channels [t, mlp] of SwiGLU: gate_up [2, mlp, embed], bias [2, mlp].
+
+    (Shazeer 2020, arXiv:2002.05202.)
+    """
+    if bias is None:
+        return matmul.gated_linear(x.x, gate_up, norm=x.norm)
+    both = linear(x, gate_up, "embed", bias=bias)
+    return jax.nn.silu(both[:, 0]) * both[:, 1]
 
 
-def logits(x: jax.Array, table: jax.Array, vocab: int) -> jax.Array:
-    """Scores [t, vocab] in float32 of a `table` [padded vocab, embed] split by vocabulary, joined on every device."""
+def logits(x: Normed, table: jax.Array, vocab: int) -> jax.Array:
+    """Scores [t, vocab] in x's dtype, by a `table` [padded vocab, embed] split by vocabulary."""
     with jax.named_scope("logits"):
-        return sharding.all_gather(linear(x, table, "embed"), "vocab", 1)[:, :vocab].astype(jnp.float32)
+        return sharding.all_gather(linear(x, table, "embed"), "vocab", 1)[:, :vocab]

@@ -12,7 +12,7 @@ from typing import Any, Self, overload
 
 import numpy as np
 
-from trtllm_jax import compilation_cache
+from trtllm_jax import compilation_cache, device_memory
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.config import EngineConfig
 from trtllm_jax.engine.engine import Engine
@@ -47,6 +47,7 @@ class LLM:
 
     def __init__(self, model: str | Path, tokenizer: Any = None, **kwargs: Any) -> None:
         self._args = parse_llm_args(model=model, tokenizer=tokenizer, **kwargs)
+        device_memory.claim()
         compilation_cache.enable()
         loaded = load(self._args)
         self._tokenizer = loaded.tokenizer

@@ -11,6 +11,8 @@ from jax.sharding import Mesh
 import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import IGNORED, dummy_params, load_params
+from checkpoints.table import param_shapes
+from trtllm_jax import device_memory
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import progress
@@ -80,13 +82,14 @@ def _cpu_has_bfloat16() -> bool:
 def _params(args: LlmArgs, checkpoint: Checkpoint, model: Model, mesh: Mesh) -> Any:
     sizes = model.config.sizes
     table = model.module.table(model.config)
-    where = {
+    where: dict[str, Any] = {
         "sizes": sizes,
         "padded": sharding.pad_sizes(sizes, mesh),
         "mesh": mesh,
         "spec_of": sharding.spec_of,
         "dtype": resolve_dtype(args.dtype, checkpoint.config),
     }
+    device_memory.check_weights(param_shapes(table, **where), where["mesh"])
     with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:

@@ -3,12 +3,14 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+
+from pallas_kernels.attention import Rotation
 
 
 @dataclass(frozen=True)
@@ -113,13 +115,6 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     return Rope(tuple(frequencies), float(attention_factor))
 
 
-class Rotation(NamedTuple):
-    """Cosine and sine of each token's angles, float32 [t, pairs], attention factor included."""
-
-    cosine: jax.Array
-    sine: jax.Array
-
-
 def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
     """The rotation of tokens at `positions` [t], computed once for all layers and in float32.
 
@@ -129,15 +124,6 @@ def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
     both = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
     # XLA would otherwise compute cosines again in every layer and for every head: a tenth of a prefill on a CPU.
     return Rotation(*lax.optimization_barrier(both))
-
-
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """`x` [t, ..., head_dim] rotated, in halves as Hugging Face checkpoints pair channels."""
-    shape = (x.shape[0], *(1,) * (x.ndim - 2), rotation.cosine.shape[-1])
-    cosine, sine = rotation.cosine.reshape(shape), rotation.sine.reshape(shape)
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cosine - second * sine, second * cosine + first * sine], axis=-1)
-    return turned.astype(x.dtype)
 
 
 def _frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:

@@ -11,14 +11,45 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.masks import MASKED, Scoring
+from pallas_kernels.attention.rotary import Rotation, rotate
+
 BLOCK_TOKENS = 128
 """Context tokens a loop iteration reads; a multiple of the page size is rounded down to whole pages."""
 
 TILE_TOKENS = 32
 """Query tokens of one row that are handled together in a prefill chunk."""
 
-MASKED = -1e30
-"""Score of a masked position: finite, so that a fully masked block gives no NaN."""
+
+def append_and_attend(
+    qkv: jax.Array,
+    cache: jax.Array,
+    page: jax.Array,
+    offset: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array | None = None,
+    *,
+    scoring: Scoring,
+    rotation: Rotation | None = None,
+    sinks: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """As the public function of this name: three steps, each in full."""
+    group = qkv.shape[2] - 2
+    turned = qkv[:, :, : group + 1]
+    if rotation is not None:
+        turned = rotate(turned, rotation)
+    cache = write_pages(cache, turned[:, :, group], qkv[:, :, group + 1], page, offset)
+    queries = turned[:, :, :group]
+    if starts is None:
+        return decode_attention(queries, cache, page_table, lengths, scoring, sinks), cache
+    return ragged_attention(queries, cache, page_table, lengths, starts, scoring, sinks), cache
+
+
+def write_pages(cache: jax.Array, k: jax.Array, v: jax.Array, page: jax.Array, offset: jax.Array) -> jax.Array:
+    """The cache with token t's key and value [t, h, d] at `offset[t]` of page `page[t]`."""
+    entry = jnp.stack([k, v], axis=1).astype(cache.dtype)
+    return cache.at[page, :, :, offset].set(entry)
 
 
 class _Softmax(NamedTuple):
@@ -39,6 +70,13 @@ class _Softmax(NamedTuple):
         weights = jnp.exp(scores - maximum[..., None])
         weighted = self.weighted * correction[..., None] + jnp.einsum("nqs,nsd->nqd", weights, values)
         return _Softmax(maximum, self.total * correction + weights.sum(-1), weighted)
+
+    def add_sinks(self, sinks: jax.Array) -> "_Softmax":
+        """The state with one more score each [n, q], whose weight goes to no value."""
+        maximum = jnp.maximum(self.maximum, sinks)
+        correction = jnp.exp(self.maximum - maximum)
+        total = self.total * correction + jnp.exp(sinks - maximum)
+        return _Softmax(maximum, total, self.weighted * correction[..., None])
 
     def result(self) -> jax.Array:
         return self.weighted / jnp.maximum(self.total, 1e-30)[..., None]
@@ -66,33 +104,48 @@ def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int
 
 
 def decode_attention(
-    q: jax.Array, cache: jax.Array, page_table: jax.Array, lengths: jax.Array, *, scale: float
+    q: jax.Array,
+    cache: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    scoring: Scoring,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """`paged_attention` where every row owns one token, its last."""
+    """Attention [r, h, g, d] of rotated queries, one token a row, its last."""
     rows, heads, group, head_dim = q.shape
     page_size = cache.shape[3]
     page_table, width = _whole_blocks(page_table, page_size)
     block_tokens = width * page_size
-    scaled = q.reshape(rows * heads, group, head_dim).astype(jnp.float32) * scale
-    length_of_head = jnp.repeat(lengths, heads)[:, None, None]
+    queries = q.reshape(rows * heads, group, head_dim).astype(jnp.float32)
+    newest_of_head = jnp.repeat(lengths - 1, heads)[:, None, None]
 
     def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
         keys, values = _read_block(cache, page_table, block, width)
         # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
-        scores = jnp.einsum("nsd,nqd->nsq", keys, scaled)
+        scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
-        scores = jnp.where(positions < length_of_head, scores, MASKED)
+        scores = jnp.where(scoring.visible(newest_of_head, positions), scores, MASKED)
         return softmax.add(scores.transpose(0, 2, 1), values)
 
-    blocks = -(-jnp.max(lengths) // block_tokens)
-    softmax = lax.fori_loop(0, blocks, add_block, _Softmax.empty((rows * heads, group), head_dim))
+    longest = jnp.max(lengths)
+    first = jnp.min(scoring.first_visible(jnp.where(lengths > 0, lengths, longest) - 1)) // block_tokens
+    empty = _Softmax.empty((rows * heads, group), head_dim)
+    softmax = lax.fori_loop(first, -(-longest // block_tokens), add_block, empty)
+    if sinks is not None:
+        softmax = softmax.add_sinks(jnp.tile(sinks.astype(jnp.float32), (rows, 1)))
     return softmax.result().reshape(q.shape).astype(q.dtype)
 
 
 def ragged_attention(
-    q: jax.Array, cache: jax.Array, page_table: jax.Array, lengths: jax.Array, starts: jax.Array, *, scale: float
+    q: jax.Array,
+    cache: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array,
+    scoring: Scoring,
+    sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """`paged_attention` over rows of any number of tokens: a loop over tiles of one row's queries.
+    """Attention [t, h, g, d] of rotated queries over rows of any number of tokens: a loop over tiles of one row.
 
     A tile that reaches past its row's end leaves garbage in the next row's place; tiles run in order, so the next
     row's own tiles overwrite it, and what the last tile leaves falls into padding.
@@ -107,9 +160,8 @@ def ragged_attention(
         """`out` with the result of `size` tokens from `first` on, all of `row`."""
         position = lengths[row] - starts[row + 1] + first
         tile = lax.dynamic_slice_in_dim(padded, first, size)
-        attended = _tile_attention(
-            tile, cache, page_table[row], position, jnp.minimum(position + size, lengths[row]), width, scale
-        )
+        end = jnp.minimum(position + size, lengths[row])
+        attended = _tile_attention(tile, cache, page_table[row], position, end, width, scoring, sinks)
         return lax.dynamic_update_slice_in_dim(out, attended.astype(out.dtype), first, 0)
 
     def add_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
@@ -134,20 +186,24 @@ def _tile_attention(
     position: jax.Array,
     length: jax.Array,
     width: int,
-    scale: float,
+    scoring: Scoring,
+    sinks: jax.Array | None,
 ) -> jax.Array:
     """Causal attention of consecutive queries [t, h, g, d], the first at `position`, over `length` tokens."""
     tokens, heads, group, head_dim = q.shape
     block_tokens = width * cache.shape[3]
-    by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32) * scale
+    by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32)
     query_positions = jnp.tile(position + jnp.arange(tokens), group)[:, None]
 
     def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
         keys, values = _read_block(cache, pages[None], block, width)
-        scores = jnp.einsum("nqd,nsd->nqs", by_head, keys)
-        visible = block * block_tokens + jnp.arange(block_tokens) <= query_positions
+        scores = scoring.scores(jnp.einsum("nqd,nsd->nqs", by_head, keys))
+        visible = scoring.visible(query_positions, block * block_tokens + jnp.arange(block_tokens))
         return softmax.add(jnp.where(visible, scores, MASKED), values)
 
-    blocks = -(-length // block_tokens)
-    softmax = lax.fori_loop(0, blocks, add_block, _Softmax.empty((heads, group * tokens), head_dim))
+    first = scoring.first_visible(position) // block_tokens
+    empty = _Softmax.empty((heads, group * tokens), head_dim)
+    softmax = lax.fori_loop(first, -(-length // block_tokens), add_block, empty)
+    if sinks is not None:
+        softmax = softmax.add_sinks(jnp.repeat(sinks.astype(jnp.float32), tokens, axis=1))
     return softmax.result().reshape(heads, group, tokens, head_dim).transpose(2, 0, 1, 3)

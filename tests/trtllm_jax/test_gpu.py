@@ -33,6 +33,32 @@ def test_greedy_tokens_are_those_of_transformers(
         assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 40)
 
 
+@pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (6, 2, 80), (8, 1, 128)])
+def test_heads_of_usual_sizes_give_the_tokens_of_transformers(
+    tmp_path: Path, exact_matmuls: None, heads: int, kv_heads: int, head_dim: int
+) -> None:
+    """Prompts of one token, of a chunk, and of several chunks beside decoding rows."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=258, hidden_size=192, intermediate_size=256, num_hidden_layers=2, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, head_dim=head_dim, max_position_embeddings=256, initializer_range=0.3,
+    )  # fmt: skip
+    model = LlamaForCausalLM(config).eval()
+    model.save_pretrained(tmp_path)
+    with LLM(tmp_path, dtype="float32", skip_tokenizer_init=True, kv_cache_config={"max_tokens": 2048}, **SIZES) as llm:
+        outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=40, end_id=-1, ignore_eos=True))
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        ids = torch.tensor([prompt])
+        expected = model.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=40, do_sample=False, eos_token_id=None,
+            pad_token_id=0,
+        )  # fmt: skip
+        assert output.outputs[0].token_ids == expected[0, len(prompt) :].tolist()
+
+
 def test_bfloat16_repeats_itself_and_fills_the_memory_asked_for(tiny_llama: Path) -> None:
     stats = jax.devices()[0].memory_stats()
     free = stats["bytes_limit"] - stats["bytes_in_use"]

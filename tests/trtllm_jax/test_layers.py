@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import sharding
 from trtllm_jax import layers
+from trtllm_jax.layers import Normed, Residual
 
 VOCAB, EMBED, MLP = 22, 12, 20
 DEVICES = 4
@@ -101,19 +102,53 @@ def test_linear_split_along_its_contraction_adds_the_bias_once() -> None:
     np.testing.assert_allclose(out, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 1e-4, 1e4])
-def test_rms_norm(scale: float) -> None:
-    x, weight = scale * random(4, 3, EMBED), random(EMBED)
-    expected = torch.nn.functional.rms_norm(to_torch(x), (EMBED,), to_torch(weight), eps=1e-5)
-    np.testing.assert_allclose(layers.rms_norm(x, weight, 1e-5), expected, rtol=1e-5, atol=1e-6)
+EPS = 1e-5
 
 
-def test_rms_norm_of_narrow_input_is_computed_in_float32() -> None:
-    x, weight = random(4, 300, dtype=jnp.bfloat16), random(300, dtype=jnp.bfloat16)
-    out = layers.rms_norm(jnp.asarray(x), jnp.asarray(weight), 1e-5)
-    assert out.dtype == jnp.bfloat16
-    exact = torch.nn.functional.rms_norm(to_torch(x), (300,), to_torch(weight), eps=1e-5)
-    np.testing.assert_allclose(np.asarray(out, np.float32), exact, rtol=2**-8)
+def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`x` as torch normalises it."""
+    return torch.nn.functional.rms_norm(to_torch(x), (x.shape[-1],), to_torch(weight), eps=EPS).numpy()
+
+
+def test_linear_of_rows_that_are_to_be_normalised() -> None:
+    x, weight, gamma = random(3, EMBED), random(4, 5, EMBED), random(EMBED)
+    residual, rows = layers.normalised(Residual(x), (gamma, EPS))
+    out = layers.linear(rows, weight, "embed")
+    np.testing.assert_allclose(out, np.einsum("te,abe->tab", normed(x, gamma), weight), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(residual.total, x)
+
+
+def test_normalising_a_stream_sums_it() -> None:
+    x, added, weight, gamma = random(3, EMBED), random(4, EMBED)[:3], random(5, EMBED), random(EMBED)
+    residual, rows = layers.normalised(Residual(x, added), (gamma, EPS))
+    np.testing.assert_array_equal(residual.total, x + added)
+    out = layers.linear(rows, weight, "embed")
+    np.testing.assert_allclose(out, normed(x + added, gamma) @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
+    stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
+    out = layers.add_linear(stream, x, weight, "mlp")
+    assert (out.added is None) == summed
+    np.testing.assert_allclose(out.total, stream.total + x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@multi_device
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_split_product_is_added_to_the_stream_once(biased: bool) -> None:
+    x, weight, bias, stream = random(3, MLP), random(EMBED, MLP), random(EMBED), random(3, EMBED)
+    out = split(
+        lambda x, weight, bias, stream: (
+            layers.add_linear(Residual(stream), x, weight, "mlp", bias=bias if biased else None).total
+        ),
+        (x, "tokens mlp"),
+        (weight, "embed mlp"),
+        (bias, "embed"),
+        (stream, "tokens embed"),
+    )
+    np.testing.assert_allclose(out, x @ weight.T + bias * biased + stream, rtol=1e-5, atol=1e-5)
 
 
 def mlp_of_torch(x: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any) -> np.ndarray:
@@ -122,35 +157,49 @@ def mlp_of_torch(x: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: 
     return torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, down, down_bias).numpy()
 
 
+GAMMA = random(EMBED)
+
+
+def block(x: Any, gate_up: Any, down: Any, gate_up_bias: Any = None, down_bias: Any = None) -> jax.Array:
+    """x after the normalised MLP."""
+    residual, rows = layers.normalised(Residual(x), (jnp.asarray(GAMMA), EPS))
+    hidden = layers.gated(rows, gate_up, gate_up_bias)
+    return layers.add_linear(residual, hidden, down, "mlp", bias=down_bias).total
+
+
+def block_of_torch(x: np.ndarray, *weights: Any) -> np.ndarray:
+    return x + mlp_of_torch(normed(x, GAMMA), *weights)
+
+
 def test_gated_mlp() -> None:
     weights = random(2, MLP, EMBED), random(EMBED, MLP), random(2, MLP), random(EMBED)
     x = random(5, EMBED)
-    np.testing.assert_allclose(layers.gated_mlp(x, *weights), mlp_of_torch(x, *weights), rtol=1e-4, atol=1e-4)
-    zeros = np.zeros((2, MLP)), np.zeros(EMBED)
-    expected = mlp_of_torch(x, *weights[:2], *zeros)
-    np.testing.assert_allclose(layers.gated_mlp(x, *weights[:2]), expected, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(block(x, *weights), block_of_torch(x, *weights), rtol=1e-4, atol=1e-4)
+    expected = block_of_torch(x, *weights[:2], np.zeros((2, MLP)), np.zeros(EMBED))
+    np.testing.assert_allclose(block(x, *weights[:2]), expected, rtol=1e-4, atol=1e-4)
 
 
 @multi_device
-def test_gated_mlp_split_by_channels() -> None:
-    gate_up, down, gate_up_bias, down_bias = weights = (
-        random(2, 18, EMBED), random(EMBED, 18), random(2, 18), random(EMBED)
-    )  # fmt: skip
+@pytest.mark.parametrize("biased", [False, True])
+def test_gated_mlp_split_by_channels(biased: bool) -> None:
+    gate_up, down = random(2, 18, EMBED), random(EMBED, 18)
+    gate_up_bias, down_bias = random(2, 18) * biased, random(EMBED) * biased
     x = random(5, EMBED)
     out = split(
-        layers.gated_mlp,
+        lambda x, gate_up, down, *biases: block(x, gate_up, down, *(biases if biased else ())),
         (x, "tokens embed"),
         (padded(gate_up, 1, 20), "two mlp embed"),
         (padded(down, 1, 20), "embed mlp"),
         (padded(gate_up_bias, 1, 20), "two mlp"),
         (down_bias, "embed"),
     )
-    np.testing.assert_allclose(out, mlp_of_torch(x, *weights), rtol=1e-4, atol=1e-4)
+    expected = block_of_torch(x, gate_up, down, gate_up_bias, down_bias)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_logits_are_float32_and_leave_padding_out() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED, dtype=jnp.bfloat16)
-    scores = layers.logits(x, padded(table, 0, 24), VOCAB)
+    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB)
     assert scores.dtype == jnp.float32
     rounded = x.astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_allclose(scores, rounded @ table.astype(np.float32).T, rtol=1e-5, atol=1e-5)
@@ -160,6 +209,8 @@ def test_logits_are_float32_and_leave_padding_out() -> None:
 def test_logits_split_by_vocabulary_are_whole_on_every_device() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED)
     scores = split(
-        lambda x, table: layers.logits(x, table, VOCAB), (x, "tokens embed"), (padded(table, 0, 24), "vocab embed")
+        lambda x, table: layers.logits(Normed(x, (jnp.asarray(GAMMA), EPS)), table, VOCAB),
+        (x, "tokens embed"),
+        (padded(table, 0, 24), "vocab embed"),
     )
-    np.testing.assert_allclose(scores, x @ table.T, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores, normed(x, GAMMA) @ table.T, rtol=1e-5, atol=1e-5)

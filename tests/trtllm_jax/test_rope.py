@@ -15,13 +15,14 @@ import torch
 from transformers import LlamaConfig
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
+from pallas_kernels.attention import rotate as apply_rotation
 from trtllm_jax import rope as rope_module
 from trtllm_jax.rope import Rope, context_stretch
 
 
 @functools.partial(jax.jit, static_argnums=1)
 def rotate(x: jax.Array, rope: Rope, positions: jax.Array, lengths: jax.Array) -> jax.Array:
-    return rope_module.rotate(x, rope_module.rotation(rope, positions, lengths))
+    return apply_rotation(x, rope_module.rotation(rope, positions, lengths))
 
 
 HEAD_DIM = 64

@@ -36,7 +36,7 @@ class EngineConfig:
     kv_dtype: str | None = None
     reuse: bool = True
     policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
-    max_decode_steps: int = 8
+    max_decode_steps: int | None = None
     look_ahead: bool = True
     event_buffer: int = 0
     stats_length: int = 1000
@@ -48,11 +48,16 @@ class BackendDefaults:
 
     max_batch_size: int
     max_num_tokens: int
+    max_decode_steps: int
 
 
 def backend_defaults() -> BackendDefaults:
-    """A CPU core computes a few hundred tokens a second: larger steps only delay everyone, and cost compile time."""
-    return BackendDefaults(32, 512) if jax.default_backend() == "cpu" else BackendDefaults(256, 8192)
+    """A CPU core computes a few hundred tokens a second: larger steps only delay everyone, and cost compile time.
+
+    It saves host work by several tokens a dispatch; a GPU is kept busy by the next dispatch being queued already, and
+    a new request then waits for one token only.
+    """
+    return BackendDefaults(32, 512, 8) if jax.default_backend() == "cpu" else BackendDefaults(256, 8192, 1)
 
 
 def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
@@ -63,6 +68,12 @@ def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
 
 
 def token_buckets(max_num_tokens: int) -> tuple[int, ...]:
-    """Token counts that a ragged step is compiled for: powers of four and the maximum."""
-    sizes = [16, 64, 256, 1024, 4096]
+    """Token counts that a ragged step is compiled for, up to the maximum.
+
+    A CPU's are powers of four. A GPU's are close together from 128 on, where a step's time grows with its tokens.
+    """
+    if jax.default_backend() == "cpu":
+        sizes = [16, 64, 256, 1024, 4096]
+    else:
+        sizes = [16, 64, 128, 256, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096, 6144]
     return (*(size for size in sizes if size < max_num_tokens), max_num_tokens)

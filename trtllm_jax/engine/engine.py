@@ -89,7 +89,8 @@ class Engine:
         self.cache_events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
         self._pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=self.cache_events)
         self._scheduler = Scheduler(self.limits, self._pool, config.policy)
-        self._runner = Runner(programs, params, spec.allocate(pages, mesh), mesh, self.limits.max_batch_size)
+        caches = spec.allocate(pages, mesh)
+        self._runner = Runner(programs, params, caches, mesh, self.limits.max_batch_size, table_width)
         self._look_ahead = config.look_ahead
         self._sink = sink
         self._stats: deque[Record] = deque(maxlen=config.stats_length)
@@ -251,10 +252,11 @@ def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: Cac
     defaults = backend_defaults()
     batch = config.max_batch_size or defaults.max_batch_size
     tokens = max(config.max_num_tokens or defaults.max_num_tokens, batch)
+    decode_steps = config.max_decode_steps or defaults.max_decode_steps
     length = min(config.max_seq_len or model.config.max_position, model.config.max_position)
 
     def limits(batch: int, length: int) -> SchedulerLimits:
-        return SchedulerLimits(batch, tokens, length, config.max_decode_steps)
+        return SchedulerLimits(batch, tokens, length, decode_steps)
 
     temporary = 0
     if mesh.devices.flat[0].platform != "cpu":

@@ -84,7 +84,8 @@ def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: in
         fitting -= fitting % 1024
     if fitting < 2:
         raise MemoryError(
-            f"no room for a KV cache: {free / 2**30:.2f} GiB left of the device's memory; raise "
-            "kv_cache_config.free_gpu_memory_fraction, lower max_num_tokens, or split the model over more devices"
+            f"no room for a KV cache: two pages need {2 * page_bytes / 2**30:.2f} GiB, and of the device's memory "
+            f"{max(free, 0) / 2**30:.2f} GiB are left beside {temporary_bytes / 2**30:.2f} GiB for the largest step; "
+            "lower max_num_tokens, raise kv_cache_config.free_gpu_memory_fraction or tensor_parallel_size"
         )
     return fitting

@@ -21,7 +21,9 @@ class StepPlan:
         kind: "step" or "decode".
         requests: whose rows these are; read for their wishes, never changed through the plan.
         slots: int32 [r], each sequence's row of the device's state.
-        page_table: int32 [r, p].
+        page_table: int32 [r, p], every page of every row. Empty for "decode".
+        newest_pages: int32 [r, n, 2], the last pages of each row: their columns in the page table, and the pages. The
+            device knows those before: a dispatch brings a row no more than n. Empty for "step".
         tokens: int32 [t], known ids to compute; -1 where the device holds the id (a decoding row). Empty for "decode".
         starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
         first: int32 [r], position of a row's first token; -1 where the device knows it. Empty for "decode".
@@ -34,6 +36,7 @@ class StepPlan:
     requests: tuple[Request, ...]
     slots: np.ndarray
     page_table: np.ndarray
+    newest_pages: np.ndarray
     tokens: np.ndarray
     starts: np.ndarray
     first: np.ndarray

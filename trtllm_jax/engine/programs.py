@@ -1,5 +1,6 @@
 """The compiled programs of one engine: built before the first request, one a bucket, none afterwards."""
 
+import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import partial
@@ -17,11 +18,15 @@ from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.kv_cache import CACHE_AXES
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.row_state import RowState
-from trtllm_jax.engine.scheduler import SchedulerLimits
+from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
 from trtllm_jax.engine.steps import Model
+from trtllm_jax.layers import activation_dtype
 
 MAX_LOGPROBS = 20
 """Most alternatives a position that log-probabilities are computed for."""
+
+LONG_STEP = 1024
+"""Tokens from which on a step's kernels take longer than their launches."""
 
 COPIES_A_CALL = 8
 """Page copies of one call of the copy program."""
@@ -57,10 +62,11 @@ class Programs:
         self._caches = caches
         self._limits = limits
         self._pages = pages
+        self._page_size = caches[0].shape[3]
         self._replicated = NamedSharding(mesh, P())
         self.token_buckets = token_buckets(limits.max_num_tokens)
         self.row_buckets = decode_buckets(limits.max_batch_size)
-        self._programs: dict[Hashable, Compiled] = {}
+        self._programs: dict[tuple[Hashable, ...], Compiled] = {}
 
     def rows_of(self, tokens: int) -> int:
         """Rows of the ragged program for a bucket of `tokens`."""
@@ -72,7 +78,7 @@ class Programs:
 
     def decode_layout(self, rows: int) -> Layout:
         """What the host packs for the decode program of a bucket."""
-        return steps.decode_layout(rows, self._pages)
+        return steps.decode_layout(rows, pages_a_dispatch(self._limits.max_decode_steps, self._page_size))
 
     def ragged(self, tokens: int) -> Compiled:
         """The ragged step of a token bucket."""
@@ -88,15 +94,15 @@ class Programs:
 
     def copy(self) -> Compiled:
         """The page copy."""
-        return self._programs["copy"]
+        return self._programs["copy",]
 
     def compile(self, progress: Callable[[int, int], None]) -> None:
         """Compile every program, several at a time; `progress` is told how many are done of how many."""
         lowering = self._lowerings()
         # Tracing holds the interpreter lock; compiling does not, and uses a core or two a program.
-        with ThreadPoolExecutor(max_workers=4) as pool:
+        with ThreadPoolExecutor(max_workers=max(4, min(os.cpu_count() or 1, 16))) as pool:
             try:
-                futures = {pool.submit(lower().compile): key for key, lower in lowering.items()}
+                futures = {pool.submit(lower().compile, _options(key)): key for key, lower in lowering.items()}
                 for done, future in enumerate(as_completed(futures), start=1):
                     self._programs[futures[future]] = future.result()
                     progress(done, len(futures))
@@ -106,19 +112,20 @@ class Programs:
 
     def temporary_bytes(self) -> int:
         """Device memory that the largest step needs beside weights, caches and results; compiles that step."""
-        compiled = self._lower_ragged(self.token_buckets[-1]).compile()
+        tokens = self.token_buckets[-1]
+        compiled = self._lower_ragged(tokens).compile(_options(("ragged", tokens)))
         analysis: Any = compiled.memory_analysis()
         return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
-    def _lowerings(self) -> dict[Hashable, Callable[[], jax.stages.Lowered]]:
-        lowerings: dict[Hashable, Callable[[], jax.stages.Lowered]] = {}
+    def _lowerings(self) -> dict[tuple[Hashable, ...], Callable[[], jax.stages.Lowered]]:
+        lowerings: dict[tuple[Hashable, ...], Callable[[], jax.stages.Lowered]] = {}
         for tokens in self.token_buckets:
             lowerings["ragged", tokens] = partial(self._lower_ragged, tokens)
             lowerings["logprobs", self.rows_of(tokens)] = partial(self._lower_logprobs, self.rows_of(tokens))
         for rows in self.row_buckets:
             for greedy in (True, False):
                 lowerings["decode", rows, greedy] = partial(self._lower_decode, rows, greedy)
-        lowerings["copy"] = self._lower_copy
+        lowerings["copy",] = self._lower_copy
         return lowerings
 
     def _lower_ragged(self, tokens: int) -> jax.stages.Lowered:
@@ -134,11 +141,10 @@ class Programs:
 
     def _lower_step(self, step: Compiled, layout: Layout, out_specs: Any) -> jax.stages.Lowered:
         """A step over (params, caches, state, packed), one device's part each, with caches and state donated."""
-        param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
         mapped = jax.shard_map(
             step,
             mesh=self._mesh,
-            in_specs=(param_specs, self._cache_specs(), P(), P()),
+            in_specs=(self._param_specs(), self._cache_specs(), P(), P()),
             out_specs=out_specs,
             check_vma=False,
         )
@@ -147,10 +153,18 @@ class Programs:
         )
 
     def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
-        vocab = self._model.config.vocab
-        count = min(MAX_LOGPROBS, vocab)
-        return jax.jit(partial(steps.token_logprobs, count=count), out_shardings=self._replicated).lower(
-            self._array((rows, vocab), jnp.float32), self._array((rows, 2), jnp.int32)
+        config = self._model.config
+        count = min(MAX_LOGPROBS, config.vocab)
+        mapped = jax.shard_map(
+            partial(steps.token_logprobs, self._model, count),
+            mesh=self._mesh,
+            in_specs=(self._param_specs(), P(), P()),
+            out_specs=P(),
+            check_vma=False,
+        )
+        dtype = activation_dtype(self._params["embed"].dtype)
+        return jax.jit(mapped).lower(
+            self._params, self._array((rows, config.embed), dtype), self._array((rows, 2), jnp.int32)
         )
 
     def _lower_copy(self) -> jax.stages.Lowered:
@@ -158,18 +172,32 @@ class Programs:
             self._caches, self._array((COPIES_A_CALL, 2), jnp.int32)
         )
 
+    def _param_specs(self) -> Any:
+        return jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
+
     def _cache_specs(self) -> tuple[P, ...]:
         return (sharding.spec_of(CACHE_AXES),) * len(self._caches)
 
     def _state(self) -> RowState:
         shapes: RowState = jax.tree.map(
             lambda leaf: self._array(leaf.shape, leaf.dtype),
-            jax.eval_shape(partial(RowState.empty, self._limits.max_batch_size)),
+            jax.eval_shape(partial(RowState.empty, self._limits.max_batch_size, self._pages)),
         )
         return shapes
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+
+def _options(key: tuple[Any, ...]) -> dict[str, Any] | None:
+    """XLA's options for a program.
+
+    A GPU launches a step as one recorded graph, because its kernels may be shorter than their launches. Where they are
+    long, recording only delays the first of them, by a millisecond or more.
+    """
+    if jax.default_backend() == "gpu" and key[0] == "ragged" and key[1] >= LONG_STEP:
+        return {"xla_gpu_graph_min_graph_size": 1 << 20}
+    return None
 
 
 def bucket_for(size: int, buckets: tuple[int, ...]) -> int:

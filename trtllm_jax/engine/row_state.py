@@ -51,17 +51,19 @@ class RowState:
         token: int32 [s], the last token, whose key and value are not written yet.
         position: int32 [s], its place in the sequence.
         done: bool [s], whether the sequence ended on the device.
+        page_table: int32 [s, p], the pages of the sequence, in order.
         wishes: each [s, ...].
     """
 
     token: jax.Array
     position: jax.Array
     done: jax.Array
+    page_table: jax.Array
     wishes: Wishes
 
     @classmethod
-    def empty(cls, slots: int) -> "RowState":
-        """`slots` rows and the padding row, none of them running."""
+    def empty(cls, slots: int, pages: int) -> "RowState":
+        """`slots` rows of up to `pages` pages and the padding row, none of them running."""
         rows = slots + 1
         integers = jnp.zeros(rows, jnp.int32)
         floats = jnp.zeros(rows, jnp.float32)
@@ -69,6 +71,7 @@ class RowState:
             token=integers,
             position=integers,
             done=jnp.ones(rows, jnp.bool_),
+            page_table=jnp.zeros((rows, pages), jnp.int32),
             wishes=Wishes(
                 limit=integers,
                 stop_ids=jnp.full((rows, MAX_DEVICE_STOPS), NO_TOKEN, jnp.int32),

@@ -52,15 +52,18 @@ class Runner:
         caches: every layer's cache, on the devices; donated from step to step.
         mesh: the devices.
         slots: rows of the device state.
+        pages: columns of its page table.
     """
 
-    def __init__(self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int) -> None:
+    def __init__(
+        self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int, pages: int
+    ) -> None:
         self._programs = programs
         self._params = params
         self._caches = caches
-        self._replicated = NamedSharding(mesh, P())
         self._padding_slot = slots
-        self._state: RowState = jax.jit(RowState.empty, static_argnums=0, out_shardings=self._replicated)(slots)
+        make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, P()))
+        self._state: RowState = make(slots, pages)
 
     def dispatch(self, plan: StepPlan) -> InFlight:
         """Start a plan; its results are on their way to the host when it is done."""
@@ -81,18 +84,18 @@ class Runner:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
-        self._caches, self._state, out, logits = self._programs.ragged(tokens)(
-            self._params, self._caches, self._state, self._put(packed)
+        self._caches, self._state, out, last = self._programs.ragged(tokens)(
+            self._params, self._caches, self._state, packed
         )
         if plan.wants_logprobs:
-            return InFlight(plan, out, self._programs.logprobs(tokens)(logits, out))
+            return InFlight(plan, out, self._programs.logprobs(tokens)(self._params, last, out))
         return InFlight(plan, out)
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
         packed = pack_decode(plan, self._programs.decode_layout(rows), rows, self._padding_slot)
         self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
-            self._params, self._caches, self._state, self._put(packed)
+            self._params, self._caches, self._state, packed
         )
         return InFlight(plan, out)
 
@@ -101,10 +104,7 @@ class Runner:
             pairs = np.full((COPIES_A_CALL, 2), PADDING_PAGE, np.int32)
             some = copies[first : first + COPIES_A_CALL]
             pairs[: len(some)] = some
-            self._caches = self._programs.copy()(self._caches, self._put(pairs))
-
-    def _put(self, array: np.ndarray) -> jax.Array:
-        return jax.device_put(array, self._replicated)
+            self._caches = self._programs.copy()(self._caches, pairs)
 
 
 def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
@@ -128,7 +128,7 @@ def pack_decode(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     return layout.pack(
         steps=np.array(plan.steps, np.int32),
         slots=_padded_slots(plan.slots, rows, padding_slot),
-        page_table=plan.page_table,
+        newest_pages=plan.newest_pages,
     )
 
 

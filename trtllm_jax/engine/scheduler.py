@@ -18,6 +18,12 @@ from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
 
 _NOTHING = np.zeros(0, np.int32)
+_NO_PAGES = np.zeros((0, 0), np.int32)
+
+
+def pages_a_dispatch(max_decode_steps: int, page_size: int) -> int:
+    """The most pages that a row gains for one decode dispatch."""
+    return -(-max_decode_steps // page_size)
 
 
 class CapacityPolicy(enum.StrEnum):
@@ -74,6 +80,7 @@ class Scheduler:
         """Pages that running sequences may still ask for."""
         width = -(-limits.max_seq_len // pool.page_size)
         self._page_table = np.zeros((limits.max_batch_size, width), np.int32)
+        self._pages_a_dispatch = pages_a_dispatch(limits.max_decode_steps, pool.page_size)
 
     @property
     def has_work(self) -> bool:
@@ -282,7 +289,13 @@ class Scheduler:
             request.in_flight += 1
             request.dispatched = request.computed
         slots = np.fromiter((request.slot for request in rows), np.int32, len(rows))
-        return StepPlan(kind, tuple(rows), slots, self._page_table[slots], tokens, starts, first, emits, steps, copies)
+        if kind == "step":
+            page_table, newest = self._page_table[slots], _NO_PAGES
+        else:
+            held = np.fromiter((len(request.pages) for request in rows), np.int32, len(rows))
+            columns = np.maximum(held[:, None] - np.arange(self._pages_a_dispatch, 0, -1), 0)
+            page_table, newest = _NO_PAGES, np.stack([columns, self._page_table[slots[:, None], columns]], axis=2)
+        return StepPlan(kind, tuple(rows), slots, page_table, newest, tokens, starts, first, emits, steps, copies)
 
     # ---- what came of it ----
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pallas_kernels import sampling
 from trtllm_jax.batch import Batch
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
@@ -34,7 +35,7 @@ class Model:
         return hidden_states(self.module, self.config, params, batch, caches)
 
     def logits(self, params: Any, x: jax.Array) -> jax.Array:
-        """Scores [t, vocab] in float32."""
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
         scores: jax.Array = self.module.head(self.config, params, x)
         return scores
 
@@ -55,9 +56,9 @@ def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
     )
 
 
-def decode_layout(rows: int, pages: int) -> Layout:
-    """What the host sends with a decode loop."""
-    return Layout((Field("steps", ()), Field("slots", (rows,)), Field("page_table", (rows, pages))))
+def decode_layout(rows: int, new_pages: int) -> Layout:
+    """What the host sends with a decode loop; it is small, because it is sent for every token."""
+    return Layout((Field("steps", ()), Field("slots", (rows,)), Field("newest_pages", (rows, new_pages, 2))))
 
 
 def ragged_step(
@@ -65,11 +66,14 @@ def ragged_step(
 ) -> tuple[Caches, RowState, jax.Array, jax.Array]:
     """Compute every token of a flat batch of prompt chunks and decoding rows; draw a token where a row wants one.
 
-    Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the logits [r, v].
+    Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the residual stream
+    [r, embed] of each row's last token.
     """
     plan = layout.unpack(packed)
     rows = replace(
-        _rows_of(state, plan["slots"]), wishes=Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
+        _rows_of(state, plan["slots"]),
+        page_table=plan["page_table"],
+        wishes=Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__}),
     )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
@@ -84,20 +88,16 @@ def ragged_step(
     positions = jnp.where(inside, first[row] + places - starts[row], 0)
     tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[row], plan["tokens"])
     batch = _batch(
-        tokens, positions, inside, row, plan["page_table"], lengths, starts, plan["prompt"][row], _page_size(caches)
+        tokens, positions, inside, row, rows.page_table, lengths, starts, plan["prompt"][row], _page_size(caches)
     )
     x, caches = model.hidden(params, batch, caches)
 
-    logits = model.logits(params, x[jnp.maximum(starts[1:] - 1, 0)])
-    drawn = lax.cond(
-        jnp.any(rows.wishes.temperature > 0),
-        lambda: sampler.sample(logits, rows.wishes, lengths),
-        lambda: sampler.greedy(logits),
-    )
+    last = x[jnp.maximum(starts[1:] - 1, 0)]
+    drawn = sampler.sample(model.logits(params, last), rows.wishes, lengths)
     emitted = active & plan["emits"]
     rows = rows.advance(drawn, emitted, lengths)
     out = jnp.stack([emitted.astype(jnp.int32), drawn], axis=1)
-    return caches, _put_rows(state, plan["slots"], rows), out, logits
+    return caches, _put_rows(state, plan["slots"], rows), out, last
 
 
 def decode_loop(
@@ -129,20 +129,25 @@ def decode_loop(
         positions = jnp.where(active, rows.position, 0)
         lengths = jnp.where(active, positions + 1, 0)
         batch = _batch(
-            rows.token, positions, active, jnp.arange(active.shape[0]), plan["page_table"], lengths, None, lengths,
+            rows.token, positions, active, jnp.arange(active.shape[0]), rows.page_table, lengths, None, lengths,
             page_size,
         )  # fmt: skip
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
-        drawn = sampler.greedy(logits) if greedy else sampler.sample(logits, rows.wishes, positions + 1)
+        drawn = sampling.greedy(logits) if greedy else sampler.sample(logits, rows.wishes, positions + 1)
         rows = rows.advance(drawn, active, positions + 1)
         out = out.at[:, 0].add(active.astype(jnp.int32))
         out = lax.dynamic_update_slice_in_dim(out, drawn[:, None], step + 1, axis=1)
         return step + 1, caches, rows, out
 
     rows = _rows_of(state, plan["slots"])
+    columns, pages = plan["newest_pages"][..., 0], plan["newest_pages"][..., 1]
+    row = jnp.arange(columns.shape[0])[:, None]
+    rows = replace(rows, page_table=rows.page_table.at[row, columns].set(pages))
     out = jnp.zeros((rows.done.shape[0], 1 + max_steps), jnp.int32)
-    _, caches, rows, out = lax.while_loop(unfinished, one_token, (jnp.int32(0), caches, rows, out))
+    carry = (jnp.int32(0), caches, rows, out)
+    # A loop whose end the data decides makes a GPU's host wait for every iteration: one step needs none.
+    _, caches, rows, out = one_token(carry) if max_steps == 1 else lax.while_loop(unfinished, one_token, carry)
     return caches, _put_rows(state, plan["slots"], rows), out
 
 
@@ -151,9 +156,9 @@ def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
     return tuple(cache.at[pairs[:, 1]].set(cache[pairs[:, 0]]) for cache in caches)
 
 
-def token_logprobs(logits: jax.Array, out: jax.Array, count: int) -> tuple[jax.Array, ...]:
-    """`sampler.logprobs` of the tokens that a ragged step drew: its logits [r, v] and its result [r, 2]."""
-    return sampler.logprobs(logits, out[:, 1], count)
+def token_logprobs(model: Model, count: int, params: Any, last: jax.Array, out: jax.Array) -> tuple[jax.Array, ...]:
+    """`sampler.logprobs` of the tokens that a ragged step drew: its last rows [r, embed] and its result [r, 2]."""
+    return sampler.logprobs(model.logits(params, last), out[:, 1], count)
 
 
 def _batch(

@@ -34,4 +34,4 @@ def hidden_states(
         with jax.named_scope(f"layer_{index}"):
             x, cache = layer(config, model.same_layer(config, index), layer_params, x, batch, cache)
         written.append(cache)
-    return x, tuple(written)
+    return x.total, tuple(written)

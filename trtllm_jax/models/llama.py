@@ -9,6 +9,7 @@ import jax
 from checkpoints.table import Stored, Weight
 from trtllm_jax import layers
 from trtllm_jax.batch import Batch
+from trtllm_jax.layers import Residual
 from trtllm_jax.models.config import CacheGroup, positive, require
 from trtllm_jax.rope import Rope, context_stretch
 
@@ -118,25 +119,26 @@ def ropes(config: Config) -> tuple[Rope, ...]:
     return (config.rope,)
 
 
-def embed(config: Config, params: Any, batch: Batch) -> jax.Array:
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch.tokens, params["embed"])
+    return Residual(layers.embed(batch.tokens, params["embed"]))
 
 
 def layer(
-    config: Config, index: int, p: Any, x: jax.Array, batch: Batch, cache: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+    config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: jax.Array
+) -> tuple[Residual, jax.Array]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    normed = layers.rms_norm(x, p["attn_norm"], config.eps)
+    residual, normed = layers.normalised(residual, (p["attn_norm"], config.eps))
     qkv = layers.linear(normed, p["qkv"], "embed", bias=p.get("qkv_bias"))
     attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
-    x = x + layers.linear(attended, p["o"], "kv_heads", "group", "head_dim", bias=p.get("o_bias"))
-    normed = layers.rms_norm(x, p["mlp_norm"], config.eps)
-    x = x + layers.gated_mlp(normed, p["gate_up"], p["down"], p.get("gate_up_bias"), p.get("down_bias"))
-    return x, cache
+    residual = layers.add_linear(residual, attended, p["o"], "kv_heads", "group", "head_dim", bias=p.get("o_bias"))
+    with jax.named_scope("mlp"):
+        residual, normed = layers.normalised(residual, (p["mlp_norm"], config.eps))
+        hidden = layers.gated(normed, p["gate_up"], p.get("gate_up_bias"))
+        return layers.add_linear(residual, hidden, p["down"], "mlp", bias=p.get("down_bias")), cache
 
 
 def head(config: Config, params: Any, x: jax.Array) -> jax.Array:
-    """Logits [t, vocab] in float32 of the residual stream after the last layer."""
-    normed = layers.rms_norm(x, params["norm"], config.eps)
-    return layers.logits(normed, params.get("head", params["embed"]), config.vocab)
+    """Logits [t, vocab] of the residual stream after the last layer."""
+    table = params.get("head", params["embed"])
+    return layers.logits(layers.Normed(x, (params["norm"], config.eps)), table, config.vocab)

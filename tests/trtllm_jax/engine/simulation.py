@@ -91,6 +91,7 @@ class Device:
     def __init__(self, slots: int, page_size: int) -> None:
         self.page_size = page_size
         self.rows = [Row() for _ in range(slots)]
+        self.page_tables: dict[int, list[int]] = {}
         self.pages: dict[int, dict[int, Entry]] = {}
         self.prompt_tokens = 0
 
@@ -98,6 +99,12 @@ class Device:
         contents = [dict(self.pages[source]) for source, _ in plan.copies]
         for (_, destination), content in zip(plan.copies, contents, strict=True):
             self.pages[destination] = content
+        if plan.kind == "step":
+            self.page_tables |= dict(zip(plan.slots.tolist(), plan.page_table.tolist(), strict=True))
+        else:
+            for slot, newest in zip(plan.slots.tolist(), plan.newest_pages.tolist(), strict=True):
+                for column, page in newest:
+                    self.page_tables[slot][column] = page
         return self._ragged(plan) if plan.kind == "step" else self._decode(plan)
 
     def _ragged(self, plan: StepPlan) -> list[list[int]]:
@@ -115,7 +122,7 @@ class Device:
             else:
                 self.prompt_tokens += len(tokens)
             for position, token in enumerate(tokens, start=first):
-                self._write(request, plan.page_table[index], position, int(token))
+                self._write(request, self.page_tables[int(plan.slots[index])], position, int(token))
             lengths.append(first + len(tokens))
         gained: list[list[int]] = []
         for index, length in enumerate(lengths):
@@ -129,7 +136,7 @@ class Device:
             active = [index for index, slot in enumerate(plan.slots) if not self.rows[slot].done]
             for index in active:
                 row = self.rows[plan.slots[index]]
-                self._write(plan.requests[index], plan.page_table[index], row.position, row.token)
+                self._write(plan.requests[index], self.page_tables[int(plan.slots[index])], row.position, row.token)
             for index in active:
                 length = self.rows[plan.slots[index]].position + 1
                 gained[index].append(self._emit(plan, index, length))
@@ -154,7 +161,7 @@ class Device:
         request = plan.requests[index]
         context, known = empty_context(request), unstopped(request)
         for position in range(length):
-            entry = self._entry(plan.page_table[index], position)
+            entry = self._entry(self.page_tables[int(plan.slots[index])], position)
             context = hash((context, entry.token))
             assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
         token = draw_token(request, length, context)
@@ -266,14 +273,16 @@ class Simulation:
         assert 1 <= rows <= limits.max_batch_size
         assert len(set(plan.slots.tolist())) == len(set(plan.requests)) == rows
         width = -(-limits.max_seq_len // self.setup.page_size)
-        padded = [request.pages + [PADDING_PAGE] * (width - len(request.pages)) for request in plan.requests]
-        assert plan.page_table.tolist() == padded
         assert all(request.finished is None for request in plan.requests)
         if plan.kind == "decode":
             assert 1 <= plan.steps <= limits.max_decode_steps
             assert not plan.wants_logprobs, "only a ragged step tells log-probabilities"
             assert not plan.copies
+            newest = plan.newest_pages[:, -1].tolist()
+            assert newest == [[len(request.pages) - 1, request.pages[-1]] for request in plan.requests]
         else:
+            padded = [request.pages + [PADDING_PAGE] * (width - len(request.pages)) for request in plan.requests]
+            assert plan.page_table.tolist() == padded
             assert plan.steps == 1
             assert 1 <= len(plan.tokens) <= limits.max_num_tokens
             assert plan.starts[0] == 0

@@ -67,7 +67,8 @@ def test_wishes_that_int32_does_not_hold_mean_what_they_say() -> None:
 
 
 def test_an_empty_state_runs_nothing_and_has_a_row_for_padding() -> None:
-    state = RowState.empty(4)
+    state = RowState.empty(4, 3)
+    assert state.page_table.shape == (5, 3)
     assert state.done.tolist() == [True] * 5
     assert all(leaf.shape[0] == 5 for leaf in jax.tree.leaves(state))
     assert {field.name: field.dtype for field in wish_fields(1)} == {
@@ -94,7 +95,9 @@ def test_active_rows_advance_until_a_stop_id_or_their_limit(
     token, position, done, sampled, active, stops, limit = zip(*rows, strict=True)
     sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=0, greedy=False)
     requests = [Request([0] * tokens, 0, sampling, frozenset(stop)) for tokens, stop in zip(limit, stops, strict=True)]
-    state = RowState(jnp.array(token), jnp.array(position), jnp.array(done), sent(*requests))
+    state = RowState(
+        jnp.array(token), jnp.array(position), jnp.array(done), jnp.zeros((ROWS, 1), jnp.int32), sent(*requests)
+    )
     after = ADVANCE(state, jnp.array(sampled), jnp.array(active), jnp.array(position) + 1)
     for row, (old_token, old_position, was_done, new_token, runs, stop, tokens) in enumerate(rows):
         expected = (old_token, old_position, was_done)

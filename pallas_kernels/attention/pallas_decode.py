@@ -1,0 +1,249 @@
+"""Decode attention as a Pallas kernel on Triton: one new token a row, rotated, written to its page and attended to.
+
+Split-KV (Dao et al. 2023, "Flash-Decoding"): several programs share a row's context where there are few rows; what
+each found is combined by a second kernel. How many share it is fixed by the shape, how much each takes by the row's
+length, so that short contexts are read by one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.attention.blocks import (
+    MIN_DOT,
+    Halves,
+    Heads,
+    Ref,
+    Running,
+    add_keys,
+    cache_rows,
+    load_rotated,
+    load_rows,
+    power_of_two,
+    store_rows,
+    value_step,
+    whole,
+)
+from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
+from pallas_kernels.attention.rotary import Rotation
+from pallas_kernels.attention.tuned import DecodeConfig
+
+
+def decode_attention(
+    qkv: jax.Array,
+    cache: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    *,
+    scoring: Scoring,
+    rotation: Rotation | None,
+    sinks: jax.Array | None,
+    config: DecodeConfig,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`append_and_attend` where every row owns one token: the result [r, h, g, d] and the cache."""
+    rows, kv, planes, dim = qkv.shape
+    heads = Heads(kv, planes - 2, dim, cache.shape[3])
+    splits = config.splits
+    matrix = cache.reshape(-1, dim)
+    angles = () if rotation is None else tuple(rotation)
+    extra = () if sinks is None else (sinks.reshape(-1).astype(jnp.float32),)
+    inputs = (qkv.reshape(-1, dim), matrix, page_table, lengths, *angles, *extra)
+    out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
+    if splits == 1:
+        out_shape.append(jax.ShapeDtypeStruct((rows * kv * heads.group, dim), qkv.dtype))
+    else:
+        partials = rows * kv * splits * heads.group
+        out_shape += [
+            jax.ShapeDtypeStruct((partials, dim), jnp.float32),
+            *[jax.ShapeDtypeStruct((partials,), jnp.float32)] * 2,
+        ]
+    kernel = _unpacked(
+        partial(_kernel, heads=heads, scoring=scoring, config=config), rotation is not None, sinks is not None
+    )
+    written, *results = pl.pallas_call(
+        kernel,
+        grid=(kv, rows, splits),
+        in_specs=[whole(array.shape) for array in inputs],
+        out_specs=[whole(array.shape) for array in out_shape],
+        out_shape=out_shape,
+        input_output_aliases={1: 0},
+        compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="decode_attention",
+    )(*inputs)
+    if splits > 1:
+        results = [_combine(results, lengths, extra, heads, scoring, config, qkv.dtype, interpret)]
+    return results[0].reshape(rows, kv, heads.group, dim), written.reshape(cache.shape)
+
+
+def _unpacked(kernel: Callable[..., None], rotated: bool, sinking: bool) -> Callable[..., None]:
+    """`kernel` with None for the inputs that are not there."""
+
+    def run(qkv: Ref, cache: Ref, page_table: Ref, lengths: Ref, *rest: Ref) -> None:
+        refs = iter(rest)
+        cosine = next(refs) if rotated else None
+        sine = next(refs) if rotated else None
+        sinks = next(refs) if sinking else None
+        kernel(qkv, cache, page_table, lengths, cosine, sine, sinks, *refs)
+
+    return run
+
+
+def _share(length: jax.Array, scoring: Scoring, config: DecodeConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Where a row's context begins, how much of it a split reads, and how many splits have something to read.
+
+    The newest token, whose key is not in the cache yet, is not counted: the last split adds it.
+    """
+    newest = length - 1
+    begin = scoring.first_visible(newest) // config.block * config.block
+    cached = newest - begin
+    fair = pl.cdiv(pl.cdiv(cached, config.splits), config.block) * config.block
+    share = jnp.maximum(fair, config.min_share)
+    return begin, share, jnp.maximum(pl.cdiv(cached, share), 1)
+
+
+def _kernel(
+    qkv_ref: Ref,
+    cache_ref: Ref,
+    page_table_ref: Ref,
+    lengths_ref: Ref,
+    cosine_ref: Ref | None,
+    sine_ref: Ref | None,
+    sinks_ref: Ref | None,
+    written_ref: Ref,
+    *out_refs: Ref,
+    heads: Heads,
+    scoring: Scoring,
+    config: DecodeConfig,
+) -> None:
+    """One head of one row, one split of its context."""
+    head, row, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
+    queries = max(MIN_DOT, heads.padded_group)
+    place = jnp.arange(queries)
+    real = place < heads.group
+    answer = (row * heads.kv + head) * heads.group + place
+    # All that can be read without knowing the length is read at once: each wait is long beside a short context.
+    length = plgpu.load(lengths_ref.at[row])
+    plane = (row * heads.kv + head) * (heads.group + 2)
+    q = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane + place, jnp.broadcast_to(row, (queries,)), real)
+    one = jnp.arange(1)
+    key_plane = plane + heads.group + one
+    key = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, key_plane, row + one, None)
+    value = load_rows(qkv_ref, key_plane + 1, None, 0, heads.dim, heads.padded_dim)
+    begin, share, active = _share(length, scoring, config)
+
+    if config.splits == 1:
+
+        @pl.when(length == 0)
+        def _leave_zeros() -> None:
+            (out_ref,) = out_refs
+            store_rows(out_ref, answer, real, 0, heads.dim, jnp.zeros((queries, heads.padded_dim), jnp.float32))
+
+    @pl.when((length > 0) & (split < active))
+    def _attend() -> None:
+        newest = length - 1
+        positions = jnp.broadcast_to(newest, (queries,))
+        first = begin + split * share
+        end = jnp.minimum(first + share, newest)
+
+        def add_block(index: Any, running: Running) -> Running:
+            return add_keys(
+                running, q, positions, cache_ref, page_table_ref, heads, scoring,
+                row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
+            )  # fmt: skip
+
+        page = plgpu.load(page_table_ref.at[row, newest // heads.page_size])
+        blocks = jnp.maximum(pl.cdiv(end - first, config.block), 0)
+        running = lax.fori_loop(0, blocks, add_block, Running.empty(queries, heads))
+
+        def add_newest(running: Running) -> Running:
+            there = cache_rows(page, heads, head, newest % heads.page_size) + one
+            half = heads.dim // 2
+            store_rows(written_ref, there, None, 0, half, key.first)
+            store_rows(written_ref, there, None, half, half, key.second)
+            store_rows(written_ref, there + value_step(heads), None, 0, heads.dim, value)
+            # What later steps will read: the key and the value as the cache keeps them.
+            kept = Halves(*(part.astype(written_ref.dtype).astype(jnp.float32) for part in key))
+            products = jnp.sum(q.first.astype(jnp.float32) * kept.first, axis=1)
+            products += jnp.sum(q.second.astype(jnp.float32) * kept.second, axis=1)
+            return running.add_one(scoring.log2_scores(products), value.astype(written_ref.dtype).reshape(-1))
+
+        running = lax.cond(split == active - 1, add_newest, lambda running: running, running)
+        if config.splits == 1:
+            (out_ref,) = out_refs
+            if sinks_ref is not None:
+                sinks = plgpu.load(sinks_ref.at[head * heads.group + place], mask=real, other=MASKED)
+                running = running.add_sink(sinks * LOG2_E)
+            store_rows(out_ref, answer, real, 0, heads.dim, running.result())
+        else:
+            weighted_ref, maximum_ref, total_ref = out_refs
+            part = ((row * heads.kv + head) * config.splits + split) * heads.group + place
+            store_rows(weighted_ref, part, real, 0, heads.dim, running.weighted)
+            plgpu.store(maximum_ref.at[part], running.maximum, mask=real)
+            plgpu.store(total_ref.at[part], running.total, mask=real)
+
+
+def _combine(
+    partials: list[jax.Array],
+    lengths: jax.Array,
+    sinks: tuple[jax.Array, ...],
+    heads: Heads,
+    scoring: Scoring,
+    config: DecodeConfig,
+    dtype: jnp.dtype,
+    interpret: bool,
+) -> jax.Array:
+    """The softmax over all splits of each row and head: [rows * kv * group, dim]."""
+    weighted, maximum, total = partials
+    rows = lengths.shape[0]
+    out = jax.ShapeDtypeStruct((rows * heads.kv * heads.group, heads.dim), dtype)
+    inputs = (weighted, maximum, total, lengths, *sinks)
+    return pl.pallas_call(
+        partial(_combine_kernel, heads=heads, scoring=scoring, config=config),
+        grid=(heads.kv * heads.group, rows),
+        in_specs=[whole(array.shape) for array in inputs],
+        out_specs=whole(out.shape),
+        out_shape=out,
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="combine_splits",
+    )(*inputs)
+
+
+def _combine_kernel(
+    weighted_ref: Ref,
+    maximum_ref: Ref,
+    total_ref: Ref,
+    lengths_ref: Ref,
+    *refs: Ref,
+    heads: Heads,
+    scoring: Scoring,
+    config: DecodeConfig,
+) -> None:
+    """One query head of one row."""
+    *sinks, out_ref = refs
+    query_head, row = pl.program_id(0), pl.program_id(1)
+    length = plgpu.load(lengths_ref.at[row])
+    head, member = query_head // heads.group, query_head % heads.group
+    _, _, active = _share(length, scoring, config)
+    split = jnp.arange(power_of_two(config.splits))
+    there = (split < active) & (length > 0)
+    answer = ((row * heads.kv + head) * config.splits + split) * heads.group + member
+    maximum = plgpu.load(maximum_ref.at[answer], mask=there, other=MASKED)
+    sink = plgpu.load(sinks[0].at[query_head]) * LOG2_E if sinks else MASKED
+    best = jnp.maximum(jnp.max(maximum, axis=0), sink)
+    factor = jnp.exp2(maximum - best)
+    total = jnp.sum(plgpu.load(total_ref.at[answer], mask=there, other=0) * factor, axis=0)
+    if sinks:
+        total += jnp.exp2(sink - best)
+    weighted = load_rows(weighted_ref, answer, there, 0, heads.dim, heads.padded_dim)
+    mean = jnp.sum(weighted * factor[:, None], axis=0) / jnp.where(total > 0, total, 1.0)
+    one = jnp.arange(1)
+    store_rows(out_ref, row * heads.kv * heads.group + query_head + one, None, 0, heads.dim, mean[None, :])

@@ -1,0 +1,208 @@
+"""Attention of prompt chunks and decoding rows in one batch as Pallas kernels on Triton.
+
+Two kernels: one rotates the new keys and writes them and their values to their pages, the other attends. The second
+walks tiles of one row's consecutive tokens, all query heads of a key-value head together, over that row's pages
+(FlashAttention-2, Dao 2023, arXiv:2307.08691).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.attention.blocks import (
+    Heads,
+    Ref,
+    Running,
+    add_keys,
+    cache_rows,
+    load_rotated,
+    load_rows,
+    store_rows,
+    value_step,
+    whole,
+)
+from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
+from pallas_kernels.attention.rotary import Rotation
+from pallas_kernels.attention.tuned import RaggedConfig
+
+WRITTEN_TOKENS = 32
+"""Tokens that one program of the writing kernel handles."""
+
+
+def ragged_attention(
+    qkv: jax.Array,
+    cache: jax.Array,
+    page: jax.Array,
+    offset: jax.Array,
+    page_table: jax.Array,
+    lengths: jax.Array,
+    starts: jax.Array,
+    *,
+    scoring: Scoring,
+    rotation: Rotation | None,
+    sinks: jax.Array | None,
+    config: RaggedConfig,
+    interpret: bool = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`append_and_attend` of rows of any number of tokens: the result [t, h, g, d] and the cache."""
+    tokens, kv, planes, dim = qkv.shape
+    heads = Heads(kv, planes - 2, dim, cache.shape[3])
+    matrix = qkv.reshape(-1, dim)
+    angles = () if rotation is None else tuple(rotation)
+    written = _write(matrix, cache.reshape(-1, dim), page, offset, angles, heads, interpret)
+
+    # The padding at the end is one more row, of no length.
+    starts, lengths = jnp.append(starts, tokens), jnp.append(lengths, 0)
+    row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
+    extra = () if sinks is None else (sinks.reshape(-1).astype(jnp.float32),)
+    inputs = (matrix, written, page_table, lengths, starts, row_of_tile, first_of_tile, *angles, *extra)
+    out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
+    kernel = _unpacked(
+        partial(_kernel, heads=heads, scoring=scoring, config=config), 7, rotation is not None, sinks is not None
+    )
+    attended = pl.pallas_call(
+        kernel,
+        grid=(kv, row_of_tile.shape[0]),
+        in_specs=[whole(array.shape) for array in inputs],
+        out_specs=whole(out.shape),
+        out_shape=out,
+        compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="ragged_attention",
+    )(*inputs)
+    return attended.reshape(tokens, kv, heads.group, dim), written.reshape(cache.shape)
+
+
+def _unpacked(kernel: Callable[..., None], fixed: int, rotated: bool, sinking: bool) -> Callable[..., None]:
+    """`kernel` with None for the inputs after the `fixed` first ones that are not there."""
+
+    def run(*refs: Ref) -> None:
+        rest = iter(refs[fixed:])
+        cosine = next(rest) if rotated else None
+        sine = next(rest) if rotated else None
+        sinks = next(rest) if sinking else None
+        kernel(*refs[:fixed], cosine, sine, sinks, *rest)
+
+    return run
+
+
+def _write(
+    qkv: jax.Array,
+    cache: jax.Array,
+    page: jax.Array,
+    offset: jax.Array,
+    angles: tuple[jax.Array, ...],
+    heads: Heads,
+    interpret: bool,
+) -> jax.Array:
+    """The cache with every token's rotated key and its value; tokens of page 0 are left out."""
+    inputs = (qkv, cache, page, offset, *angles)
+    return pl.pallas_call(
+        partial(_write_kernel, heads=heads),
+        grid=(heads.kv, pl.cdiv(page.shape[0], WRITTEN_TOKENS)),
+        in_specs=[whole(array.shape) for array in inputs],
+        out_specs=whole(cache.shape),
+        out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
+        input_output_aliases={1: 0},
+        compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
+        interpret=interpret,
+        name="write_keys_and_values",
+    )(*inputs)
+
+
+def _write_kernel(qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, *refs: Ref, heads: Heads) -> None:
+    """One head of some tokens."""
+    *angles, cache_ref = refs
+    cosine_ref, sine_ref = angles or (None, None)
+    head, part = pl.program_id(0), pl.program_id(1)
+    token = part * WRITTEN_TOKENS + jnp.arange(WRITTEN_TOKENS)
+    known = token < page_ref.shape[0]
+    page = plgpu.load(page_ref.at[token], mask=known, other=0)
+    offset = plgpu.load(offset_ref.at[token], mask=known, other=0)
+    kept = known & (page > 0)
+    plane = (token * heads.kv + head) * (heads.group + 2) + heads.group
+    key = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane, token, kept)
+    value = load_rows(qkv_ref, plane + 1, kept, 0, heads.dim, heads.padded_dim)
+    rows = cache_rows(page, heads, head, offset)
+    half = heads.dim // 2
+    store_rows(cache_ref, rows, kept, 0, half, key.first)
+    store_rows(cache_ref, rows, kept, half, half, key.second)
+    store_rows(cache_ref, rows + value_step(heads), kept, 0, heads.dim, value)
+
+
+def _tiles(starts: jax.Array, tokens: int, tile_tokens: int) -> tuple[jax.Array, jax.Array]:
+    """The row (-1 for none) and the first token of every tile, the last tiles of the batch first.
+
+    A row's last tile sees the most keys: begun first, it does not run alone at the end.
+    """
+    rows = starts.shape[0] - 1
+    ends = jnp.cumsum(-(-(starts[1:] - starts[:-1]) // tile_tokens))
+    most = min(tokens, rows + tokens // tile_tokens)
+    tile = jnp.arange(most - 1, -1, -1, dtype=jnp.int32)
+    row = jnp.searchsorted(ends, tile, side="right", method="compare_all").astype(jnp.int32)
+    inside = jnp.minimum(row, rows - 1)
+    before = jnp.where(inside > 0, ends[inside - 1], 0)
+    first = starts[inside] + (tile - before) * tile_tokens
+    return jnp.where(row < rows, row, -1), first.astype(jnp.int32)
+
+
+def _kernel(
+    qkv_ref: Ref,
+    cache_ref: Ref,
+    page_table_ref: Ref,
+    lengths_ref: Ref,
+    starts_ref: Ref,
+    row_of_tile_ref: Ref,
+    first_of_tile_ref: Ref,
+    cosine_ref: Ref | None,
+    sine_ref: Ref | None,
+    sinks_ref: Ref | None,
+    out_ref: Ref,
+    *,
+    heads: Heads,
+    scoring: Scoring,
+    config: RaggedConfig,
+) -> None:
+    """All query heads of one key-value head for one tile of a row's tokens."""
+    head, tile = pl.program_id(0), pl.program_id(1)
+    row = plgpu.load(row_of_tile_ref.at[tile])
+
+    @pl.when(row >= 0)
+    def _attend() -> None:
+        first = plgpu.load(first_of_tile_ref.at[tile])
+        end_token = plgpu.load(starts_ref.at[row + 1])
+        length = plgpu.load(lengths_ref.at[row])
+        position = length - end_token + first
+        place = jnp.arange(config.tile_tokens * heads.padded_group)
+        member = place % heads.padded_group
+        token = first + place // heads.padded_group
+        real = (token < end_token) & (member < heads.group)
+        plane = (token * heads.kv + head) * (heads.group + 2) + member
+        q = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane, token, real)
+        positions = position + place // heads.padded_group
+        # A row of no length sees nothing and is left zeros.
+        last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)
+
+        def add_block(masked: bool) -> Callable[[Any, Running], Running]:
+            return lambda index, running: add_keys(
+                running, q, positions, cache_ref, page_table_ref, heads, scoring,
+                row=row, head=head, first=index * config.block, end=last, block=config.block, masked=masked,
+            )  # fmt: skip
+
+        # Without a window, blocks that end before the tile's first position are seen whole by all of it.
+        begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
+        unmasked = begin if scoring.window is not None else jnp.minimum(position + 1, length) // config.block
+        running = Running.empty(place.shape[0], heads)
+        running = lax.fori_loop(begin, unmasked, add_block(masked=False), running)
+        running = lax.fori_loop(unmasked, pl.cdiv(last, config.block), add_block(masked=True), running)
+        if sinks_ref is not None:
+            sinks = plgpu.load(sinks_ref.at[head * heads.group + member], mask=member < heads.group, other=MASKED)
+            running = running.add_sink(sinks * LOG2_E)
+        answer = (token * heads.kv + head) * heads.group + member
+        store_rows(out_ref, answer, real, 0, heads.dim, running.result())

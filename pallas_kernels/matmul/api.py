@@ -1,0 +1,108 @@
+"""The public functions: products of activations with weights that are stored output-first.
+
+Axes: m rows, n outputs, k inputs. On a GPU the kernel takes the shapes for which `tuned.py` says that it is faster than
+XLA; everything else, and every other backend, is XLA's.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from pallas_kernels.matmul import pallas_triton, tuned, xla
+from pallas_kernels.matmul.pallas_triton import Norm
+from pallas_kernels.norm import rms_norm
+
+Implementation = tuned.Config | Literal["measured", "xla"]
+"""Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster."""
+
+
+def linear(
+    x: jax.Array,
+    w: jax.Array,
+    *,
+    residual: jax.Array | None = None,
+    norm: Norm | None = None,
+    implementation: Implementation = "measured",
+) -> jax.Array:
+    """`x @ w.T + residual`, accumulated and added in float32, rounded once.
+
+    With `norm` x is root-mean-square normalised first (Zhang and Sennrich 2019, arXiv:1910.07467).
+
+    Args:
+        x: [m, k].
+        w: [n, k], of x's dtype or of one that x is rounded to.
+        residual: [m, n]; None for none.
+        norm: the weights [k] and, a static number, what is added to the mean square; None for none.
+        implementation: for tests and benchmarks. A kernel is interpreted where there is no GPU.
+
+    Returns:
+        [m, n] in x's dtype.
+
+    Raises:
+        ValueError: the shapes do not fit each other, or a kernel was asked for that cannot take them.
+    """
+    shape = (x.shape[0], w.shape[0])
+    if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1] or (residual is not None and residual.shape != shape):
+        added = "" if residual is None else f" plus residual {residual.shape}"
+        raise ValueError(f"x {x.shape} times w {w.shape}{added}: want x [m, k], w [n, k] and residual [m, n]")
+    config = _config(implementation, x, w[None])
+    x, norm = _normalised(x, norm, config)
+    if config is None:
+        return xla.linear(x, w, residual=residual)
+    return pallas_triton.product(x, w[None], residual, norm, config, interpret=jax.default_backend() != "gpu")
+
+
+def adds_residual(x: jax.Array, w: jax.Array) -> bool:
+    """Whether `linear` adds a residual at no cost: in its kernel, or where XLA fuses what follows a product.
+
+    Only on a GPU may a sum be a kernel of its own, which the next normalisation spares who leaves the sum to it.
+    """
+    return jax.default_backend() != "gpu" or _config("measured", x, w[None]) is not None
+
+
+def gated_linear(
+    x: jax.Array, w: jax.Array, *, norm: Norm | None = None, implementation: Implementation = "measured"
+) -> jax.Array:
+    """`silu(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202), float32 throughout, rounded once.
+
+    Args:
+        x: [m, k].
+        w: [2, n, k], the gate's weights and the others.
+        norm: as in `linear`.
+        implementation: as in `linear`.
+
+    Returns:
+        [m, n] in x's dtype.
+
+    Raises:
+        ValueError: as in `linear`.
+    """
+    if x.ndim != 2 or w.ndim != 3 or w.shape[0] != 2 or x.shape[1] != w.shape[2]:
+        raise ValueError(f"x {x.shape} times w {w.shape}: want x [m, k] and w [2, n, k]")
+    config = _config(implementation, x, w)
+    x, norm = _normalised(x, norm, config)
+    if config is None:
+        return xla.gated_linear(x, w)
+    return pallas_triton.product(x, w, None, norm, config, interpret=jax.default_backend() != "gpu")
+
+
+def _normalised(x: jax.Array, norm: Norm | None, config: tuned.Config | None) -> tuple[jax.Array, Norm | None]:
+    """x, and the normalisation that is left to the kernel."""
+    if norm is None or (config is not None and config.normalises):
+        return x, norm
+    return rms_norm(x, *norm), None
+
+
+def _config(implementation: Implementation, x: jax.Array, w: jax.Array) -> tuned.Config | None:
+    """The sizes of the kernel that takes this product, or None where XLA does."""
+    planes, n, k = w.shape
+    possible = x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
+    if isinstance(implementation, tuned.Config):
+        if not possible or not implementation.takes(k):
+            raise ValueError(f"{implementation} does not take x {x.shape} {x.dtype} and w {w.shape} {w.dtype}")
+        return implementation
+    if implementation == "xla" or jax.default_backend() != "gpu" or not possible:
+        return None
+    config = tuned.choose(jax.devices()[0].device_kind, x.shape[0], n, k, planes == 2)
+    return config if config is not None and config.takes(k) else None

@@ -1,0 +1,219 @@
+"""Products of few rows with large weights as a Pallas kernel on Triton.
+
+The weights are the left operand and the rows the right one, because that is where tensor cores want 64 and only 8: a
+single row costs padding to 16. A program owns a tile of outputs, reads its weights once, several blocks ahead, and
+keeps one sum in float32 for every row. Where the outputs give too few programs to keep the memory busy, several share
+a tile's inputs (split-K). Each then leaves a partial sum, and XLA adds them up in the kernel that it builds for what
+follows.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton as plgpu
+
+from pallas_kernels.matmul.tuned import Config
+
+Ref = Any
+Norm = tuple[jax.Array, float]
+"""Of a root-mean-square normalisation: its weights [k], and what is added to the mean square."""
+
+
+def product(
+    x: jax.Array,
+    w: jax.Array,
+    residual: jax.Array | None,
+    norm: Norm | None,
+    config: Config,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype.
+
+    Normalised rows are multiplied by their weights, rounded to x's dtype, and divided by their root mean square after
+    the product, whose sum of squares the same loop collects.
+    """
+    (m, k), (planes, n, _) = x.shape, w.shape
+    gamma, eps = (None, 0.0) if norm is None else norm
+    whole_sums = config.splits == 1
+    added = residual if whole_sums else None
+    inputs = [x, w.reshape(planes * n, k)] + [array for array in (gamma, added) if array is not None]
+    if whole_sums:
+        out_shape = [jax.ShapeDtypeStruct((m, n), x.dtype)]
+    else:
+        out_shape = [jax.ShapeDtypeStruct((config.splits * planes * m, n), jnp.float32)]
+        if norm is not None:
+            out_shape.append(jax.ShapeDtypeStruct((config.splits * m,), jnp.float32))
+    results = pl.pallas_call(
+        _unpacked(partial(_kernel, planes=planes, eps=eps, config=config), gamma is not None, added is not None),
+        # Programs that share weights are neighbours, so that one of them finds what the other read in the L2 cache.
+        grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n), config.splits),
+        out_shape=out_shape,
+        compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
+        interpret=interpret,
+        name="skinny_matmul",
+    )(*inputs)
+    if whole_sums:
+        return results[0]
+    sums = results[0].reshape(config.splits, planes, m, n).sum(0)
+    factor = None if norm is None else _factor(results[1].reshape(config.splits, m, 1).sum(0), k, eps)
+    return _finish(list(sums), factor, residual).astype(x.dtype)
+
+
+def _unpacked(kernel: Callable[..., None], normed: bool, adding: bool) -> Callable[..., None]:
+    """`kernel` with None for the inputs that are not there."""
+
+    def run(x: Ref, w: Ref, *rest: Ref) -> None:
+        refs = iter(rest)
+        gamma = next(refs) if normed else None
+        residual = next(refs) if adding else None
+        kernel(x, w, gamma, residual, *refs)
+
+    return run
+
+
+def _factor(squares: jax.Array, k: int, eps: float) -> jax.Array:
+    """What a row is multiplied by to be normalised, from its sum of squares."""
+    return lax.rsqrt(squares / k + eps)
+
+
+def _finish(sums: Sequence[jax.Array], factor: jax.Array | None, residual: jax.Array | None) -> jax.Array:
+    """The result [m, n] in float32 from a plane's sums [m, n] each, the rows' factor [m, 1] and the residual [m, n]."""
+    if factor is not None:
+        sums = [plane * factor for plane in sums]
+    result = sums[0] if len(sums) == 1 else sums[0] * lax.logistic(sums[0]) * sums[1]
+    return result if residual is None else result + residual.astype(jnp.float32)
+
+
+class _Tile(NamedTuple):
+    """Where a program works: its first row and output, of how many, and its part of the inputs, in blocks."""
+
+    planes: int
+    m: int
+    n: int
+    row: jax.Array
+    output: jax.Array
+    first_block: jax.Array | int
+    end_block: jax.Array | int
+
+
+def _kernel(
+    x_ref: Ref,
+    w_ref: Ref,
+    gamma_ref: Ref | None,
+    residual_ref: Ref | None,
+    out_ref: Ref,
+    squares_ref: Ref | None = None,
+    *,
+    planes: int,
+    eps: float,
+    config: Config,
+) -> None:
+    """One tile of the result, or one split's part of it."""
+    (m, k), n = x_ref.shape, w_ref.shape[0] // planes
+    split, blocks = pl.program_id(2), k // config.block_k
+    first: jax.Array | int = 0
+    end: jax.Array | int = blocks
+    if config.splits > 1:
+        first, end = lax.div(split * blocks, config.splits), lax.div((split + 1) * blocks, config.splits)
+    tile = _Tile(planes, m, n, pl.program_id(0) * config.block_m, pl.program_id(1) * config.block_n, first, end)
+    sums, squares = (_dots if config.tensor_cores else _row_by_row)(x_ref, w_ref, gamma_ref, tile, config)
+    rows, outputs = pl.ds(tile.row, config.block_m), pl.ds(tile.output, config.block_n)
+    row_inside = tile.row + jnp.arange(config.block_m) < m
+    inside = row_inside[:, None] & (tile.output + jnp.arange(config.block_n) < n)[None, :]
+    if config.splits > 1:
+        for plane, values in enumerate(sums):
+            part = pl.ds((split * planes + plane) * m + tile.row, config.block_m)
+            plgpu.store(out_ref.at[part, outputs], values.T, mask=inside)
+        if squares_ref is not None:
+            part = pl.ds(split * m + tile.row, config.block_m)
+            plgpu.store(squares_ref.at[part], squares, mask=row_inside & (tile.output == 0))
+        return
+    factor = None if gamma_ref is None else _factor(squares, k, eps)[:, None]
+    residual = None
+    if residual_ref is not None:
+        residual = plgpu.load(residual_ref.at[rows, outputs], mask=inside, other=0)
+    result = _finish([plane.T for plane in sums], factor, residual)
+    plgpu.store(out_ref.at[rows, outputs], result.astype(out_ref.dtype), mask=inside)
+
+
+def _load_weights(w_ref: Ref, plane: int, tile: _Tile, inputs: Any, config: Config) -> jax.Array:
+    """A block of one plane's weights [block_n, block_k]."""
+    block = w_ref.at[pl.ds(plane * tile.n + tile.output, config.block_n), inputs]
+    if tile.n % config.block_n == 0:
+        return plgpu.load(block)
+    inside = (tile.output + jnp.arange(config.block_n) < tile.n)[:, None]
+    return plgpu.load(block, mask=jnp.broadcast_to(inside, (config.block_n, config.block_k)), other=0)
+
+
+def _dots(
+    x_ref: Ref, w_ref: Ref, gamma_ref: Ref | None, tile: _Tile, config: Config
+) -> tuple[list[jax.Array], jax.Array]:
+    """Each plane's sums [block_n, block_m] and the rows' sums of squares [block_m], by tensor cores."""
+    planes = range(tile.planes)
+    inside = (tile.row + jnp.arange(config.block_m) < tile.m)[:, None]
+    inside = jnp.broadcast_to(inside, (config.block_m, config.block_k))
+
+    def add_block(block: jax.Array, carry: tuple[list[jax.Array], jax.Array]) -> tuple[list[jax.Array], jax.Array]:
+        sums, squares = carry
+        inputs = pl.ds(block * config.block_k, config.block_k)
+        full = tile.m % config.block_m == 0
+        x_block = x_ref.at[pl.ds(tile.row, config.block_m), inputs]
+        x = plgpu.load(x_block) if full else plgpu.load(x_block, mask=inside, other=0)
+        if gamma_ref is not None:
+            wide = x.astype(jnp.float32)
+            squares += jnp.sum(wide * wide, axis=1)
+            gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
+            x = (wide * gamma[None, :]).astype(x.dtype)
+        blocks = [_load_weights(w_ref, plane, tile, inputs, config) for plane in planes]
+        return [total + plgpu.dot(w, x, trans_b=True) for total, w in zip(sums, blocks, strict=True)], squares
+
+    empty = [jnp.zeros((config.block_n, config.block_m), jnp.float32) for _ in planes]
+    return lax.fori_loop(
+        tile.first_block, tile.end_block, add_block, (empty, jnp.zeros((config.block_m,), jnp.float32))
+    )
+
+
+def _row_by_row(
+    x_ref: Ref, w_ref: Ref, gamma_ref: Ref | None, tile: _Tile, config: Config
+) -> tuple[list[jax.Array], jax.Array]:
+    """As `_dots`, by multiplying registers: the weights go through no shared memory."""
+    planes, members = range(tile.planes), range(config.block_m)
+
+    def add_block(
+        block: jax.Array, carry: tuple[list[list[jax.Array]], list[jax.Array]]
+    ) -> tuple[list[list[jax.Array]], list[jax.Array]]:
+        sums, squares = carry
+        inputs = pl.ds(block * config.block_k, config.block_k)
+        weights = [_load_weights(w_ref, plane, tile, inputs, config).astype(jnp.float32) for plane in planes]
+        rows = [plgpu.load(x_ref.at[jnp.minimum(tile.row + i, tile.m - 1), inputs]) for i in members]
+        if gamma_ref is not None:
+            wide = [row.astype(jnp.float32) for row in rows]
+            squares = [total + row * row for total, row in zip(squares, wide, strict=True)]
+            gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
+            rows = [(row * gamma).astype(x_ref.dtype) for row in wide]
+        factors = [row.astype(jnp.float32)[None, :] for row in rows]
+        sums = [
+            [total + w * row for total, row in zip(of_plane, factors, strict=True)]
+            for of_plane, w in zip(sums, weights, strict=True)
+        ]
+        return sums, squares
+
+    empty = [[jnp.zeros((config.block_n, config.block_k), jnp.float32) for _ in members] for _ in planes]
+    no_squares = [jnp.zeros((config.block_k,), jnp.float32) for _ in members]
+    sums, squares = lax.fori_loop(tile.first_block, tile.end_block, add_block, (empty, no_squares))
+    place = jnp.arange(config.block_m)
+
+    def side_by_side(columns: list[jax.Array]) -> jax.Array:
+        """Sums over k of [..., block_k] each, as the columns of [..., block_m]."""
+        return sum(
+            (jnp.where(place == i, jnp.sum(column, axis=-1)[..., None], 0.0) for i, column in enumerate(columns)),
+            start=jnp.zeros((), jnp.float32),
+        )
+
+    return [side_by_side(of_plane) for of_plane in sums], side_by_side(squares)

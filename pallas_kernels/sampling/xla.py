@@ -1,0 +1,69 @@
+"""Sampling in plain XLA: thresholds by bisection, one pass over the logits a bit.
+
+Axes: r rows, v vocabulary.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from pallas_kernels.sampling import keys
+from pallas_kernels.sampling.noise import gumbel
+
+
+def greedy(logits: jax.Array) -> jax.Array:
+    """The likeliest token of each row, the lowest id where several are: int32 [r].
+
+    Two plain reductions: XLA's CPU backend vectorises them, but not the pairs of argmax (7 times slower).
+    """
+    last = logits.shape[-1] - 1
+    ids = jnp.arange(last + 1, dtype=jnp.int32)
+    best = logits.max(axis=-1, keepdims=True)
+    return jnp.min(jnp.where(logits == best, ids, last), axis=-1)
+
+
+def sample(
+    logits: jax.Array,
+    temperature: jax.Array,
+    top_k: jax.Array,
+    top_p: jax.Array,
+    min_p: jax.Array,
+    seed: jax.Array,
+    position: jax.Array,
+) -> jax.Array:
+    """`pallas_kernels.sampling.sample`."""
+    logits = logits.astype(jnp.float32)
+    depth = keys.depth(logits, logits.max(axis=-1, keepdims=True))
+    scaled = depth * keys.inverse_temperature(temperature)[:, None]
+    rank_low, rank_high, mass_low, mass_high = keys.brackets(temperature, top_k, top_p, logits.shape[1]).T
+
+    rank = keys.rank_key(depth)
+    last_rank = _last_key(rank_low, rank_high, lambda key: (rank <= key).sum(-1) >= top_k)
+    kept = rank <= last_rank
+
+    mass = keys.mass_key(scaled)
+    weights = jnp.where(kept, jnp.exp(-scaled), 0.0)
+    target = top_p * weights.sum(-1)
+    last_mass = _last_key(mass_low, mass_high, lambda key: jnp.where(mass <= key, weights, 0).sum(-1) >= target)
+    kept &= (mass <= last_mass) & (scaled <= -jnp.log(min_p)[:, None])
+
+    noise = jnp.where((temperature > 0)[:, None], gumbel(seed, position, logits.shape[1]), 0.0)
+    return greedy(jnp.where(kept, noise - scaled, -jnp.inf))
+
+
+def _last_key(low: jax.Array, high: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
+    """The least key [r, 1] in (low, high] for which `enough(key)` [r] holds, `high` where it holds for none.
+
+    Costs nothing where every bracket is settled: the loop ends with the widest.
+    """
+
+    def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bracket
+        middle = low + (high - low + 1) // 2
+        reached = enough(middle[:, None])
+        return jnp.where(reached, low, middle), jnp.where(reached, middle, high)
+
+    _, high = lax.while_loop(lambda bracket: jnp.any(bracket[1] - bracket[0] > 1), halve, (low, high))
+    return high[:, None]

@@ -1,0 +1,86 @@
+"""Whole steps lowered for a GPU where there is none, so that a kernel that does not lower is found here."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AbstractMesh, AxisType
+
+from checkpoints.table import param_shapes
+from pallas_kernels.attention import cache_shape
+from pallas_kernels.matmul import tuned
+from sharding import make_mesh, spec_of
+from trtllm_jax.engine import steps
+from trtllm_jax.engine.row_state import RowState
+from trtllm_jax.engine.steps import Model
+from trtllm_jax.models import forward, llama
+
+H100 = "NVIDIA H100 80GB HBM3"
+HOPPER = jax.sharding.AbstractDevice(device_kind=H100, platform="gpu", num_cores=132)
+# Two layers of Llama-3.1-8B: its matmuls are in the table of what was measured.
+CONFIG = {
+    "vocab_size": 2048, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 2,
+    "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
+    "rope_theta": 500000.0, "hidden_act": "silu",
+}  # fmt: skip
+SLOTS, PAGES = 256, 16
+
+
+@pytest.fixture
+def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What chooses by the backend chooses for an H100; nothing traced so is left for other tests."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    choose = tuned.choose
+    monkeypatch.setattr(tuned, "choose", lambda _, *shape: choose(H100, *shape))
+    _forget_traces()
+    yield
+    _forget_traces()
+
+
+def _forget_traces() -> None:
+    forward._traced_once.cache_clear()
+    jax.clear_caches()
+
+
+def lowered(step: object, layout: steps.Layout, model: Model) -> str:
+    sizes = model.config.sizes
+    where = {"sizes": sizes, "padded": sizes, "mesh": make_mesh(1), "spec_of": spec_of, "dtype": jnp.bfloat16}
+    params = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), param_shapes(llama.table(model.config), **where)
+    )
+    caches = (jax.ShapeDtypeStruct(cache_shape(600, 8, 32, 128), jnp.bfloat16),) * 2
+    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
+    mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = jax.jit(step, donate_argnums=(1, 2)).trace(  # type: ignore[call-overload]
+            params, caches, state, jax.ShapeDtypeStruct((layout.size,), np.int32)
+        )
+        text: str = traced.lower(lowering_platforms=("cuda",)).as_text()
+    return text
+
+
+@pytest.fixture(scope="module")
+def model() -> Model:
+    return Model(llama, llama.Config.from_hf(CONFIG))
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("rows", [1, 8, 64, 128, 256])
+def test_decode_steps(pretended_gpu: None, model: Model, rows: int, greedy: bool) -> None:
+    layout = steps.decode_layout(rows, 1)
+    text = lowered(partial(steps.decode_loop, model, layout, greedy, 1), layout, model)
+    assert "stablehlo.while" not in text or not greedy, "a loop that the data ends makes the host wait"
+    assert "decode_attention" in text
+    assert "skinny_matmul" in text
+    assert "rms_norm" in text
+
+
+@pytest.mark.parametrize("tokens", [16, 128, 2048])
+def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
+    layout = steps.ragged_layout(tokens, min(tokens, SLOTS), PAGES)
+    text = lowered(partial(steps.ragged_step, model, layout), layout, model)
+    assert "ragged_attention" in text
+    assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"

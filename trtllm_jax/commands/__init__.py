@@ -1,0 +1,1 @@
+"""The command-line programs. They use the public API only, and import nothing heavy before they run."""

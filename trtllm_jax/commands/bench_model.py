@@ -1,0 +1,58 @@
+"""What a benchmark knows of a model before the engine starts: its vocabulary, its context, its tokenizer."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Encode = Callable[[str], Sequence[int]]
+
+
+class ModelFacts:
+    """Facts of the model at `location` (a folder, a .gguf file or a hub name), read from its configuration.
+
+    Attributes:
+        vocab: how many token ids it has.
+        max_position: tokens of its longest sequence, or more where its rope is scaled; None if it does not say.
+
+    Raises:
+        ValueError: there is no such model, or its configuration names no vocabulary.
+    """
+
+    def __init__(self, location: str) -> None:
+        from checkpoints.checkpoint import open_checkpoint
+
+        self._checkpoint = open_checkpoint(location)
+        config = self._checkpoint.config
+        text = config | (config.get("text_config") or {})
+        if not isinstance(text.get("vocab_size"), int):
+            raise ValueError(f"model = {location}: its config.json has no vocab_size; add it")
+        self.vocab: int = text["vocab_size"]
+        positions = text.get("max_position_embeddings")
+        self.max_position = int(positions * _stretch(text)) if isinstance(positions, int) else None
+
+    def require_length(self, length: int) -> None:
+        """ValueError where the model is too short for a sequence of `length` tokens."""
+        if self.max_position is not None and length > self.max_position:
+            raise ValueError(
+                f"a request of this workload has {length} tokens, prompt and answer, and the model's longest sequence "
+                f"has {self.max_position}: shorten the prompts or answers"
+            )
+
+    def encoder(self, tokenizer: str | None) -> Encode:
+        """The function from text to ids, of `tokenizer` or of the model; loaded when it is first called."""
+        loaded: Any = None
+
+        def encode(text: str) -> Sequence[int]:
+            nonlocal loaded
+            if loaded is None:
+                loaded = self._checkpoint.load_tokenizer(tokenizer)
+            ids: list[int] = loaded.encode(text)
+            return ids
+
+        return encode
+
+
+def _stretch(config: Mapping[str, Any]) -> float:
+    """An upper bound of what rope scaling adds; the engine knows exactly, and measuring fails if it allows less."""
+    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    factor = scaling.get("factor")
+    return max(1.0, float(factor)) if isinstance(factor, int | float) else 1.0

@@ -1,0 +1,264 @@
+"""The options that every form of `trtllm-bench` takes, before or after the name of the form, and what they mean."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from itertools import groupby
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+from click.core import ParameterSource
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+SETTINGS = {
+    # One spelling is declared; --max-batch-size and --max_batch_size both reach it.
+    "token_normalize_func": lambda name: name.replace("-", "_"),
+    "help_option_names": ["-h", "--help"],
+    "max_content_width": 110,
+    "show_default": True,
+}
+Bounds = tuple[int | None, ...]
+"""Requests in flight at most, one measurement each; None for no bound."""
+
+BACKENDS = ("jax", "pytorch", "tensorrt")
+LOG_LEVELS = ("internal_error", "error", "warning", "info", "verbose", "debug", "trace")
+PROFILE_FOLDER = "trtllm_jax_profile"
+
+
+class Option(click.Option):
+    """An option that the help shows under `section`."""
+
+    def __init__(self, *declarations: Any, section: str = "Workload", **attributes: Any) -> None:
+        super().__init__(*declarations, **attributes)
+        self.section = section
+
+
+class SectionedCommand(click.Command):
+    """A command whose help lists options by section."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write each section in the order of its first option."""
+        shown = [(getattr(param, "section", "Other"), param.get_help_record(ctx)) for param in self.get_params(ctx)]
+        order = list(dict.fromkeys(section for section, _ in shown))
+        for section, entries in groupby(sorted(shown, key=lambda one: order.index(one[0])), key=lambda one: one[0]):
+            with formatter.section(section):
+                formatter.write_dl([record for _, record in entries if record])
+
+
+class SectionedGroup(click.Group):
+    """A group whose help lists options by section."""
+
+    command_class = SectionedCommand
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write the sections, then the commands."""
+        SectionedCommand.format_options(self, ctx, formatter)  # type: ignore[arg-type]
+        self.format_commands(ctx, formatter)
+
+
+def positive_ints(ctx: click.Context, param: click.Parameter, value: str) -> tuple[int, ...]:
+    """A comma-separated list of positive integers; click calls this to convert an option's value."""
+    words = [word.strip() for word in value.split(",")]
+    if not all(word.isdecimal() and int(word) for word in words):
+        raise click.BadParameter(f"{value!r} is not a list of positive integers: write for example 1,8,32", ctx, param)
+    return tuple(map(int, words))
+
+
+def bounds(ctx: click.Context, param: click.Parameter, value: str) -> Bounds:
+    """A comma-separated list of bounds of concurrency, or -1 (or 0) for none; click calls this."""
+    return (None,) if value.strip() in ("-1", "0") else positive_ints(ctx, param, value)
+
+
+def option(name: str, *, section: str = "Workload", **attributes: Any) -> Callable[[Command], Command]:
+    """A click option of `section`; `name` may hold several, separated by blanks."""
+    return click.option(*name.split(), cls=Option, section=section, **attributes)
+
+
+POSITIVE = click.IntRange(min=1)
+PRESENT = click.Path(exists=True, dir_okay=False, path_type=Path)
+WRITABLE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+_COMMON = (
+    option("--model -m", section="Model", help="Folder, .gguf file or hub name."),
+    option("--model_path", section="Model", help="Where the model lies, if --model is only its name."),
+    option("--tokenizer", section="Model", help="Tokenizer for a dataset of texts; the model's own by default."),
+    option("--backend", section="Model", type=click.Choice(BACKENDS), help="Accepted for compatibility: it is JAX."),
+    option("--tp --tp_size", section="Model", type=POSITIVE, default=1, help="Devices that share the model."),
+    option(
+        "--dtype", section="Model", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), help="Of weights."
+    ),
+    option(
+        "--load_format", section="Model", type=click.Choice(["auto", "dummy"]), help="dummy: random weights, no files."
+    ),
+    option("--max_batch_size", section="Engine", type=POSITIVE, help="Sequences at once  [from the workload]"),
+    option("--max_num_tokens", section="Engine", type=POSITIVE, help="Tokens a step  [the engine's default]"),
+    option("--max_seq_len", section="Engine", type=POSITIVE, help="Prompt and answer  [from the workload]"),
+    option(
+        "--kv_cache_free_gpu_mem_fraction", section="Engine", type=click.FloatRange(0, 1, min_open=True),
+        help="Part of the free memory that the KV cache takes.",
+    ),
+    option("--kv_cache_max_tokens", section="Engine", type=POSITIVE, help="Tokens that the KV cache holds."),
+    option(
+        "--config --extra_llm_api_options", section="Engine", type=PRESENT,
+        help="YAML file of LLM(...) arguments; options given here win.",
+    ),
+    option("--temperature", section="Sampling", type=click.FloatRange(min=0), help="Greedy if none of these is given."),
+    option("--top_p", section="Sampling", type=click.FloatRange(0, 1), help="Probability mass that is kept."),
+    option("--top_k", section="Sampling", type=click.IntRange(min=0), help="Tokens that are kept; 0: all."),
+    option(
+        "--seed", section="Sampling", type=click.IntRange(min=0), default=420, help="Of prompts, arrivals and samples."
+    ),
+    option("--warmup", section="Measuring", type=click.IntRange(min=0), help="Unmeasured runs (1) or requests (2)."),
+    option("--repeats", section="Measuring", type=POSITIVE, default=3, help="Runs whose median counts (fixed batch)."),
+    option(
+        "--profile", section="Measuring", is_flag=False, flag_value=PROFILE_FOLDER, metavar="[DIR]",
+        help=f"Run once more, keep the trace in DIR ({PROFILE_FOLDER}) and print where the time goes.",
+    ),
+    option("--report_json", section="Report", type=WRITABLE, help="Write all results to this file."),
+    option("--json_lines", section="Report", is_flag=True, help="Print one JSON line a result, no table."),
+    option("--plot", section="Report", type=WRITABLE, help="Draw throughput against latency into this PNG file."),
+    option(
+        "--log_level", section="Report", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="How much is logged."
+    ),
+)  # fmt: skip
+
+
+def common_options(command: Command) -> Command:
+    """Give `command` every option of `Common`."""
+    for add in reversed(_COMMON):
+        command = add(command)
+    return command
+
+
+@dataclass(frozen=True)
+class Common:
+    """The values of the common options, by their names."""
+
+    model: str
+    model_path: str | None
+    tokenizer: str | None
+    backend: str | None
+    tp: int
+    dtype: str | None
+    load_format: str | None
+    max_batch_size: int | None
+    max_num_tokens: int | None
+    max_seq_len: int | None
+    kv_cache_free_gpu_mem_fraction: float | None
+    kv_cache_max_tokens: int | None
+    config: Path | None
+    temperature: float | None
+    top_p: float | None
+    top_k: int | None
+    seed: int
+    warmup: int | None
+    repeats: int
+    profile: str | None
+    report_json: Path | None
+    json_lines: bool
+    plot: Path | None
+    log_level: str | None
+
+    @classmethod
+    def of(cls, ctx: click.Context) -> "Common":
+        """The options given after the form's name, else those before it, else the defaults; sets the log level."""
+
+        def value(name: str) -> Any:
+            given_here = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
+            where = ctx if given_here or ctx.parent is None else ctx.parent
+            return where.params[name]
+
+        values = {field.name: value(field.name) for field in fields(cls)}
+        if not values["model"]:
+            raise click.UsageError("Missing option '--model' / '-m': a folder, a .gguf file or a hub name.", ctx)
+        if values["profile"] in ("throughput", "latency", "startup"):
+            form = values["profile"]
+            raise click.UsageError(f"--profile took {form!r} for its folder: write --profile=DIR {form}", ctx)
+        common = cls(**values)
+        if common.log_level:
+            _set_log_level(common.log_level)
+        return common
+
+    @property
+    def location(self) -> str:
+        """What `LLM` loads."""
+        return self.model_path or self.model
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """What `SamplingParams` takes besides lengths; empty for greedy decoding."""
+        asked = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return given | {"seed": self.seed} if given else {}
+
+    def llm_arguments(self, *, batch: int | None, length: int, reuse: bool = False) -> dict[str, Any]:
+        """The arguments of `LLM(...)`: options, then the --config file, then what the workload needs.
+
+        Args:
+            batch: sequences at once where nobody names a number; None leaves it to the engine.
+            length: tokens of the workload's longest sequence.
+            reuse: whether prompts may find each other's prefixes.
+
+        Raises:
+            click.UsageError: the file is no mapping, or a size is too small for the workload.
+        """
+        asked = {
+            "tensor_parallel_size": self.tp if self.tp > 1 else None,
+            "dtype": self.dtype,
+            "load_format": self.load_format,
+            "max_batch_size": self.max_batch_size,
+            "max_num_tokens": self.max_num_tokens,
+            "max_seq_len": self.max_seq_len,
+        }
+        cache = {
+            "free_gpu_memory_fraction": self.kv_cache_free_gpu_mem_fraction,
+            "max_tokens": self.kv_cache_max_tokens,
+        }
+        from_file = self._file()
+        derived = {"max_batch_size": batch, "max_seq_len": length, "skip_tokenizer_init": True}
+        arguments = {"model": self.location} | _given(derived) | from_file | _given(asked)
+        in_file = from_file.get("kv_cache_config") or {}
+        arguments["kv_cache_config"] = {"enable_block_reuse": reuse} | in_file | _given(cache)
+        _check(arguments, length, reuse)
+        return arguments
+
+    def _file(self) -> dict[str, Any]:
+        if self.config is None:
+            return {}
+        import yaml
+
+        try:
+            content = yaml.safe_load(self.config.read_text()) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise click.UsageError(f"--config = {self.config} cannot be read as YAML: {error}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("kv_cache_config") or {}, dict):
+            raise click.UsageError(f"--config = {self.config} is no mapping: write lines such as 'max_batch_size: 8'")
+        return content
+
+
+def _given(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _set_log_level(name: str) -> None:
+    """The level of this process and, through the environment, of those it starts."""
+    from trtllm_jax.logger import set_level
+
+    set_level(name)
+    os.environ["TRTLLM_LOG_LEVEL"] = name.upper()
+
+
+def _check(arguments: Mapping[str, Any], length: int, reuse: bool) -> None:
+    limit = arguments["max_seq_len"]
+    if limit is not None and limit < length:
+        raise click.UsageError(
+            f"max_seq_len = {limit} is too small: a request of this workload has {length} tokens, prompt and "
+            f"answer. Raise it to {length}, leave it out, or shorten the prompts or answers"
+        )
+    if reuse and not arguments["kv_cache_config"]["enable_block_reuse"]:
+        raise click.UsageError(
+            "--cached_prefix needs block reuse, and --config has kv_cache_config.enable_block_reuse = false: "
+            "leave one of them out"
+        )

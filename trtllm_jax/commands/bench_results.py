@@ -1,0 +1,259 @@
+"""What was measured, as frozen records: raw times in seconds, and everything that follows from them."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from statistics import median
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Mean, percentiles (linear between the two nearest values) and extremes of some values, in their unit."""
+
+    avg: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> "Distribution | None":
+        """None where there are no values."""
+        if not len(values):
+            return None
+        array = np.asarray(values, np.float64)
+        p50, p90, p95, p99 = np.percentile(array, (50, 90, 95, 99)).tolist()
+        return cls(float(array.mean()), p50, p90, p95, p99, float(array.min()), float(array.max()))
+
+    def record(self) -> dict[str, float]:
+        """The values by name."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class BatchResult:
+    """One batch of equal prompts, measured several times; each figure follows from the medians.
+
+    Attributes:
+        batch: prompts that run together.
+        input_len: tokens of each prompt.
+        output_len: tokens generated for each.
+        first_seconds: times of the whole call with one token a prompt.
+        all_seconds: times of the whole call with `output_len` tokens a prompt.
+    """
+
+    batch: int
+    input_len: int
+    output_len: int
+    first_seconds: tuple[float, ...]
+    all_seconds: tuple[float, ...]
+
+    @property
+    def first_token_s(self) -> float:
+        """Seconds until every prompt has its first token."""
+        return median(self.first_seconds)
+
+    @property
+    def total_s(self) -> float:
+        """Seconds until every prompt has all its tokens."""
+        return median(self.all_seconds)
+
+    @property
+    def step_s(self) -> float | None:
+        """Seconds of a decode step; None where the noise of two timings hides it."""
+        seconds = (self.total_s - self.first_token_s) / (self.output_len - 1)
+        return seconds if seconds > 0 else None
+
+    @property
+    def decode_tokens_per_s(self) -> float | None:
+        """New tokens of all rows a second, the first ones not counted."""
+        return self.batch / self.step_s if self.step_s else None
+
+    @property
+    def output_tokens_per_s(self) -> float:
+        """New tokens a second, prefill included in the time."""
+        return self.batch * self.output_len / self.total_s
+
+    @property
+    def total_tokens_per_s(self) -> float:
+        """Prompt and new tokens a second."""
+        return self.batch * (self.input_len + self.output_len) / self.total_s
+
+    @property
+    def prefill_tokens_per_s(self) -> float:
+        """Prompt tokens a second until the first new token."""
+        return self.batch * self.input_len / self.first_token_s
+
+    def record(self) -> dict[str, Any]:
+        """Figures and raw times, ready for JSON."""
+        return {
+            "kind": "batch",
+            "batch_size": self.batch,
+            "input_len": self.input_len,
+            "output_len": self.output_len,
+            "first_token_ms": self.first_token_s * 1e3,
+            "total_ms": self.total_s * 1e3,
+            "step_ms": self.step_s and self.step_s * 1e3,
+            "decode_tokens_per_s": self.decode_tokens_per_s,
+            "output_tokens_per_s": self.output_tokens_per_s,
+            "total_tokens_per_s": self.total_tokens_per_s,
+            "prefill_tokens_per_s": self.prefill_tokens_per_s,
+            "first_seconds": list(self.first_seconds),
+            "all_seconds": list(self.all_seconds),
+        }
+
+
+@dataclass(frozen=True)
+class RequestTimes:
+    """When one request was submitted and when each of its tokens arrived, in seconds of one clock."""
+
+    input_tokens: int
+    submitted: float
+    arrivals: tuple[float, ...]
+
+    @property
+    def first_token_s(self) -> float:
+        """Time to first token (TTFT): from the submit call to the token's arrival at the caller."""
+        return self.arrivals[0] - self.submitted
+
+    @property
+    def latency_s(self) -> float:
+        """From the submit call to the arrival of the last token."""
+        return self.arrivals[-1] - self.submitted
+
+    @property
+    def gaps_s(self) -> list[float]:
+        """Between consecutive tokens (ITL); 0 between those that arrive together."""
+        return np.diff(self.arrivals).tolist()
+
+    @property
+    def per_token_s(self) -> float | None:
+        """Time per output token after the first (TPOT); None where there is only one."""
+        later = len(self.arrivals) - 1
+        return (self.latency_s - self.first_token_s) / later if later else None
+
+
+@dataclass(frozen=True)
+class RequestsResult:
+    """Streamed requests that ran together.
+
+    Attributes:
+        requests: their times, in the order of submission.
+        devices: how many devices served them.
+        concurrency: requests in flight at most; None for no bound.
+        request_rate: arrivals a second; None for all at once.
+        cached_prefix: tokens at the start of every prompt that were in the prefix cache.
+    """
+
+    requests: tuple[RequestTimes, ...]
+    devices: int = 1
+    concurrency: int | None = None
+    request_rate: float | None = None
+    cached_prefix: int = 0
+
+    @cached_property
+    def seconds(self) -> float:
+        """From the first submit call to the arrival of the last token."""
+        return max(one.arrivals[-1] for one in self.requests) - min(one.submitted for one in self.requests)
+
+    @cached_property
+    def input_tokens(self) -> int:
+        """Tokens of all prompts."""
+        return sum(one.input_tokens for one in self.requests)
+
+    @cached_property
+    def output_tokens(self) -> int:
+        """Tokens generated."""
+        return sum(len(one.arrivals) for one in self.requests)
+
+    @property
+    def throughputs(self) -> dict[str, float]:
+        """TensorRT-LLM's names and what they say, in its units; per user is the mean of the requests' own rates."""
+        rates = [len(one.arrivals) / one.latency_s for one in self.requests]
+        return {
+            "Request Throughput (req/sec)": len(self.requests) / self.seconds,
+            "Total Output Throughput (tokens/sec)": self.output_tokens / self.seconds,
+            "Total Token Throughput (tokens/sec)": (self.input_tokens + self.output_tokens) / self.seconds,
+            "Per User Output Throughput (tps/user)": float(np.mean(rates)),
+            "Per GPU Output Throughput (tps/gpu)": self.output_tokens / self.seconds / self.devices,
+            "Total Latency (ms)": self.seconds * 1e3,
+        }
+
+    @property
+    def latencies(self) -> dict[str, Distribution | None]:
+        """Distributions over requests, and over all gaps, in milliseconds."""
+        per_token = [one.per_token_s for one in self.requests if one.per_token_s is not None]
+        seconds = {
+            "TTFT": [one.first_token_s for one in self.requests],
+            "TPOT": per_token,
+            "ITL": [gap for one in self.requests for gap in one.gaps_s],
+            "E2E Latency": [one.latency_s for one in self.requests],
+        }
+        return {name: Distribution.of([value * 1e3 for value in values]) for name, values in seconds.items()}
+
+    def record(self) -> dict[str, Any]:
+        """Figures, ready for JSON."""
+        return {
+            "kind": "requests",
+            "num_requests": len(self.requests),
+            "input_tokens": self.input_tokens,
+            "output_tokens": self.output_tokens,
+            "concurrency": self.concurrency,
+            "request_rate": self.request_rate,
+            "cached_prefix": self.cached_prefix,
+            "devices": self.devices,
+            **self.throughputs,
+            **{f"{name} (ms)": values and values.record() for name, values in self.latencies.items()},
+        }
+
+
+@dataclass(frozen=True)
+class FirstTokenResult:
+    """Times until the first token of single prompts, `cached` of whose `input_len` tokens were in the prefix cache."""
+
+    input_len: int
+    cached: int
+    seconds: tuple[float, ...]
+
+    def record(self) -> dict[str, Any]:
+        """Figures and raw times, ready for JSON."""
+        return {
+            "kind": "first_token",
+            "input_len": self.input_len,
+            "cached": self.cached,
+            "first_token_ms": median(self.seconds) * 1e3,
+            "seconds": list(self.seconds),
+        }
+
+
+@dataclass(frozen=True)
+class StartUpResult:
+    """One start of a fresh process, in seconds.
+
+    Attributes:
+        cache: "cold" with an empty compilation cache, "warm" with what the cold start left there.
+        import_s: from the start of the process until `LLM` is imported.
+        load_s: opening the checkpoint, and everything of `LLM(...)` that is not compiling.
+        compile_s: compiling every program, as the engine reports it.
+        first_token_s: from the first request to its first token.
+    """
+
+    cache: str
+    import_s: float
+    load_s: float
+    compile_s: float
+    first_token_s: float
+
+    @property
+    def total_s(self) -> float:
+        """From the start of the process to the first token."""
+        return self.import_s + self.load_s + self.compile_s + self.first_token_s
+
+    def record(self) -> dict[str, Any]:
+        """Figures, ready for JSON."""
+        return {"kind": "startup", **asdict(self), "total_s": self.total_s}

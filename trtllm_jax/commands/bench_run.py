@@ -1,0 +1,195 @@
+"""What each form of `trtllm-bench` does with its options: checks, one engine, its measurements, a report."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtllm_jax.commands import bench_report
+from trtllm_jax.commands.bench_measure import (
+    measure_batch,
+    measure_requests,
+    require_decoding,
+    require_uncached,
+    run_batch,
+)
+from trtllm_jax.commands.bench_model import ModelFacts
+from trtllm_jax.commands.bench_options import Bounds, Common
+from trtllm_jax.commands.bench_profile import profile
+from trtllm_jax.commands.bench_results import RequestsResult
+from trtllm_jax.commands.bench_startup import measure_startup
+from trtllm_jax.commands.bench_workload import BenchRequest, read_dataset, synthetic_requests
+from trtllm_jax.logger import progress
+
+BATCH_WARMUP = 1
+REQUESTS_WARMUP = 2
+FEW_REQUESTS = 32
+"""So many requests get an engine of just their number; more, without a bound, one of the engine's default size."""
+
+Report = Callable[[bench_report.Result], None]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Requests to send: those of a dataset, or random prompts of equal sizes.
+
+    Attributes:
+        dataset: the file, None for random prompts.
+        count: how many; None or 0 for all of the file, or `default_count` random ones.
+        default_count: see `count`.
+        input_len: tokens of each random prompt.
+        output_len: tokens generated for each.
+        prefix: tokens that all random prompts begin with.
+    """
+
+    dataset: Path | None
+    count: int | None
+    default_count: int
+    input_len: int
+    output_len: int
+    prefix: int = 0
+
+    def requests(self, common: Common, facts: ModelFacts) -> list[BenchRequest]:
+        """The requests, each known to fit the model. ValueError says what does not."""
+        if self.dataset:
+            encode = facts.encoder(common.tokenizer)
+            return read_dataset(self.dataset, vocab=facts.vocab, encode=encode, limit=self.count or None)
+        require_uncached(self.prefix, self.input_len)
+        facts.require_length(self.input_len + self.output_len)
+        count = self.count or self.default_count
+        sizes = (count, self.input_len, self.output_len)
+        return synthetic_requests(*sizes, vocab=facts.vocab, seed=common.seed, prefix=self.prefix)
+
+
+def fixed_batches(
+    common: Common, batch_sizes: Sequence[int], input_lens: Sequence[int], output_lens: Sequence[int]
+) -> None:
+    """Measure every combination of the three lists."""
+    require_decoding(min(output_lens))
+    facts, length = _facts(common), max(input_lens) + max(output_lens)
+    facts.require_length(length)
+    arguments = common.llm_arguments(batch=max(batch_sizes), length=length)
+    rows = arguments["max_batch_size"]
+    if rows is not None and rows < max(batch_sizes):
+        raise ValueError(
+            f"max_batch_size = {rows} is below batch_size = {max(batch_sizes)}: raise it, leave it out, or lower "
+            "batch_size"
+        )
+    points = [(batch, given, new) for given in input_lens for new in output_lens for batch in batch_sizes]
+    how: dict[str, Any] = {"vocab": facts.vocab, "sampling": common.sampling, "seed": common.seed}
+    warmup = BATCH_WARMUP if common.warmup is None else common.warmup
+    with _engine(common, arguments, len(points)) as (llm, report, tick):
+        for point in points:
+            try:
+                report(measure_batch(llm, *point, repeats=common.repeats, warmup=warmup, **how))
+            except ValueError as error:  # of a sweep, the other points may fit
+                if len(points) == 1:
+                    raise
+                click.echo(f"Skipped: {error}", err=True)
+                continue
+            finally:
+                tick()
+            if common.profile:
+                folder = Path(common.profile, "batch{}-in{}-out{}".format(*point))
+                report(profile(partial(run_batch, llm, *point, **how), folder, decode_steps=point[2] - 1))
+
+
+def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: float | None) -> None:
+    """Warm up with the first requests' sizes, then measure all of them under each bound of concurrency."""
+    facts = _facts(common)
+    sent = workload.requests(common, facts)
+    length = max(request.length for request in sent)
+    facts.require_length(length)
+    at_once = min(len(sent), max(bound or len(sent) for bound in bounds))
+    batch = at_once if None not in bounds or at_once <= FEW_REQUESTS else None
+    arguments = common.llm_arguments(batch=batch, length=length, reuse=workload.prefix > 0)
+    how: dict[str, Any] = {
+        "request_rate": request_rate,
+        "devices": int(arguments.get("tensor_parallel_size") or 1),
+        "cached_prefix": workload.prefix,
+        "sampling": common.sampling,
+        "seed": common.seed,
+    }
+    warmup = REQUESTS_WARMUP if common.warmup is None else common.warmup
+    with _engine(common, arguments, len(sent) * len(bounds)) as (llm, report, tick):
+        if warmup:
+            alike = _like(sent[:warmup], workload.prefix, facts.vocab)
+            measure_requests(llm, alike, concurrency=1, sampling=common.sampling)
+        for bound in bounds:
+
+            def run(moved: Callable[[], object] = lambda: None, bound: int | None = bound) -> RequestsResult:
+                return measure_requests(llm, sent, concurrency=bound, progress=moved, **how)
+
+            report(run(tick))
+            if common.profile:
+                report(profile(run, Path(common.profile, f"concurrency-{bound or 'unbounded'}")))
+
+
+def starts(common: Common, input_len: int) -> None:
+    """Time a fresh process twice."""
+    facts = _facts(common)
+    facts.require_length(input_len + 1)
+    arguments = common.llm_arguments(batch=1, length=input_len + 1)
+    (request,) = synthetic_requests(1, input_len, 1, vocab=facts.vocab, seed=common.seed)
+    with _reporting(common, arguments) as report, progress(2, "Starting") as bar:
+        for result in measure_startup(arguments, request.prompt, common.sampling):
+            report(result)
+            bar.update()
+
+
+def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int) -> list[BenchRequest]:
+    """Requests of the same sizes that share the first `prefix` ids and no other, so that only those are cached."""
+    return [
+        BenchRequest(one.prompt[:prefix] + [(token + 1) % vocab for token in one.prompt[prefix:]], one.output_tokens)
+        for one in requests
+    ]
+
+
+def _facts(common: Common) -> ModelFacts:
+    """The model's facts, once it is known that the report can be made."""
+    if common.plot:
+        bench_report.require_plotting()
+    return ModelFacts(common.location)
+
+
+@contextmanager
+def _engine(
+    common: Common, arguments: dict[str, Any], total: int
+) -> Iterator[tuple[Any, Report, Callable[[], object]]]:
+    """An LLM, what takes its results, and what moves the bar of `total` units; the report comes at the end."""
+    from trtllm_jax import LLM
+
+    try:
+        opened = LLM(**arguments)
+    except RuntimeError as error:
+        if type(error) is not RuntimeError:  # a fault of a library, which needs its traceback
+            raise
+        raise ValueError(str(error)) from error  # too few devices
+    with opened as llm, _reporting(common, arguments) as report, progress(total, "Measuring") as bar:
+        yield llm, report, bar.update
+
+
+@contextmanager
+def _reporting(common: Common, arguments: dict[str, Any]) -> Iterator[Report]:
+    """Collects results and reports them all at the end, also when the measuring is interrupted."""
+    results: list[bench_report.Result] = []
+
+    def report(result: bench_report.Result) -> None:
+        results.append(result)
+        if common.json_lines:
+            bench_report.print_json(result)
+
+    try:
+        yield report
+    finally:
+        if results:
+            if not common.json_lines:
+                bench_report.print_results(results)
+            if common.report_json:
+                bench_report.write_report(common.report_json, arguments, results)
+            if common.plot:
+                bench_report.plot(common.plot, results)

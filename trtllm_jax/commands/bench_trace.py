@@ -1,0 +1,182 @@
+"""Where a profiled run's time went: reads the trace.json.gz that jax.profiler writes, with gzip and json alone."""
+
+import gzip
+import json
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+GROUPS = ("matmul", "attention", "sampling", "norm/elementwise", "copies", "communication", "other")
+UNNAMED = "(no program)"
+
+# The first that matches decides. A named scope outweighs the kernel's name: attention in plain XLA is made of
+# products, copies and reductions too. Only transfers and collectives are what they are wherever they stand.
+_NAME_FIRST = (
+    ("communication", r"nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective|permute|sendrecv"),
+    ("copies", r"^memcpy|^memset"),
+)
+_SCOPES = (("attention", "attention"), ("sample", "sampling"))
+_NAME_THEN = (
+    ("attention", r"attention|flash|fmha|combine_splits|write_keys"),
+    (
+        "matmul",
+        r"gemm|gemv|nvjet|cublas|cutlass|xmma|matmul|linear|(^|_)dot|dot_general|ynn_fusion|onednn|conv_general",
+    ),
+    ("sampling", r"sort|top_?k|argmax|rng|threefry|sample|sampling"),
+    ("copies", r"^(wrapped_)?(copy|transpose)([._]|$)|transpose_copy|copy_fusion|copy_bitcast"),
+    (
+        "norm/elementwise",
+        r"fusion|wrapped_|reduce|norm|broadcast|convert|select|gather|scatter|slice|concatenate|iota|pad|add|multiply",
+    ),
+)
+_PASSED_THROUGH = re.compile(
+    r"(p?jit|jvp|vmap|shard_map|closed_call|while|body|cond|branch_\d+_fun|layer_\d+)(\(.*\))?"
+)
+
+
+class Kernel(NamedTuple):
+    """One run of one device operation; times in microseconds, `self_us` without operations nested in it."""
+
+    name: str
+    scope: str
+    program: str
+    start: float
+    end: float
+    self_us: float
+
+
+@dataclass
+class Program:
+    """One compiled program's share of a run, in milliseconds on the device.
+
+    Attributes:
+        name: of its HLO module.
+        groups: time of each of GROUPS that occurs.
+        kernels: time and number of runs of each kernel, those that differ in number only taken together.
+        idle_ms: gaps before its kernels in which no kernel ran.
+    """
+
+    name: str
+    groups: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    kernels: dict[str, tuple[float, int]] = field(default_factory=lambda: defaultdict(lambda: (0.0, 0)))
+    idle_ms: float = 0.0
+
+    @property
+    def total_ms(self) -> float:
+        """Kernels and gaps."""
+        return sum(self.groups.values()) + self.idle_ms
+
+    def top(self, count: int) -> list[tuple[str, float, int]]:
+        """The `count` kernels that took most: name, milliseconds, runs."""
+        ordered = sorted(self.kernels.items(), key=lambda one: -one[1][0])
+        return [(name, ms, runs) for name, (ms, runs) in ordered[:count]]
+
+
+def newest_trace(folder: Path) -> Path:
+    """The trace file written last under `folder`; ValueError if there is none."""
+    found = sorted(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise ValueError(f"profile folder {folder} holds no trace.json.gz: the profiler wrote nothing")
+    return found[-1]
+
+
+def read_programs(path: Path) -> list[Program]:
+    """The programs that ran on the first device of a trace, the longest first."""
+    with gzip.open(path, "rt") as file:
+        return programs(json.load(file)["traceEvents"])
+
+
+def programs(events: Iterable[Mapping[str, Any]]) -> list[Program]:
+    """`read_programs` of a trace's events."""
+    found: dict[str, Program] = {}
+    busy_until: float | None = None
+    for kernel in sorted(kernels(events), key=lambda one: one.start):
+        program = found.setdefault(kernel.program, Program(kernel.program))
+        ms = kernel.self_us / 1e3
+        program.groups[group_of(kernel.name, kernel.scope)] += ms
+        name = _readable(kernel)
+        before, runs = program.kernels[name]
+        program.kernels[name] = (before + ms, runs + 1)
+        if busy_until is not None:
+            program.idle_ms += max(0.0, kernel.start - busy_until) / 1e3
+        busy_until = max(kernel.end, busy_until or kernel.end)
+    return sorted(found.values(), key=lambda one: -one.total_ms)
+
+
+def kernels(events: Iterable[Mapping[str, Any]]) -> Iterator[Kernel]:
+    """The device's operations.
+
+    A GPU is a process "/device:GPU:0" whose threads "Stream #..." hold its kernels. A CPU has no such process: the
+    operations are those events of any thread that name an hlo_op, and those of a loop lie inside the loop's own.
+    """
+    events = list(events)
+    names = {
+        (event["pid"], event.get("tid")): event["args"]["name"]
+        for event in events
+        if event.get("ph") == "M" and event["name"] in ("process_name", "thread_name")
+    }
+    devices = {name: pid for (pid, tid), name in names.items() if tid is None and name.startswith("/device:GPU")}
+    device = devices[min(devices)] if devices else None
+
+    def on_device(event: Mapping[str, Any]) -> bool:
+        if device is None:
+            return "hlo_op" in event.get("args", {})
+        return event["pid"] == device and names.get((device, event["tid"]), "").startswith("Stream")
+
+    threads = defaultdict(list)
+    for event in events:
+        if event.get("ph") == "X" and on_device(event):
+            threads[event["pid"], event["tid"]].append(event)
+    for of_thread in threads.values():
+        yield from _with_self_time(of_thread)
+
+
+def _with_self_time(events: list[Mapping[str, Any]]) -> Iterator[Kernel]:
+    """One thread's kernels, each less what is nested in it."""
+    ordered = sorted(events, key=lambda event: (event["ts"], -event.get("dur", 0)))
+    own = [float(event.get("dur", 0)) for event in ordered]
+    open_events: list[int] = []
+    for index, event in enumerate(ordered):
+        while open_events and _end(ordered[open_events[-1]]) <= event["ts"]:
+            open_events.pop()
+        if open_events:
+            own[open_events[-1]] -= own[index]
+        open_events.append(index)
+    for event, self_us in zip(ordered, own, strict=True):
+        args = event.get("args", {})
+        # The profiler's versions put the operation's path of scopes under one of these names.
+        scope = next((args[key] for key in ("tf_op", "name", "long_name") if "/" in args.get(key, "")), "")
+        program = args.get("hlo_module", UNNAMED)
+        yield Kernel(event["name"], scope, program, event["ts"], _end(event), max(0.0, self_us))
+
+
+def _end(event: Mapping[str, Any]) -> float:
+    return float(event["ts"] + event.get("dur", 0))
+
+
+def group_of(name: str, scope: str) -> str:
+    """Which of GROUPS a kernel belongs to, by its name and the path of named scopes that it was traced under."""
+    lower = name.lower()
+    for group, pattern in _NAME_FIRST:
+        if re.search(pattern, lower):
+            return group
+    parts = scope.split("/")
+    for part, group in _SCOPES:
+        if part in parts:
+            return group
+    for text in (lower, parts[-1]):
+        for group, pattern in _NAME_THEN:
+            if group != "norm/elementwise" and re.search(pattern, text):
+                return group
+    elementwise = dict(_NAME_THEN)["norm/elementwise"]
+    return "norm/elementwise" if re.search(elementwise, lower) else "other"
+
+
+def _readable(kernel: Kernel) -> str:
+    """The kernel's name without its number, and the scopes that say where in a layer it stands."""
+    name = re.sub(r"([._]\d+)+$", "", kernel.name)
+    parts = [part for part in kernel.scope.split("/") if not _PASSED_THROUGH.fullmatch(part)]
+    return f"{name} ({'/'.join(parts[-2:])})" if any(parts) else name

@@ -1,0 +1,105 @@
+"""What a benchmark sends: random prompts, requests read from a dataset file, and when each of them arrives."""
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+SEED = 420
+"""The seed that TensorRT-LLM's prepare-dataset uses."""
+
+
+@dataclass(frozen=True)
+class BenchRequest:
+    """One request: its prompt's token ids, and how many tokens it generates."""
+
+    prompt: list[int]
+    output_tokens: int
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.prompt) + self.output_tokens
+
+
+def random_prompts(rng: np.random.Generator, count: int, length: int, vocab: int) -> list[list[int]]:
+    """Prompts of uniform ids in [0, vocab)."""
+    prompts: list[list[int]] = rng.integers(0, vocab, (count, length)).tolist()
+    return prompts
+
+
+def synthetic_requests(
+    count: int, input_len: int, output_len: int, *, vocab: int, seed: int = SEED, prefix: int = 0
+) -> list[BenchRequest]:
+    """Requests of equal sizes with random prompts, whose first `prefix` ids are the same in all of them."""
+    rng = np.random.default_rng(seed)
+    (shared,) = random_prompts(rng, 1, prefix, vocab)
+    tails = random_prompts(rng, count, input_len - prefix, vocab)
+    return [BenchRequest(shared + tail, output_len) for tail in tails]
+
+
+def arrival_times(count: int, rate: float | None, *, seed: int = SEED) -> list[float]:
+    """Seconds after the first arrival: a Poisson process of `rate` requests/s, or all at once where it is None."""
+    if rate is None:
+        return [0.0] * count
+    gaps = np.random.default_rng(seed).exponential(1 / rate, count)
+    times: list[float] = (np.cumsum(gaps) - gaps[0]).tolist()
+    return times
+
+
+def read_dataset(
+    path: Path, *, vocab: int, encode: Callable[[str], Sequence[int]], limit: int | None = None
+) -> list[BenchRequest]:
+    """The first `limit` requests of JSON lines as TensorRT-LLM's prepare-dataset writes them.
+
+    A line holds "output_tokens" and either "prompt", which `encode` turns into ids, or "input_ids" (once "logits").
+    ValueError names the line, the field, its value and the remedy.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"dataset = {path} cannot be read: {error}; give a file of JSON lines") from error
+    requests: list[BenchRequest] = []
+    for number, line in enumerate(lines, start=1):
+        if line.strip() and len(requests) != limit:
+            requests.append(_request(line, f"dataset {path}, line {number}", vocab, encode))
+    if not requests:
+        raise ValueError(f"dataset = {path} holds no request; give a file of JSON lines, one a request")
+    return requests
+
+
+def _request(line: str, where: str, vocab: int, encode: Callable[[str], Sequence[int]]) -> BenchRequest:
+    try:
+        entry = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
+    if not isinstance(entry, dict):
+        raise ValueError(f"{where}: {line.strip()[:40]!r} is not an object; write one object a line")
+    tokens: Any = entry.get("output_tokens")
+    if not _is_int(tokens) or tokens < 1:
+        raise ValueError(f"{where}: output_tokens = {tokens!r} is not a positive integer; say how many to generate")
+    return BenchRequest(_prompt(entry, where, vocab, encode), tokens)
+
+
+def _prompt(entry: dict[str, Any], where: str, vocab: int, encode: Callable[[str], Sequence[int]]) -> list[int]:
+    text, ids = entry.get("prompt"), entry.get("input_ids", entry.get("logits"))
+    if ids is None:
+        if not isinstance(text, str) or not text:
+            raise ValueError(f'{where}: prompt = {text!r} is not a text; give "prompt" (a text) or "input_ids" (ids)')
+        return list(encode(text))
+    if not isinstance(ids, list) or not ids:
+        raise ValueError(f"{where}: input_ids = {str(ids)[:40]} is not a list of token ids; give at least one")
+    for wrong in _outside(ids, vocab):
+        raise ValueError(f"{where}: input_ids holds {wrong!r}; ids of this model are 0 to {vocab - 1}")
+    return ids
+
+
+def _outside(ids: list[Any], vocab: int) -> Iterator[Any]:
+    return (token for token in ids if not _is_int(token) or not 0 <= token < vocab)
+
+
+def _is_int(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)

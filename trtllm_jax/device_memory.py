@@ -1,0 +1,55 @@
+"""How much of a GPU's memory JAX takes, and whether a model fits into it."""
+
+import math
+import os
+from typing import Any
+
+import jax
+from jax._src import xla_bridge
+from jax.sharding import Mesh
+
+from trtllm_jax.logger import logger
+
+SHARE = "0.95"
+"""Part of a GPU that JAX may take; the rest is for what it allocates outside its pool: CUDA's context, libraries' work
+space and recorded graphs."""
+
+SETTINGS = ("XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION")
+"""Environment variables that name the part; the second is the older spelling."""
+
+
+def claim() -> None:
+    """Let JAX take `SHARE` of every GPU instead of its own default, three quarters.
+
+    Nothing changes where the user named a share. JAX reads it when it starts: a warning says what to do where it has.
+    """
+    if any(name in os.environ for name in SETTINGS):
+        return
+    if not xla_bridge.backends_are_initialized():
+        os.environ[SETTINGS[0]] = SHARE
+    elif jax.default_backend() == "gpu":
+        logger.warning(
+            "JAX was started before trtllm_jax and takes only 75 %% of the GPU's memory, which leaves less for the KV "
+            "cache; set %s=%s in the environment, or create the LLM before anything else uses JAX",
+            SETTINGS[0], SHARE,
+        )  # fmt: skip
+
+
+def check_weights(shapes: Any, mesh: Mesh) -> None:
+    """MemoryError if weights of these shapes and shardings do not fit the devices; says what would help.
+
+    Where a device does not tell its memory, which a CPU does not, there is nothing to check.
+    """
+    stats = mesh.devices.flat[0].memory_stats() or {}
+    if "bytes_limit" not in stats:
+        return
+    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
+    needed = sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
+    )
+    if needed > free:
+        devices = mesh.size * math.ceil(needed / (0.9 * free))
+        raise MemoryError(
+            f"the weights need {needed / 2**30:.1f} GiB on each device and {free / 2**30:.1f} GiB are free; set "
+            f"tensor_parallel_size={devices} or more, choose a smaller model, or free what else holds the memory"
+        )

@@ -78,7 +78,8 @@ def load_rows(ref: Ref, rows: jax.Array, inside: jax.Array | None, first: int, w
     columns = jnp.arange(padded)
     index, channels = _grid(rows, first + columns)
     mask = _mask(rows, inside, columns, width)
-    return plgpu.load(ref.at[index, channels], mask=mask, other=None if mask is None else 0)
+    nothing = None if mask is None else jnp.zeros(mask.shape, ref.dtype)
+    return plgpu.load(ref.at[index, channels], mask=mask, other=nothing)
 
 
 def store_rows(ref: Ref, rows: jax.Array, inside: jax.Array | None, first: int, width: int, values: jax.Array) -> None:

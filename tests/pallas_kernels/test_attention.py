@@ -198,7 +198,8 @@ def make_case(
     width = pages or max(owned)
     total = 1 + len(rows) * width
 
-    cache = np.full(cache_shape(total, shape.heads, shape.page_size, shape.head_dim), GARBAGE, np.float32)
+    garbage = min(GARBAGE, float(jnp.finfo(dtype).max))
+    cache = np.full(cache_shape(total, shape.heads, shape.page_size, shape.head_dim), garbage, np.float32)
     cache *= rng.choice([-1, 1], cache.shape)
     free = list(rng.permutation(np.arange(1, total)))
     table = np.zeros((len(rows), width), np.int32)
@@ -315,12 +316,12 @@ def small_case(rows: Sequence[Row], kind: Kind = PLAIN, *, tokens: int | None = 
     return make_case([*rows, *[NO_ROW] * (ROWS - len(rows))], SMALL, kind, tokens=tokens, pages=PAGES, **options)
 
 
-def bfloat16_case(decode: bool) -> Case:
-    """Heads that are not rotated, in a bfloat16 cache."""
+def narrow_case(dtype: npt.DTypeLike, decode: bool) -> Case:
+    """Heads that are not rotated, in a cache of a narrow dtype."""
     kind = Kind(rotated=False)
     if decode:
-        return small_case([Row(141), Row(4), Row(100), Row(1), Row(40)], kind, dtype=jnp.bfloat16)
-    return small_case([chunk(90, 45), chunk(0, 3), chunk(17, 1)], kind, tokens=TOKENS, dtype=jnp.bfloat16)
+        return small_case([Row(141), Row(4), Row(100), Row(1), Row(40)], kind, dtype=dtype)
+    return small_case([chunk(90, 45), chunk(0, 3), chunk(17, 1)], kind, tokens=TOKENS, dtype=dtype)
 
 
 @each_of("shapes")
@@ -349,13 +350,16 @@ def test_every_kind_of_attention(attend: Attend, name: str, decode: bool) -> Non
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
-def test_a_bfloat16_cache_is_read_exactly(attend: Attend, decode: bool) -> None:
-    check(attend, bfloat16_case(decode), decode=decode)
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fn])
+def test_a_narrow_cache_is_written_and_read_in_its_own_precision(
+    attend: Attend, dtype: npt.DTypeLike, decode: bool
+) -> None:
+    check(attend, narrow_case(dtype, decode), decode=decode)
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
 def test_bfloat16_throughout_is_as_exact_as_bfloat16_is(attend: Attend, decode: bool) -> None:
-    case = bfloat16_case(decode)
+    case = narrow_case(jnp.bfloat16, decode)
     case = replace(case, qkv=case.qkv.astype(jnp.bfloat16))
     out, _ = case.run(attend, decode=decode)
     assert out.dtype == jnp.bfloat16
@@ -408,11 +412,12 @@ def test_one_token_after_another_sees_what_the_ones_before_wrote(attend: Attend)
 HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
 
 
+@pytest.mark.parametrize("cached", [None, jnp.float8_e4m3fn], ids=["same cache", "float8 cache"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float32])
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
-def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike) -> None:
+def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: npt.DTypeLike) -> None:
     """Triton wants sizes and operations that the interpreter does not insist on."""
-    case = make_case([chunk(9, 1), chunk(40, 1)], Shape(2, 4, head_dim, 32), KINDS["all"], dtype=dtype)
+    case = make_case([chunk(9, 1), chunk(40, 1)], Shape(2, 4, head_dim, 32), KINDS["all"], dtype=cached or dtype)
     case = replace(case, qkv=case.qkv.astype(dtype))
     itemsize = np.dtype(dtype).itemsize
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))

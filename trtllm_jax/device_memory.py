@@ -48,8 +48,9 @@ def check_weights(shapes: Any, mesh: Mesh) -> None:
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
     )
     if needed > free:
-        devices = mesh.size * math.ceil(needed / (0.9 * free))
+        devices = mesh.size * math.ceil(needed / (0.9 * free)) if free > 0 else math.inf
+        split = f"set tensor_parallel_size={devices} or more, " if devices <= jax.device_count() else ""
         raise MemoryError(
-            f"the weights need {needed / 2**30:.1f} GiB on each device and {free / 2**30:.1f} GiB are free; set "
-            f"tensor_parallel_size={devices} or more, choose a smaller model, or free what else holds the memory"
+            f"the weights need {needed / 2**30:.1f} GiB on each device and {max(free, 0) / 2**30:.1f} GiB are free; "
+            f"{split}choose a smaller model, or free what else holds the memory"
         )

@@ -197,7 +197,8 @@ def _kernel(
 
         # Without a window, blocks that end before the tile's first position are seen whole by all of it.
         begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
-        unmasked = begin if scoring.window is not None else jnp.minimum(position + 1, length) // config.block
+        whole = jnp.clip(position + 1, 0, length) // config.block
+        unmasked = begin if scoring.window is not None else whole
         running = Running.empty(place.shape[0], heads)
         running = lax.fori_loop(begin, unmasked, add_block(masked=False), running)
         running = lax.fori_loop(unmasked, pl.cdiv(last, config.block), add_block(masked=True), running)

@@ -368,6 +368,15 @@ def test_bfloat16_throughout_is_as_exact_as_bfloat16_is(attend: Attend, decode: 
     assert np.linalg.norm(error) < 2**-7 * np.linalg.norm(expected)
 
 
+@pytest.mark.parametrize("name", ["kernels", "kernels, split"])
+def test_the_ragged_kernel_reads_nothing_for_padding(name: str) -> None:
+    """Zeros are what a softmax over no key leaves."""
+    case = small_case([chunk(20, 4), Row(0, 3), chunk(0, 2)], tokens=TOKENS)
+    out, _ = case.run(IMPLEMENTATIONS[name].attend, decode=False)
+    assert not np.asarray(out)[4:7].any()
+    assert not np.asarray(out)[9:].any()
+
+
 def test_tokens_of_a_row_without_length_disturb_nobody(attend: Attend) -> None:
     """A sequence that ended on the device stays in the batches that were planned before, tokens and all."""
     check(attend, small_case([chunk(20, 4), Row(0, 1), Row(51), Row(0, 40), chunk(0, 2)], tokens=TOKENS))

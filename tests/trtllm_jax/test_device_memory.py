@@ -72,3 +72,6 @@ def test_weights_that_do_not_fit_are_refused_with_the_size_that_does() -> None:
     device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": 4 * 2**20}))
     with pytest.raises(MemoryError, match=r"0\.0 GiB on each device .* tensor_parallel_size=4 or more"):
         device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": 5 * 2**20}))
+    for in_use in (20, 21):
+        with pytest.raises(MemoryError, match=r"0\.0 GiB are free; choose a smaller model"):
+            device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": in_use * 2**20}))

@@ -78,14 +78,27 @@ def option(name: str, *, section: str = "Workload", **attributes: Any) -> Callab
 
 POSITIVE = click.IntRange(min=1)
 PRESENT = click.Path(exists=True, dir_okay=False, path_type=Path)
-WRITABLE = click.Path(dir_okay=False, writable=True, path_type=Path)
+
+
+class _NewFile(click.Path):
+    """A file that can be written, in a folder that is there."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """As click has it, with the folder checked before anything is measured."""
+        path: Any = super().convert(value, param, ctx)
+        if not Path(path).parent.is_dir():
+            self.fail(f"{value!r} lies in no folder: make {str(Path(path).parent)!r} first", param, ctx)
+        return path
+
+
+WRITABLE = _NewFile(dir_okay=False, writable=True, path_type=Path)
 
 _COMMON = (
     option("--model -m", section="Model", help="Folder, .gguf file or hub name."),
     option("--model_path", section="Model", help="Where the model lies, if --model is only its name."),
     option("--tokenizer", section="Model", help="Tokenizer for a dataset of texts; the model's own by default."),
     option("--backend", section="Model", type=click.Choice(BACKENDS), help="Accepted for compatibility: it is JAX."),
-    option("--tp --tp_size", section="Model", type=POSITIVE, default=1, help="Devices that share the model."),
+    option("--tp --tp_size", section="Model", type=POSITIVE, help="Devices that share the model."),
     option(
         "--dtype", section="Model", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), help="Of weights."
     ),
@@ -140,7 +153,7 @@ class Common:
     model_path: str | None
     tokenizer: str | None
     backend: str | None
-    tp: int
+    tp: int | None
     dtype: str | None
     load_format: str | None
     max_batch_size: int | None
@@ -205,7 +218,7 @@ class Common:
             click.UsageError: the file is no mapping, or a size is too small for the workload.
         """
         asked = {
-            "tensor_parallel_size": self.tp if self.tp > 1 else None,
+            "tensor_parallel_size": self.tp,
             "dtype": self.dtype,
             "load_format": self.load_format,
             "max_batch_size": self.max_batch_size,
@@ -218,7 +231,7 @@ class Common:
         }
         from_file = self._file()
         derived = {"max_batch_size": batch, "max_seq_len": length, "skip_tokenizer_init": True}
-        arguments = {"model": self.location} | _given(derived) | from_file | _given(asked)
+        arguments = _given(derived) | from_file | _given(asked) | {"model": self.location}
         in_file = from_file.get("kv_cache_config") or {}
         arguments["kv_cache_config"] = {"enable_block_reuse": reuse} | in_file | _given(cache)
         _check(arguments, length, reuse)
@@ -233,8 +246,14 @@ class Common:
             content = yaml.safe_load(self.config.read_text()) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise click.UsageError(f"--config = {self.config} cannot be read as YAML: {error}") from error
-        if not isinstance(content, dict) or not isinstance(content.get("kv_cache_config") or {}, dict):
+        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
             raise click.UsageError(f"--config = {self.config} is no mapping: write lines such as 'max_batch_size: 8'")
+        if not isinstance(content.get("kv_cache_config") or {}, dict):
+            raise click.UsageError(f"--config = {self.config}: kv_cache_config is no mapping")
+        for name in ("max_batch_size", "max_seq_len"):
+            value = content.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise click.UsageError(f"--config = {self.config}: {name} = {value!r} is no integer")
         return content
 
 

@@ -1,5 +1,6 @@
 """What each form of `trtllm-bench` does with its options: checks, one engine, its measurements, a report."""
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from trtllm_jax.logger import progress
 
 BATCH_WARMUP = 1
 REQUESTS_WARMUP = 2
+MOST_WARMUP = 256
+"""Requests of a warm-up without a bound: what a GPU's engine runs at once by default."""
+
 FEW_REQUESTS = 32
 """So many requests get an engine of just their number; more, without a bound, one of the engine's default size."""
 
@@ -82,12 +86,14 @@ def fixed_batches(
     points = [(batch, given, new) for given in input_lens for new in output_lens for batch in batch_sizes]
     how: dict[str, Any] = {"vocab": facts.vocab, "sampling": common.sampling, "seed": common.seed}
     warmup = BATCH_WARMUP if common.warmup is None else common.warmup
+    skipped = 0
     with _engine(common, arguments, len(points)) as (llm, report, tick):
         for point in points:
             try:
                 report(measure_batch(llm, *point, repeats=common.repeats, warmup=warmup, **how))
             except ValueError as error:  # of a sweep, the other points may fit
-                if len(points) == 1:
+                skipped += 1
+                if skipped == len(points):
                     raise
                 click.echo(f"Skipped: {error}", err=True)
                 continue
@@ -99,7 +105,7 @@ def fixed_batches(
 
 
 def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: float | None) -> None:
-    """Warm up with the first requests' sizes, then measure all of them under each bound of concurrency."""
+    """Warm up with requests of the same sizes, then measure all of them, under each bound of concurrency."""
     facts = _facts(common)
     sent = workload.requests(common, facts)
     length = max(request.length for request in sent)
@@ -116,13 +122,19 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
     }
     warmup = REQUESTS_WARMUP if common.warmup is None else common.warmup
     with _engine(common, arguments, len(sent) * len(bounds)) as (llm, report, tick):
-        if warmup:
-            alike = _like(sent[:warmup], workload.prefix, facts.vocab)
-            measure_requests(llm, alike, concurrency=1, sampling=common.sampling)
+        reuse = bool(arguments["kv_cache_config"]["enable_block_reuse"])
+        runs, warmups = itertools.count(), itertools.count(1)
         for bound in bounds:
+            if warmup:
+                # As many at once as will be, so that every program has run before it is measured.
+                count = max(warmup, min(bound or MOST_WARMUP, len(sent)))
+                alike = _like(sent[:count], workload.prefix, facts.vocab, -next(warmups))
+                measure_requests(llm, alike, concurrency=bound, sampling=common.sampling)
 
             def run(moved: Callable[[], object] = lambda: None, bound: int | None = bound) -> RequestsResult:
-                return measure_requests(llm, sent, concurrency=bound, progress=moved, **how)
+                # Reuse, where it is on, must find no more of a prompt the second time.
+                fresh = _like(sent, workload.prefix, facts.vocab, next(runs)) if reuse else sent
+                return measure_requests(llm, fresh, concurrency=bound, progress=moved, **how)
 
             report(run(tick))
             if common.profile:
@@ -141,10 +153,12 @@ def starts(common: Common, input_len: int) -> None:
             bar.update()
 
 
-def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int) -> list[BenchRequest]:
+def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int) -> list[BenchRequest]:
     """Requests of the same sizes that share the first `prefix` ids and no other, so that only those are cached."""
     return [
-        BenchRequest(one.prompt[:prefix] + [(token + 1) % vocab for token in one.prompt[prefix:]], one.output_tokens)
+        BenchRequest(
+            one.prompt[:prefix] + [(token + shift) % vocab for token in one.prompt[prefix:]], one.output_tokens
+        )
         for one in requests
     ]
 

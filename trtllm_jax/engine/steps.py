@@ -83,7 +83,8 @@ def ragged_step(
     lengths = jnp.where(active, first + counts, 0)
 
     places = jnp.arange(plan["tokens"].shape[0])
-    row = jnp.minimum(jnp.searchsorted(starts[1:], places, side="right"), starts.shape[0] - 2)
+    row = jnp.searchsorted(starts[1:], places, side="right", method="compare_all")
+    row = jnp.minimum(row, starts.shape[0] - 2)
     inside = (places < starts[-1]) & active[row]
     positions = jnp.where(inside, first[row] + places - starts[row], 0)
     tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[row], plan["tokens"])

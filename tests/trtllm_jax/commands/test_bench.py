@@ -309,3 +309,28 @@ def test_two_starts(shape: Path) -> None:
         assert min(parts) > 0
         assert one["total_s"] == pytest.approx(sum(parts))
     assert warm["compile_s"] < cold["compile_s"]
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        ("max_seq_len: abc", "max_seq_len = 'abc' is no integer"),
+        ("max_batch_size: '8'", "max_batch_size = '8' is no integer"),
+        ("1: 2", "is no mapping"),
+        ("kv_cache_config: 3", "kv_cache_config is no mapping"),
+    ],
+)
+def test_a_configuration_of_wrong_types_is_refused(tmp_path: Path, content: str, complaint: str) -> None:
+    (tmp_path / "wrong.yaml").write_text(content)
+    (tmp_path / "config.json").write_text('{"vocab_size": 8}')
+    result = CliRunner().invoke(
+        main, ["--model", str(tmp_path), "--config", str(tmp_path / "wrong.yaml"), "--batch_size", "1"]
+    )
+    assert result.exit_code == 2
+    assert complaint in " ".join(result.output.split())
+
+
+def test_a_report_into_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["--model", "none", "--report_json", str(tmp_path / "no" / "r.json")])
+    assert result.exit_code == 2
+    assert "lies in no folder" in " ".join(result.output.split())

@@ -84,3 +84,4 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
     text = lowered(partial(steps.ragged_step, model, layout), layout, model)
     assert "ragged_attention" in text
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
+    assert "stablehlo.while" not in text

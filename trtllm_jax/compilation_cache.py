@@ -15,5 +15,5 @@ def enable() -> None:
         return
     folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtllm_jax" / "xla"
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # An engine has some twenty programs; most of a small model's would fall below JAX's one-second threshold.
+    # An engine has dozens of programs; most of a small model's would fall below JAX's one-second threshold.
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)

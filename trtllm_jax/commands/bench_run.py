@@ -116,12 +116,12 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
     how: dict[str, Any] = {
         "request_rate": request_rate,
         "devices": int(arguments.get("tensor_parallel_size") or 1),
-        "cached_prefix": workload.prefix,
         "sampling": common.sampling,
         "seed": common.seed,
     }
     warmup = REQUESTS_WARMUP if common.warmup is None else common.warmup
     with _engine(common, arguments, len(sent) * len(bounds)) as (llm, report, tick):
+        how["cached_prefix"] = _whole_blocks(llm, workload.prefix, length)
         reuse = bool(arguments["kv_cache_config"]["enable_block_reuse"])
         runs, warmups = itertools.count(), itertools.count(1)
         for bound in bounds:
@@ -161,6 +161,23 @@ def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int)
         )
         for one in requests
     ]
+
+
+def _whole_blocks(llm: Any, prefix: int, length: int) -> int:
+    """What of a prefix can be found: whole blocks. ValueError where that is nothing, or no request fits the cache."""
+    capacity = llm.get_kv_cache_capacity()
+    tokens, block = capacity["maxNumTokens"], capacity["tokensPerBlock"]
+    if tokens < length:
+        raise ValueError(
+            f"a request of {length} tokens does not fit the KV cache of {tokens}: raise kv_cache_max_tokens or "
+            "kv_cache_free_gpu_mem_fraction, or shorten the prompts or answers"
+        )
+    if 0 < prefix < block:
+        raise ValueError(
+            f"cached_prefix = {prefix} is less than a block of {block} tokens, and only whole ones are found"
+        )
+    found: int = prefix // block * block
+    return found
 
 
 def _facts(common: Common) -> ModelFacts:

@@ -107,7 +107,7 @@ class Programs:
                     self._programs[futures[future]] = future.result()
                     progress(done, len(futures))
             finally:
-                # An interrupt or a failure must not wait for the programs that nobody will use.
+                # After an interrupt or a failure only programs that are in the compiler already are waited for.
                 pool.shutdown(wait=False, cancel_futures=True)
 
     def temporary_bytes(self) -> int:

@@ -279,6 +279,14 @@ def test_latency_with_a_cached_prefix(shape: Path, real_llm: LLM, monkeypatch: p
 
 
 @pytest.mark.usefixtures("asked")
+def test_only_whole_blocks_of_a_prefix_count(shape: Path) -> None:
+    words = ("-m", shape, "latency", "--target_input_len", "120", "--target_output_len", "2", "--num_requests", "2")
+    (record,) = records(run(*words, "--cached_prefix", "100", "--json_lines").stdout)
+    assert record["cached_prefix"] == 96
+    assert "less than a block of 32 tokens" in refused(*words, "--cached_prefix", "20")
+
+
+@pytest.mark.usefixtures("asked")
 def test_interruption_reports_what_was_measured(shape: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     measure: Callable[..., Any] = bench_run.measure_batch
     calls: list[int] = []

@@ -5,7 +5,6 @@ each found is combined by a second kernel. How many share it is fixed by the sha
 length, so that short contexts are read by one.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -33,6 +32,7 @@ from pallas_kernels.attention.blocks import (
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
 from pallas_kernels.attention.tuned import DecodeConfig
+from pallas_kernels.optional_refs import with_absent
 
 
 def decode_attention(
@@ -64,8 +64,9 @@ def decode_attention(
             jax.ShapeDtypeStruct((partials, dim), jnp.float32),
             *[jax.ShapeDtypeStruct((partials,), jnp.float32)] * 2,
         ]
-    kernel = _unpacked(
-        partial(_kernel, heads=heads, scoring=scoring, config=config), rotation is not None, sinks is not None
+    rotated = rotation is not None
+    kernel = with_absent(
+        partial(_kernel, heads=heads, scoring=scoring, config=config), 4, (rotated, rotated, sinks is not None)
     )
     written, *results = pl.pallas_call(
         kernel,
@@ -81,19 +82,6 @@ def decode_attention(
     if splits > 1:
         results = [_combine(results, lengths, extra, heads, scoring, config, qkv.dtype, interpret)]
     return results[0].reshape(rows, kv, heads.group, dim), written.reshape(cache.shape)
-
-
-def _unpacked(kernel: Callable[..., None], rotated: bool, sinking: bool) -> Callable[..., None]:
-    """`kernel` with None for the inputs that are not there."""
-
-    def run(qkv: Ref, cache: Ref, page_table: Ref, lengths: Ref, *rest: Ref) -> None:
-        refs = iter(rest)
-        cosine = next(refs) if rotated else None
-        sine = next(refs) if rotated else None
-        sinks = next(refs) if sinking else None
-        kernel(qkv, cache, page_table, lengths, cosine, sine, sinks, *refs)
-
-    return run
 
 
 def _share(length: jax.Array, scoring: Scoring, config: DecodeConfig) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -30,6 +30,7 @@ from pallas_kernels.attention.blocks import (
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
 from pallas_kernels.attention.tuned import RaggedConfig
+from pallas_kernels.optional_refs import with_absent
 
 WRITTEN_TOKENS = 32
 """Tokens that one program of the writing kernel handles."""
@@ -63,8 +64,9 @@ def ragged_attention(
     extra = () if sinks is None else (sinks.reshape(-1).astype(jnp.float32),)
     inputs = (matrix, written, page_table, lengths, starts, row_of_tile, first_of_tile, *angles, *extra)
     out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
-    kernel = _unpacked(
-        partial(_kernel, heads=heads, scoring=scoring, config=config), 7, rotation is not None, sinks is not None
+    rotated = rotation is not None
+    kernel = with_absent(
+        partial(_kernel, heads=heads, scoring=scoring, config=config), 7, (rotated, rotated, sinks is not None)
     )
     attended = pl.pallas_call(
         kernel,
@@ -77,19 +79,6 @@ def ragged_attention(
         name="ragged_attention",
     )(*inputs)
     return attended.reshape(tokens, kv, heads.group, dim), written.reshape(cache.shape)
-
-
-def _unpacked(kernel: Callable[..., None], fixed: int, rotated: bool, sinking: bool) -> Callable[..., None]:
-    """`kernel` with None for the inputs after the `fixed` first ones that are not there."""
-
-    def run(*refs: Ref) -> None:
-        rest = iter(refs[fixed:])
-        cosine = next(rest) if rotated else None
-        sine = next(rest) if rotated else None
-        sinks = next(rest) if sinking else None
-        kernel(*refs[:fixed], cosine, sine, sinks, *rest)
-
-    return run
 
 
 def _write(

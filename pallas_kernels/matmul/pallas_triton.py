@@ -7,7 +7,7 @@ a tile's inputs (split-K). Each then leaves a partial sum, and XLA adds them up 
 follows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.matmul.tuned import Config
+from pallas_kernels.optional_refs import with_absent
 
 Ref = Any
 Norm = tuple[jax.Array, float]
@@ -50,7 +51,7 @@ def product(
         if norm is not None:
             out_shape.append(jax.ShapeDtypeStruct((config.splits * m,), jnp.float32))
     results = pl.pallas_call(
-        _unpacked(partial(_kernel, planes=planes, eps=eps, config=config), gamma is not None, added is not None),
+        with_absent(partial(_kernel, planes=planes, eps=eps, config=config), 2, (gamma is not None, added is not None)),
         # Programs that share weights are neighbours, so that one of them finds what the other read in the L2 cache.
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n), config.splits),
         out_shape=out_shape,
@@ -63,18 +64,6 @@ def product(
     sums = results[0].reshape(config.splits, planes, m, n).sum(0)
     factor = None if norm is None else _factor(results[1].reshape(config.splits, m, 1).sum(0), k, eps)
     return _finish(list(sums), factor, residual).astype(x.dtype)
-
-
-def _unpacked(kernel: Callable[..., None], normed: bool, adding: bool) -> Callable[..., None]:
-    """`kernel` with None for the inputs that are not there."""
-
-    def run(x: Ref, w: Ref, *rest: Ref) -> None:
-        refs = iter(rest)
-        gamma = next(refs) if normed else None
-        residual = next(refs) if adding else None
-        kernel(x, w, gamma, residual, *refs)
-
-    return run
 
 
 def _factor(squares: jax.Array, k: int, eps: float) -> jax.Array:

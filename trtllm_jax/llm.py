@@ -83,6 +83,11 @@ class LLM:
         """A name that tells this object from others of the process."""
         return f"{self._args.model}-{id(self):x}"
 
+    @property
+    def compile_seconds(self) -> float:
+        """How long sizing the cache and compiling every program took at the start."""
+        return self._engine.start_up.compile_seconds
+
     @overload
     def generate(
         self,

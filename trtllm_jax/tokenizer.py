@@ -5,6 +5,9 @@ import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from checkpoints.rust_errors import is_panic
+from checkpoints.shown import shown
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
@@ -71,7 +74,11 @@ class Tokenizer:
                 f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
                 "remove it or decode the text with errors='replace'"
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        try:
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        except BaseException as error:
+            _refuse_panic(error, "encode the prompt")
+            raise
         return ids if truncate_to is None else ids[-truncate_to:]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -79,7 +86,11 @@ class Tokenizer:
 
         There is no ``spaces_between_special_tokens``: fast tokenizers never add such spaces.
         """
-        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        try:
+            text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        except BaseException as error:
+            _refuse_panic(error, f"decode the ids {shown(ids)}")
+            raise
         return text
 
     def piece(self, token_id: int) -> Piece:
@@ -97,3 +108,9 @@ class Tokenizer:
         # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
         match = _BYTE_TOKEN.fullmatch(token) if text != token else None
         return Piece(text, special=token_id in self._special_ids, byte=int(match[1], base=16) if match else None)
+
+
+def _refuse_panic(error: BaseException, task: str) -> None:
+    """ValueError where the Rust half panicked, so that it fails one request as any wrong input does."""
+    if is_panic(error):
+        raise ValueError(f"the tokenizer cannot {task}: {error!s:.300}. Check its files or choose another") from error

@@ -17,7 +17,10 @@ MAX_BYTES = 256 << 20  # the largest tokenizers of published models are about 40
 # What transformers may open, chat templates included.
 _PATTERNS = ("*.json", "*.txt", "*.model", "*.jinja", "tokenizer*", "additional_chat_templates/*.jinja")
 
-_REMEDY = "Check the tokenizer's files, or give the folder or hub name of another tokenizer"
+_REMEDY = (
+    "Check the tokenizer's files, or give the folder or hub name of another tokenizer; code that a tokenizer brings is "
+    "never run"
+)
 
 
 def load_tokenizer(folder: Path, *, use_fast: bool) -> PreTrainedTokenizerBase:
@@ -26,9 +29,10 @@ def load_tokenizer(folder: Path, *, use_fast: bool) -> PreTrainedTokenizerBase:
     The tokenizer's files must lie in the folder, or in the hub's cache, once links are followed.
     """
     _check_files(folder)
+    config = _config(folder)
     with as_value_error(folder, "has no tokenizer that transformers can load", _REMEDY):
         return AutoTokenizer.from_pretrained(
-            folder, config=_config(folder), use_fast=use_fast, trust_remote_code=False, local_files_only=True
+            folder, config=config, use_fast=use_fast, trust_remote_code=False, local_files_only=True
         )
 
 

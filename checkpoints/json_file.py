@@ -1,6 +1,8 @@
 """JSON from a checkpoint, which anyone may have written."""
 
 import json
+import os
+import re
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -17,10 +19,10 @@ def read_object(path: Path) -> dict[str, Any]:
     The file must lie in its folder, or in the hub's cache, once links are followed.
     """
     with open_regular(path, path.parent) as file:
-        content = file.read(MAX_BYTES + 1)
-    if len(content) > MAX_BYTES:
-        size = path.stat().st_size
-        raise ValueError(f"{path} has {size} bytes; a checkpoint's JSON file may have at most {MAX_BYTES}")
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes; a checkpoint's JSON file may have at most {MAX_BYTES}")
+        content = file.read()
     try:
         value = decode(content)
     except ValueError as error:
@@ -33,7 +35,11 @@ def read_object(path: Path) -> dict[str, Any]:
 def decode(content: bytes) -> Any:
     """The value of UTF-8 JSON text; ValueError where it is none, is nested too deeply, or states a key twice."""
     try:
-        return json.loads(str(content, "utf-8-sig"), object_pairs_hook=_object)
+        text = str(content, "utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_object)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair stands alone
+        return value
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
 

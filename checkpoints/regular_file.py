@@ -7,6 +7,8 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
+from checkpoints.shown import one_line, shown
+
 # A hub cache's snapshots are links to `models--org--name/blobs/<hash>`, some of these to `blobs/<xx>/<hash>` beside it.
 _HUB_BLOB = re.compile(r".*/(models--[^/]+/blobs/[0-9a-f]{40,64}|blobs/[0-9a-f]{2}/[0-9a-f]{64})", re.DOTALL)
 
@@ -33,10 +35,10 @@ def check_regular(path: Path, folder: Path | None = None) -> os.stat_result:
     except (OSError, RuntimeError, ValueError) as error:  # absent or a loop of links; a name that no file can have
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{_shown(path)} is not a regular file; put the model's own file in its place")
+        raise ValueError(f"{path} is not a regular file; put the model's own file in its place")
     if outside:
         raise ValueError(
-            f"{_shown(path)} is a link to {os.path.realpath(path)!r:.300}, outside the model's folder, so it is not "
+            f"{path} is a link to {shown(os.path.realpath(path))}, outside the model's folder, so it is not "
             "read; put the file itself or a hard link there, or give the folder that the link leads to"
         )
     return status
@@ -59,11 +61,5 @@ def _belongs(path: Path, folder: Path) -> bool:
 
 
 def _unreadable(path: Path, error: Exception) -> ValueError:
-    reason = getattr(error, "strerror", None) or str(error)
-    return ValueError(f"{_shown(path)} cannot be read: {reason}. Check the file, its permissions and where links lead")
-
-
-def _shown(path: Path) -> str:
-    """The path, of which a hostile name may make no line longer than a few hundred characters, and no second line."""
-    text = str(path)
-    return text if text.isprintable() and len(text) <= 1000 else f"{text!r:.1000}"
+    reason = getattr(error, "strerror", None) or one_line(str(error))
+    return ValueError(f"{path} cannot be read: {reason}. Check the file, its permissions and where links lead")

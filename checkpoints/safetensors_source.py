@@ -23,6 +23,7 @@ SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_NAME = 255  # of a file
 MAX_DIMENSIONS = 16
 MAX_VALUES = 2**59  # in bytes too few for numpy to overflow, of the longest type
 
@@ -87,7 +88,7 @@ def _open_shards(folder: Path, index: Path) -> dict[str, npt.NDArray[Any]]:
     arrays = {}
     for name, shard in weight_map.items():
         if shard not in shards:
-            if Path(shard).name != shard:
+            if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_NAME:
                 raise ValueError(
                     f"{index} places {shown(name)} in {shown(shard)}, which is not a file of its own folder. {REMEDY}"
                 )

@@ -89,7 +89,7 @@ def linear(x: jax.Array | Normed, weight: jax.Array, *contracted: str, bias: jax
     """`x` times `weight`, contracted along the logical axes `contracted`: the last ones of both, in order.
 
     x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
-    float32 and summed over the devices that split a contracted axis.
+    float32 and summed over the devices that split a contracted axis. An array that is no `Normed` is not plain.
     """
     rows, norm, plain = x if isinstance(x, Normed) else Normed(x, None)
     flat, matrix = _flat(rows, weight, len(contracted))

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
@@ -95,7 +96,7 @@ def generate_fn(
     """
     if max_new_tokens < 1:
         raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens}; it must be at least 1")
-    ends = jnp.asarray(sorted(model.end_ids if end_ids is None else end_ids), jnp.int32)
+    ends = np.array(sorted(model.end_ids if end_ids is None else end_ids), np.int32)
     if kernels is None:
         kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
     plain = not kernels

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
+from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows
 
 Ref = Any
-MULTIPROCESSORS = 132
 WARPGROUP_ROWS = 64
 ATTENDING = 2
 BLOCK = 128
@@ -63,6 +63,8 @@ def attend(
     pages = BLOCK // page_size
     row = jnp.maximum(row_of_tile, 0)
     row_of_tile = jnp.where(lengths[row] > 0, row_of_tile, -1)
+    # A copy: the table may be a view of what the host sent, and the call wants its operands 256-byte aligned.
+    page_table = jnp.maximum(page_table, 0)
     position_of_tile = lengths[row] - starts[row + 1] + first_of_tile
     tiles = kv * row_of_tile.shape[0]
     programs = min(MULTIPROCESSORS, tiles)
@@ -110,8 +112,7 @@ def attend(
             token = first + warpgroup * mine
             place = position + warpgroup * mine
             plgpu.barrier_wait(q_full)
-            ours = q_smem.at[pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)]
-            asking = plgpu.load(ours, (), layout=_WGMMA, optimized=False)
+            asking = load_rows(q_smem.at[pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)])
             plgpu.barrier_arrive(q_free)
             column = _WGMMA.reduce(1)
             maximum = plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), MASKED, jnp.float32), column)

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.matmul.tuned import Wide
+from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows
 
 Ref = Any
-MULTIPROCESSORS = 132
 WARPGROUP_ROWS = 64
 MULTIPLYING = 2
 ROWS = WARPGROUP_ROWS * MULTIPLYING
@@ -84,7 +84,7 @@ def product(x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide
                 values = result[:, first : first + config.out_columns]
                 outputs = pl.ds(column * config.tile_n + first, config.out_columns)
                 if residual_ref is not None:
-                    added = plgpu.load(residual_ref.at[mine, outputs], (), layout=plgpu.Layout.WGMMA, optimized=False)
+                    added = load_rows(residual_ref.at[mine, outputs])
                     values += added.astype(jnp.float32)
                 place = out_smem.at[warpgroup, part % out_slots]
                 plgpu.wait_smem_to_gmem(out_slots - 1, wait_read_only=True)

@@ -37,12 +37,12 @@ def test_trust_remote_code_warns_and_runs_nothing(
 def test_ids_that_end_a_sequence_are_checked(stated: Any, tmp_path: Path) -> None:
     checkpoint = Checkpoint("model", tmp_path, {}, {"eos_token_id": stated})
     with pytest.raises(ValueError, match=r"has eos_token_id=.*; it must be a token id or a list of them"):
-        loading._end_ids(checkpoint, None)
+        loading.stated_end_ids(checkpoint)
 
 
 def test_ids_that_end_a_sequence_may_be_one_or_several_or_none(tmp_path: Path) -> None:
     for stated, ids in ((2, {2}), ([2, 3], {2, 3}), ([], set()), (None, set())):
-        assert loading._end_ids(Checkpoint("model", tmp_path, {}, {"eos_token_id": stated}), None) == ids
+        assert loading.stated_end_ids(Checkpoint("model", tmp_path, {}, {"eos_token_id": stated})) == ids
 
 
 @pytest.mark.parametrize("config", [{"text_config": [1]}, {"dtype": ["float32"]}, {"torch_dtype": "x"}, {"dtype": 7}])

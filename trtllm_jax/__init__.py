@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
     from trtllm_jax.llm import LLM as LLM
     from trtllm_jax.llm_args import BuildConfig as BuildConfig
     from trtllm_jax.llm_args import KvCacheConfig as KvCacheConfig
@@ -27,6 +28,7 @@ _HOME_OF = {
     "CompletionOutput": "trtllm_jax.outputs",
     "RequestOutput": "trtllm_jax.outputs",
     "SamplingParams": "trtllm_jax.sampling_params",
+    "convert_checkpoint": "trtllm_jax.conversion",
 }
 
 __all__ = [*_HOME_OF, "__version__"]

@@ -43,7 +43,7 @@ def chunk_shape(axes: Sequence[str], shape: Sequence[int], split: frozenset[str]
     chunk = [max(1, length) for length in shape]
     if math.prod(chunk) * itemsize > PIECE_BYTES // 16:
         for i, (axis, length) in enumerate(zip(axes, shape, strict=True)):
-            if axis in split:
+            if axis in split and length:
                 chunk[i] = length // max(parts for parts in range(1, 9) if length % parts == 0)
     while math.prod(chunk) * itemsize > PIECE_BYTES:
         widest = chunk.index(max(chunk))

@@ -238,7 +238,7 @@ def test_a_file_that_is_missing_or_cut_is_an_error_or_does_not_matter(damage: st
             assert str(folder) in str(error)  # noqa: PT017 - which files are needed is Orbax's affair
             refused.append(path.relative_to(folder))
         path.write_bytes(content)
-    assert len(refused) >= 5  # the list of arrays, the database and its tree, and files of several arrays each
+    assert len(refused) >= 4  # the list of arrays, the database, its tree, and at least one file of values
     assert_same(read_all(folder), by_hand(tensors()))
 
 

@@ -27,7 +27,7 @@ def main() -> None:
     source = sys.argv[2] if len(sys.argv) == 3 else packaged_model()
     safetensors = convert_checkpoint(source, folder / "safetensors", dtype="bfloat16")
     orbax = convert_checkpoint(safetensors, folder / "orbax", format="orbax")
-    with LLM(orbax, max_batch_size=1, max_num_tokens=64, max_seq_len=128) as llm:
+    with LLM(orbax, max_batch_size=1, max_num_tokens=16, max_seq_len=64) as llm:
         print(llm.generate("The capital of France is", SamplingParams(max_tokens=16)).outputs[0].text)
 
 

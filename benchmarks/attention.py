@@ -7,7 +7,6 @@ microseconds a call, and the share of 3.14 TB/s of cache read (decode) or TFLOP/
 """
 
 import argparse
-import gzip
 import itertools
 import json
 import math
@@ -29,6 +28,7 @@ from pallas_kernels.attention import Rotation, Scoring, cache_shape, xla
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
+from trtllm_jax.commands.bench_trace import newest_trace, read_kernels
 
 KV, GROUP, DIM, PAGE = 8, 4, 128, 32
 SCORING = Scoring(DIM**-0.5)
@@ -137,22 +137,14 @@ def device_microseconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
             for call in calls:
                 jax.block_until_ready(call())
                 time.sleep(0.002)
-        (path,) = Path(folder).rglob("*.trace.json.gz")
-        events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
-    devices = {e["pid"] for e in events if e.get("name") == "process_name" and "GPU" in e["args"]["name"]}
-    streams = {(e["pid"], e["tid"]) for e in events if e.get("name") == "thread_name" and "Stream" in e["args"]["name"]}
-    spans = sorted(
-        (e["ts"], e["dur"])
-        for e in events
-        if e.get("ph") == "X" and e["pid"] in devices and (e["pid"], e["tid"]) in streams
-    )
+        kernels = read_kernels(newest_trace(Path(folder)))
     taken: list[float] = []
     end = -math.inf
-    for start, duration in spans:
-        if start - end > 1000:
+    for kernel in kernels:
+        if kernel.start - end > 1000:
             taken.append(0.0)
-        taken[-1] += duration
-        end = start + duration
+        taken[-1] += kernel.self_us
+        end = kernel.end
     return taken
 
 

@@ -9,7 +9,6 @@ after the other, by the device's clock of all kernels, and of each kernel, times
 """
 
 import argparse
-import gzip
 import json
 import tempfile
 import time
@@ -24,22 +23,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from llama_8b import LLAMA_8B
 
 from pallas_kernels import sampling
 from pallas_kernels.attention import cache_shape
 from pallas_kernels.matmul import Config, tuned
 from trtllm_jax import device_memory
 from trtllm_jax.batch import Batch
-from trtllm_jax.commands.bench_trace import kernels, newest_trace
+from trtllm_jax.commands.bench_trace import newest_trace, read_kernels
 from trtllm_jax.models import forward, llama
 
-LLAMA_8B = llama.Config.from_hf(
-    {
-        "vocab_size": 128256, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 131072, "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "hidden_act": "silu",
-    }
-)  # fmt: skip
 SHAPES = {
     "qkv": (6144, 4096, False), "o": (4096, 4096, False), "gate_up": (14336, 4096, True), "down": (4096, 14336, False),
 }  # fmt: skip
@@ -147,9 +140,9 @@ def measure(name: str, program: Any, params: Any, caches: Any, batch: Batch, rep
         with jax.profiler.trace(folder):
             tokens, caches = program(params, caches, batch)
             tokens.block_until_ready()
-        events = json.loads(gzip.decompress(newest_trace(Path(folder)).read_bytes()))["traceEvents"]
+        kernels = read_kernels(newest_trace(Path(folder)))
     times: dict[str, list[float]] = defaultdict(list)
-    for kernel in kernels(events):
+    for kernel in kernels:
         times[kernel.name].append(kernel.self_us)
     longest = sorted(times, key=lambda kernel: -sum(times[kernel]))[:12]
     shown = {kernel[:48]: f"{len(times[kernel])} x {sum(times[kernel]) / len(times[kernel]):.1f}" for kernel in longest}
@@ -166,7 +159,7 @@ def main() -> None:
     parser.add_argument("--try", dest="tried", nargs="*", default=[], metavar="SHAPE:ROWS=CONFIG")
     args = parser.parse_args()
     device_memory.claim()
-    config = replace(LLAMA_8B, num_layers=args.layers)
+    config = replace(llama.Config.from_hf(LLAMA_8B), num_layers=args.layers)
     params = random_params(args.layers)
     cases = [decode_case(rows, tuned.MEASURED) for rows in args.rows]
     cases += [*map(tried_case, args.tried), *map(prompt_case, args.tokens)]

@@ -7,6 +7,7 @@ import re
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
+from types import CodeType
 from typing import Any
 
 import pytest
@@ -50,17 +51,27 @@ def defined_names() -> Iterator[str]:
                 yield from (f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef))
 
 
+def python_blocks(name: str) -> Iterator[tuple[str, CodeType]]:
+    """The section and the code of every Python block of a document, with its own line numbers."""
+    text = (ROOT / name).read_text()
+    for block in FENCE.finditer(text):
+        if block[1] == "python":
+            title = re.findall(r"^## (.*)$", text[: block.start()], re.MULTILINE)[-1]
+            yield title, compile("\n" * text.count("\n", 0, block.start(2)) + block[2], ROOT / name, "exec")
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("smollm2_gguf")
-def test_readme_python_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_readme_and_chat_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     from trtllm_jax import LLM
 
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
-        for block in FENCE.finditer(README):
-            if block[1] == "python":
-                lines_before = README.count("\n", 0, block.start(2))
-                exec(compile("\n" * lines_before + block[2], ROOT / "README.md", "exec"), names)
+        for title, code in python_blocks("README.md"):
+            if title == "Configuration":  # which ends the model that docs/chat.md goes on with
+                for _, chat in python_blocks("docs/chat.md"):
+                    exec(chat, names)
+            exec(code, names)
     finally:
         for value in names.values():
             if isinstance(value, LLM):

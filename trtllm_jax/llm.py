@@ -4,7 +4,7 @@ import atexit
 import itertools
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +13,7 @@ from typing import Any, Self, overload
 import numpy as np
 
 from trtllm_jax import compilation_cache, device_memory
+from trtllm_jax.chat import Chat, Conversation, Tool, read_template
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.config import EngineConfig
 from trtllm_jax.engine.engine import Engine
@@ -47,10 +48,12 @@ class LLM:
 
     def __init__(self, model: str | Path, tokenizer: Any = None, **kwargs: Any) -> None:
         self._args = parse_llm_args(model=model, tokenizer=tokenizer, **kwargs)
+        chat_template = read_template(self._args.chat_template)
         device_memory.claim()
         compilation_cache.enable()
         loaded = load(self._args)
         self._tokenizer = loaded.tokenizer
+        self._chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._end_ids = loaded.end_ids
         self._vocab: int = loaded.model.config.vocab
         self._postprocessor = Postprocessor()
@@ -82,6 +85,11 @@ class LLM:
     def llm_id(self) -> str:
         """A name that tells this object from others of the process."""
         return f"{self._args.model}-{id(self):x}"
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long sizing the cache and compiling every program took at the start."""
+        return self._engine.start_up.compile_seconds
 
     @overload
     def generate(
@@ -148,6 +156,48 @@ class LLM:
         if not is_single(inputs):
             raise TypeError("generate_async takes one prompt; call it for each, or use generate for a list")
         return self._submit([inputs], [sampling_params or SamplingParams()], streaming)[0]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        tools: Sequence[Tool] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: None = None,
+    ) -> Any:
+        """`generate` for a conversation, or for a list of them: the model's chat template makes the prompt of each.
+
+        Args:
+            messages: dicts with "role" and "content" (a str, or OpenAI's text parts), or a list of such lists.
+            sampling_params: as in `generate`, and so are `use_tqdm`, `streaming` and `lora_request`.
+            tools: for the template: JSON schemas, or functions with type hints and a docstring that names arguments.
+            documents: for the template: dicts with "title" and "text".
+            chat_template: a Jinja text in place of the model's, where allow_request_chat_template=True was set.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            continue_final_message: whether the answer goes on with the last message.
+            chat_template_kwargs: the template's further variables.
+
+        Raises:
+            ValueError: a message or an argument is wrong, or the template refuses; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        prompts = self._chat.prompts(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.generate(prompts, sampling_params, use_tqdm, streaming=streaming, lora_request=lora_request)
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """The statistics of the engine's steps since the last call, in TensorRT-LLM's form; never waits."""

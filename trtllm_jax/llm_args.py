@@ -265,6 +265,59 @@ class SchedulerConfig(StrictModel):
     context_chunking_policy: Annotated[ContextChunkingPolicy, Strict(False)] | None = None
 
 
+class QuantAlgo(StrEnum):
+    """How weights, activations or the KV cache are quantised, by TensorRT-LLM's names."""
+
+    W8A16 = "W8A16"
+    W4A16 = "W4A16"
+    W4A16_AWQ = "W4A16_AWQ"
+    W4A8_AWQ = "W4A8_AWQ"
+    W8A16_GPTQ = "W8A16_GPTQ"
+    W4A16_GPTQ = "W4A16_GPTQ"
+    W8A8_SQ_PER_CHANNEL = "W8A8_SQ_PER_CHANNEL"
+    W8A8_SQ_PER_TENSOR_PLUGIN = "W8A8_SQ_PER_TENSOR_PLUGIN"
+    W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN = "W8A8_SQ_PER_CHANNEL_PER_TOKEN_PLUGIN"
+    W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN = "W8A8_SQ_PER_CHANNEL_PER_TENSOR_PLUGIN"
+    W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN = "W8A8_SQ_PER_TENSOR_PER_TOKEN_PLUGIN"
+    W4A8_QSERVE_PER_GROUP = "W4A8_QSERVE_PER_GROUP"
+    W4A8_QSERVE_PER_CHANNEL = "W4A8_QSERVE_PER_CHANNEL"
+    FP8 = "FP8"
+    FP8_PER_CHANNEL_PER_TOKEN = "FP8_PER_CHANNEL_PER_TOKEN"
+    FP8_BLOCK_SCALES = "FP8_BLOCK_SCALES"
+    INT8 = "INT8"
+    MIXED_PRECISION = "MIXED_PRECISION"
+    NVFP4 = "NVFP4"
+    W4A8_NVFP4_FP8 = "W4A8_NVFP4_FP8"
+    W4A8_MXFP4_FP8 = "W4A8_MXFP4_FP8"
+    W4A8_MXFP4_MXFP8 = "W4A8_MXFP4_MXFP8"
+    W4A16_MXFP4 = "W4A16_MXFP4"
+    NO_QUANT = "NO_QUANT"
+
+
+class QuantConfig(StrictModel):
+    """How a model is quantised; this release loads it only where neither algorithm asks for anything."""
+
+    quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
+    kv_cache_quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
+    group_size: PositiveInt = 128
+    smoothquant_val: float = 0.5
+    clamp_val: list[float] | None = None
+    use_meta_recipe: bool = False
+    has_zero_point: bool = False
+    pre_quant_scale: bool = False
+    exclude_modules: list[str] | None = None
+    mamba_ssm_cache_dtype: str | None = None
+
+    def require_none(self) -> None:
+        """ValueError where an algorithm is asked for."""
+        for name in ("quant_algo", "kv_cache_quant_algo"):
+            if (asked := getattr(self, name)) not in (None, QuantAlgo.NO_QUANT):
+                raise ValueError(
+                    f"LLM.quant_config.{name} = {_shown(asked)} is not available in this release: leave it out or use "
+                    "None or 'NO_QUANT'"
+                )
+
+
 class LlmArgs(StrictModel, owner="LLM"):
     """The arguments of ``LLM(...)``, with the sizes that a BuildConfig sets taken over.
 
@@ -272,6 +325,8 @@ class LlmArgs(StrictModel, owner="LLM"):
     one; None means the model's. Sizes are upper bounds in rows (``max_batch_size``) and tokens (``max_*_len``,
     ``max_num_tokens``); ``max_input_len`` is enforced only when set. ``stream_interval`` and ``max_stats_len`` count
     iterations. ``disable_overlap_scheduler`` makes the host wait for each step before it plans the next.
+    ``chat_template``: a file or a Jinja text in place of the model's. ``allow_request_chat_template``: whether a call
+    of ``chat`` may bring its own.
     """
 
     # What XLA does by itself, or what only TensorRT's and PyTorch's backends have.
@@ -377,6 +432,8 @@ class LlmArgs(StrictModel, owner="LLM"):
     tokenizer_mode: Literal["auto", "slow"] = "auto"
     skip_tokenizer_init: bool = False
     trust_remote_code: bool = False
+    chat_template: str | Path | None = None
+    allow_request_chat_template: bool = False
     revision: str | None = None
     tokenizer_revision: str | None = None
     load_format: Literal["auto", "dummy"] = "auto"
@@ -402,6 +459,9 @@ class LlmArgs(StrictModel, owner="LLM"):
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        if isinstance(quant := arguments.get("quant_config"), QuantConfig):
+            quant.require_none()
+            arguments = arguments | {"quant_config": None}
         # As in TensorRT-LLM, None asks for the default wherever None means nothing else.
         given = {name: value for name, value in arguments.items() if value is not None}
         unknown = arguments.keys() - cls.model_fields.keys()

@@ -1,5 +1,6 @@
 """The names that TensorRT-LLM users import from `tensorrt_llm.llmapi`."""
 
+from trtllm_jax.executor import LoRARequest
 from trtllm_jax.llm import LLM
 from trtllm_jax.llm_args import (
     BuildConfig,
@@ -7,6 +8,8 @@ from trtllm_jax.llm_args import (
     ContextChunkingPolicy,
     KvCacheConfig,
     LlmArgs,
+    QuantAlgo,
+    QuantConfig,
     SchedulerConfig,
 )
 from trtllm_jax.outputs import CompletionOutput, Logprob, RequestOutput
@@ -20,7 +23,10 @@ __all__ = [
     "ContextChunkingPolicy",
     "KvCacheConfig",
     "LlmArgs",
+    "LoRARequest",
     "Logprob",
+    "QuantAlgo",
+    "QuantConfig",
     "RequestOutput",
     "SamplingParams",
     "SchedulerConfig",

@@ -14,17 +14,12 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.attention.masks import MASKED, Scoring
-from pallas_kernels.attention.rotary import turn
+from pallas_kernels.attention.rotary import Rotation, turn
 
 Ref = Any
 
 MIN_DOT = 16
 """The least extent of a Triton dot in any direction."""
-
-
-def power_of_two(size: int) -> int:
-    """The least power of two that is at least `size`."""
-    return 1 << (size - 1).bit_length()
 
 
 @dataclass(frozen=True)
@@ -46,17 +41,17 @@ class Heads:
     @property
     def half(self) -> int:
         """Half of head_dim, padded: what a dot contracts."""
-        return max(MIN_DOT, power_of_two(self.dim // 2))
+        return max(MIN_DOT, pl.next_power_of_2(self.dim // 2))
 
     @property
     def padded_dim(self) -> int:
         """head_dim, padded."""
-        return max(MIN_DOT, power_of_two(self.dim))
+        return max(MIN_DOT, pl.next_power_of_2(self.dim))
 
     @property
     def padded_group(self) -> int:
         """The group, padded."""
-        return power_of_two(self.group)
+        return pl.next_power_of_2(self.group)
 
 
 class Halves(NamedTuple):
@@ -114,8 +109,7 @@ def load_halves(ref: Ref, heads: Heads, rows: jax.Array, inside: jax.Array | Non
 
 def load_rotated(
     ref: Ref,
-    cosine_ref: Ref | None,
-    sine_ref: Ref | None,
+    rotation_ref: Rotation | None,
     heads: Heads,
     rows: jax.Array,
     tokens: jax.Array,
@@ -123,11 +117,11 @@ def load_rotated(
 ) -> Halves:
     """Heads `rows` [n] of a matrix of heads, rotated by the angles of their `tokens` [n], in the matrix's dtype."""
     loaded = load_halves(ref, heads, rows, inside)
-    if cosine_ref is None or sine_ref is None:
+    if rotation_ref is None:
         return loaded
     half = heads.dim // 2
-    cosine = load_rows(cosine_ref, tokens, inside, 0, half, heads.half)
-    sine = load_rows(sine_ref, tokens, inside, 0, half, heads.half)
+    cosine = load_rows(rotation_ref.cosine, tokens, inside, 0, half, heads.half)
+    sine = load_rows(rotation_ref.sine, tokens, inside, 0, half, heads.half)
     first, second = turn(*loaded, cosine, sine)
     return Halves(first.astype(ref.dtype), second.astype(ref.dtype))
 
@@ -166,32 +160,28 @@ class Running(NamedTuple):
 
     def add(self, scores: jax.Array, values: jax.Array) -> "Running":
         """After a block of keys: log2 scores [n, s] and values [s, padded dim]."""
-        maximum = jnp.maximum(self.maximum, jnp.max(scores, axis=1))
-        correction = jnp.exp2(self.maximum - maximum)
-        weights = jnp.exp2(scores - maximum[:, None])
-        return Running(
-            maximum,
-            self.total * correction + jnp.sum(weights, axis=1),
-            self.weighted * correction[:, None] + plgpu.dot(weights.astype(values.dtype), values),
-        )
+        scaled = self._rescaled(jnp.max(scores, axis=1))
+        weights = jnp.exp2(scores - scaled.maximum[:, None])
+        weighted = scaled.weighted + plgpu.dot(weights.astype(values.dtype), values)
+        return Running(scaled.maximum, scaled.total + jnp.sum(weights, axis=1), weighted)
 
     def add_one(self, scores: jax.Array, value: jax.Array) -> "Running":
         """After one key that every query sees: log2 scores [n] and the value [padded dim]."""
-        maximum = jnp.maximum(self.maximum, scores)
-        correction, weight = jnp.exp2(self.maximum - maximum), jnp.exp2(scores - maximum)
-        return Running(
-            maximum,
-            self.total * correction + weight,
-            self.weighted * correction[:, None] + weight[:, None] * value.astype(jnp.float32)[None, :],
-        )
+        scaled = self._rescaled(scores)
+        weight = jnp.exp2(scores - scaled.maximum)
+        weighted = scaled.weighted + weight[:, None] * value.astype(jnp.float32)[None, :]
+        return Running(scaled.maximum, scaled.total + weight, weighted)
 
     def add_sink(self, scores: jax.Array) -> "Running":
         """After weights without a value, which is what attention sinks are (gpt-oss): log2 scores [n]."""
+        scaled = self._rescaled(scores)
+        return scaled._replace(total=scaled.total + jnp.exp2(scores - scaled.maximum))
+
+    def _rescaled(self, scores: jax.Array) -> "Running":
+        """The same softmax, its weights relative to the largest score once `scores` [n] are among them."""
         maximum = jnp.maximum(self.maximum, scores)
         correction = jnp.exp2(self.maximum - maximum)
-        return Running(
-            maximum, self.total * correction + jnp.exp2(scores - maximum), self.weighted * correction[:, None]
-        )
+        return Running(maximum, self.total * correction, self.weighted * correction[:, None])
 
     def result(self) -> jax.Array:
         """The weighted mean [n, padded dim]; 0 where no key was seen."""
@@ -234,6 +224,6 @@ def add_keys(
     return running.add(scores, values.astype(queries.first.dtype))
 
 
-def whole(shape: tuple[int, ...]) -> pl.BlockSpec:
-    """The block that is the whole array, for arrays that a kernel indexes itself."""
-    return pl.BlockSpec(shape, lambda *_: (0,) * len(shape))
+def whole(arrays: Any) -> Any:
+    """The blocks that are whole arrays, for a pytree of arrays or shapes that a kernel indexes itself."""
+    return jax.tree.map(lambda array: pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape)), arrays)

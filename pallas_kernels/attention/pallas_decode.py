@@ -24,7 +24,6 @@ from pallas_kernels.attention.blocks import (
     cache_rows,
     load_rotated,
     load_rows,
-    power_of_two,
     store_rows,
     value_step,
     whole,
@@ -32,7 +31,6 @@ from pallas_kernels.attention.blocks import (
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
 from pallas_kernels.attention.tuned import DecodeConfig
-from pallas_kernels.optional_refs import with_absent
 
 
 def decode_attention(
@@ -52,9 +50,9 @@ def decode_attention(
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     splits = config.splits
     matrix = cache.reshape(-1, dim)
-    angles = () if rotation is None else tuple(rotation)
-    extra = () if sinks is None else (sinks.reshape(-1).astype(jnp.float32),)
-    inputs = (qkv.reshape(-1, dim), matrix, page_table, lengths, *angles, *extra)
+    if sinks is not None:
+        sinks = sinks.reshape(-1).astype(jnp.float32)
+    inputs = (qkv.reshape(-1, dim), matrix, page_table, lengths, rotation, sinks)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
         out_shape.append(jax.ShapeDtypeStruct((rows * kv * heads.group, dim), qkv.dtype))
@@ -64,15 +62,11 @@ def decode_attention(
             jax.ShapeDtypeStruct((partials, dim), jnp.float32),
             *[jax.ShapeDtypeStruct((partials,), jnp.float32)] * 2,
         ]
-    rotated = rotation is not None
-    kernel = with_absent(
-        partial(_kernel, heads=heads, scoring=scoring, config=config), 4, (rotated, rotated, sinks is not None)
-    )
     written, *results = pl.pallas_call(
-        kernel,
+        partial(_kernel, heads=heads, scoring=scoring, config=config),
         grid=(kv, rows, splits),
-        in_specs=[whole(array.shape) for array in inputs],
-        out_specs=[whole(array.shape) for array in out_shape],
+        in_specs=whole(inputs),
+        out_specs=whole(out_shape),
         out_shape=out_shape,
         input_output_aliases={1: 0},
         compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
@@ -80,7 +74,7 @@ def decode_attention(
         name="decode_attention",
     )(*inputs)
     if splits > 1:
-        results = [_combine(results, lengths, extra, heads, scoring, config, qkv.dtype, interpret)]
+        results = [_combine(results, lengths, sinks, heads, scoring, config, qkv.dtype, interpret)]
     return results[0].reshape(rows, kv, heads.group, dim), written.reshape(cache.shape)
 
 
@@ -102,8 +96,7 @@ def _kernel(
     cache_ref: Ref,
     page_table_ref: Ref,
     lengths_ref: Ref,
-    cosine_ref: Ref | None,
-    sine_ref: Ref | None,
+    rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
     written_ref: Ref,
     *out_refs: Ref,
@@ -120,10 +113,10 @@ def _kernel(
     # All that can be read without knowing the length is read at once: each wait is long beside a short context.
     length = plgpu.load(lengths_ref.at[row])
     plane = (row * heads.kv + head) * (heads.group + 2)
-    q = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane + place, jnp.broadcast_to(row, (queries,)), real)
+    q = load_rotated(qkv_ref, rotation_ref, heads, plane + place, jnp.broadcast_to(row, (queries,)), real)
     one = jnp.arange(1)
     key_plane = plane + heads.group + one
-    key = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, key_plane, row + one, None)
+    key = load_rotated(qkv_ref, rotation_ref, heads, key_plane, row + one, None)
     value = load_rows(qkv_ref, key_plane + 1, None, 0, heads.dim, heads.padded_dim)
     begin, share, active = _share(length, scoring, config)
 
@@ -181,7 +174,7 @@ def _kernel(
 def _combine(
     partials: list[jax.Array],
     lengths: jax.Array,
-    sinks: tuple[jax.Array, ...],
+    sinks: jax.Array | None,
     heads: Heads,
     scoring: Scoring,
     config: DecodeConfig,
@@ -192,12 +185,12 @@ def _combine(
     weighted, maximum, total = partials
     rows = lengths.shape[0]
     out = jax.ShapeDtypeStruct((rows * heads.kv * heads.group, heads.dim), dtype)
-    inputs = (weighted, maximum, total, lengths, *sinks)
+    inputs = (weighted, maximum, total, lengths, sinks)
     return pl.pallas_call(
         partial(_combine_kernel, heads=heads, scoring=scoring, config=config),
         grid=(heads.kv * heads.group, rows),
-        in_specs=[whole(array.shape) for array in inputs],
-        out_specs=whole(out.shape),
+        in_specs=whole(inputs),
+        out_specs=whole(out),
         out_shape=out,
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
         interpret=interpret,
@@ -210,26 +203,26 @@ def _combine_kernel(
     maximum_ref: Ref,
     total_ref: Ref,
     lengths_ref: Ref,
-    *refs: Ref,
+    sinks_ref: Ref | None,
+    out_ref: Ref,
     heads: Heads,
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
     """One query head of one row."""
-    *sinks, out_ref = refs
     query_head, row = pl.program_id(0), pl.program_id(1)
     length = plgpu.load(lengths_ref.at[row])
     head, member = query_head // heads.group, query_head % heads.group
     _, _, active = _share(length, scoring, config)
-    split = jnp.arange(power_of_two(config.splits))
+    split = jnp.arange(pl.next_power_of_2(config.splits))
     there = (split < active) & (length > 0)
     answer = ((row * heads.kv + head) * config.splits + split) * heads.group + member
     maximum = plgpu.load(maximum_ref.at[answer], mask=there, other=MASKED)
-    sink = plgpu.load(sinks[0].at[query_head]) * LOG2_E if sinks else MASKED
+    sink = MASKED if sinks_ref is None else plgpu.load(sinks_ref.at[query_head]) * LOG2_E
     best = jnp.maximum(jnp.max(maximum, axis=0), sink)
     factor = jnp.exp2(maximum - best)
     total = jnp.sum(plgpu.load(total_ref.at[answer], mask=there, other=0) * factor, axis=0)
-    if sinks:
+    if sinks_ref is not None:
         total += jnp.exp2(sink - best)
     weighted = load_rows(weighted_ref, answer, there, 0, heads.dim, heads.padded_dim)
     mean = jnp.sum(weighted * factor[:, None], axis=0) / jnp.where(total > 0, total, 1.0)

@@ -30,7 +30,6 @@ from pallas_kernels.attention.blocks import (
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
 from pallas_kernels.attention.tuned import RaggedConfig
-from pallas_kernels.optional_refs import with_absent
 
 WRITTEN_TOKENS = 32
 """Tokens that one program of the writing kernel handles."""
@@ -55,24 +54,20 @@ def ragged_attention(
     tokens, kv, planes, dim = qkv.shape
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     matrix = qkv.reshape(-1, dim)
-    angles = () if rotation is None else tuple(rotation)
-    written = _write(matrix, cache.reshape(-1, dim), page, offset, angles, heads, interpret)
+    written = _write(matrix, cache.reshape(-1, dim), page, offset, rotation, heads, interpret)
 
     # The padding at the end is one more row, of no length.
     starts, lengths = jnp.append(starts, tokens), jnp.append(lengths, 0)
     row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
-    extra = () if sinks is None else (sinks.reshape(-1).astype(jnp.float32),)
-    inputs = (matrix, written, page_table, lengths, starts, row_of_tile, first_of_tile, *angles, *extra)
+    if sinks is not None:
+        sinks = sinks.reshape(-1).astype(jnp.float32)
+    inputs = (matrix, written, page_table, lengths, starts, row_of_tile, first_of_tile, rotation, sinks)
     out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
-    rotated = rotation is not None
-    kernel = with_absent(
-        partial(_kernel, heads=heads, scoring=scoring, config=config), 7, (rotated, rotated, sinks is not None)
-    )
     attended = pl.pallas_call(
-        kernel,
+        partial(_kernel, heads=heads, scoring=scoring, config=config),
         grid=(kv, row_of_tile.shape[0]),
-        in_specs=[whole(array.shape) for array in inputs],
-        out_specs=whole(out.shape),
+        in_specs=whole(inputs),
+        out_specs=whole(out),
         out_shape=out,
         compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
         interpret=interpret,
@@ -86,17 +81,17 @@ def _write(
     cache: jax.Array,
     page: jax.Array,
     offset: jax.Array,
-    angles: tuple[jax.Array, ...],
+    rotation: Rotation | None,
     heads: Heads,
     interpret: bool,
 ) -> jax.Array:
     """The cache with every token's rotated key and its value; tokens of page 0 are left out."""
-    inputs = (qkv, cache, page, offset, *angles)
+    inputs = (qkv, cache, page, offset, rotation)
     return pl.pallas_call(
         partial(_write_kernel, heads=heads),
         grid=(heads.kv, pl.cdiv(page.shape[0], WRITTEN_TOKENS)),
-        in_specs=[whole(array.shape) for array in inputs],
-        out_specs=whole(cache.shape),
+        in_specs=whole(inputs),
+        out_specs=whole(cache),
         out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
         input_output_aliases={1: 0},
         compiler_params=plgpu.CompilerParams(num_warps=4, num_stages=1),
@@ -105,10 +100,10 @@ def _write(
     )(*inputs)
 
 
-def _write_kernel(qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, *refs: Ref, heads: Heads) -> None:
+def _write_kernel(
+    qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, rotation_ref: Rotation | None, cache_ref: Ref, *, heads: Heads
+) -> None:
     """One head of some tokens."""
-    *angles, cache_ref = refs
-    cosine_ref, sine_ref = angles or (None, None)
     head, part = pl.program_id(0), pl.program_id(1)
     token = part * WRITTEN_TOKENS + jnp.arange(WRITTEN_TOKENS)
     known = token < page_ref.shape[0]
@@ -116,7 +111,7 @@ def _write_kernel(qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, *refs: R
     offset = plgpu.load(offset_ref.at[token], mask=known, other=0)
     kept = known & (page > 0)
     plane = (token * heads.kv + head) * (heads.group + 2) + heads.group
-    key = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane, token, kept)
+    key = load_rotated(qkv_ref, rotation_ref, heads, plane, token, kept)
     value = load_rows(qkv_ref, plane + 1, kept, 0, heads.dim, heads.padded_dim)
     rows = cache_rows(page, heads, head, offset)
     half = heads.dim // 2
@@ -149,8 +144,7 @@ def _kernel(
     starts_ref: Ref,
     row_of_tile_ref: Ref,
     first_of_tile_ref: Ref,
-    cosine_ref: Ref | None,
-    sine_ref: Ref | None,
+    rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
     out_ref: Ref,
     *,
@@ -173,7 +167,7 @@ def _kernel(
         token = first + place // heads.padded_group
         real = (token < end_token) & (member < heads.group)
         plane = (token * heads.kv + head) * (heads.group + 2) + member
-        q = load_rotated(qkv_ref, cosine_ref, sine_ref, heads, plane, token, real)
+        q = load_rotated(qkv_ref, rotation_ref, heads, plane, token, real)
         positions = position + place // heads.padded_group
         # A row of no length sees nothing and is left zeros.
         last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from pallas_kernels.attention.blocks import power_of_two
+from jax.experimental import pallas as pl
 
 
 @dataclass(frozen=True)
@@ -69,12 +69,12 @@ LONG_STEP = 2048
 
 def ragged_config(tokens: int, group: int, head_dim: int, itemsize: int) -> RaggedConfig:
     """The configuration for a step: tiles of 128 or 64 query rows, fewer where head_dim and dtype leave less room."""
-    entry = power_of_two(head_dim) * itemsize
+    entry = pl.next_power_of_2(head_dim) * itemsize
     rows = (128 if tokens >= LONG_STEP else 64) if entry <= 256 else 64 if entry <= 512 else 32
-    tile_tokens = rows // power_of_two(group)
+    tile_tokens = rows // pl.next_power_of_2(group)
     return RaggedConfig(max(tile_tokens, 1), _block(head_dim, itemsize), 4, 2)
 
 
 def _block(head_dim: int, itemsize: int) -> int:
     """Keys of which a block takes 16 KiB, between 16 and 64."""
-    return max(16, min(64, 64 * 256 // (power_of_two(head_dim) * itemsize)))
+    return max(16, min(64, 64 * 256 // (pl.next_power_of_2(head_dim) * itemsize)))

@@ -65,18 +65,21 @@ class _Softmax(NamedTuple):
 
     def add(self, scores: jax.Array, values: jax.Array) -> "_Softmax":
         """The state after one more block: scores [n, q, s], values [n, s, d], n any batch of heads."""
-        maximum = jnp.maximum(self.maximum, scores.max(-1))
-        correction = jnp.exp(self.maximum - maximum)
-        weights = jnp.exp(scores - maximum[..., None])
-        weighted = self.weighted * correction[..., None] + jnp.einsum("nqs,nsd->nqd", weights, values)
-        return _Softmax(maximum, self.total * correction + weights.sum(-1), weighted)
+        scaled = self._rescaled(scores.max(-1))
+        weights = jnp.exp(scores - scaled.maximum[..., None])
+        weighted = scaled.weighted + jnp.einsum("nqs,nsd->nqd", weights, values)
+        return _Softmax(scaled.maximum, scaled.total + weights.sum(-1), weighted)
 
     def add_sinks(self, sinks: jax.Array) -> "_Softmax":
         """The state with one more score each [n, q], whose weight goes to no value."""
-        maximum = jnp.maximum(self.maximum, sinks)
+        scaled = self._rescaled(sinks)
+        return scaled._replace(total=scaled.total + jnp.exp(sinks - scaled.maximum))
+
+    def _rescaled(self, scores: jax.Array) -> "_Softmax":
+        """The same softmax, its weights relative to the largest score once `scores` [n, q] are among them."""
+        maximum = jnp.maximum(self.maximum, scores)
         correction = jnp.exp(self.maximum - maximum)
-        total = self.total * correction + jnp.exp(sinks - maximum)
-        return _Softmax(maximum, total, self.weighted * correction[..., None])
+        return _Softmax(maximum, self.total * correction, self.weighted * correction[..., None])
 
     def result(self) -> jax.Array:
         return self.weighted / jnp.maximum(self.total, 1e-30)[..., None]

@@ -18,7 +18,6 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.matmul.tuned import Config
-from pallas_kernels.optional_refs import with_absent
 
 Ref = Any
 Norm = tuple[jax.Array, float]
@@ -43,7 +42,6 @@ def product(
     gamma, eps = (None, 0.0) if norm is None else norm
     whole_sums = config.splits == 1
     added = residual if whole_sums else None
-    inputs = [x, w.reshape(planes * n, k)] + [array for array in (gamma, added) if array is not None]
     if whole_sums:
         out_shape = [jax.ShapeDtypeStruct((m, n), x.dtype)]
     else:
@@ -51,14 +49,14 @@ def product(
         if norm is not None:
             out_shape.append(jax.ShapeDtypeStruct((config.splits * m,), jnp.float32))
     results = pl.pallas_call(
-        with_absent(partial(_kernel, planes=planes, eps=eps, config=config), 2, (gamma is not None, added is not None)),
+        partial(_kernel, planes=planes, eps=eps, config=config),
         # Programs that share weights are neighbours, so that one of them finds what the other read in the L2 cache.
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n), config.splits),
         out_shape=out_shape,
         compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
         interpret=interpret,
         name="skinny_matmul",
-    )(*inputs)
+    )(x, w.reshape(planes * n, k), gamma, added)
     if whole_sums:
         return results[0]
     sums = results[0].reshape(config.splits, planes, m, n).sum(0)

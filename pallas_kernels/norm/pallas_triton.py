@@ -33,7 +33,7 @@ def _call(summands: tuple[jax.Array, ...], weight: jax.Array, eps: float, interp
     """The normalised sum, after the sum itself where there are several summands."""
     shape, dtype = summands[0].shape, summands[0].dtype
     width = shape[-1]
-    padded = 1 << (width - 1).bit_length()
+    padded = pl.next_power_of_2(width)
     rows = [summand.reshape(-1, width) for summand in summands]
     row = pl.BlockSpec((None, width), lambda index: (index, 0))
     results: list[jax.Array] = pl.pallas_call(

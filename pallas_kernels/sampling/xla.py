@@ -49,8 +49,12 @@ def sample(
     last_mass = _last_key(mass_low, mass_high, lambda key: jnp.where(mass <= key, weights, 0).sum(-1) >= target)
     kept &= (mass <= last_mass) & (scaled <= -jnp.log(min_p)[:, None])
 
-    noise = jnp.where((temperature > 0)[:, None], gumbel(seed, position, logits.shape[1]), 0.0)
-    return greedy(jnp.where(kept, noise - scaled, -jnp.inf))
+    def draw() -> jax.Array:
+        noise = jnp.where((temperature > 0)[:, None], gumbel(seed, position, logits.shape[1]), 0.0)
+        return greedy(jnp.where(kept, noise - scaled, -jnp.inf))
+
+    # Noise for a whole vocabulary is most of the work, and a greedy batch needs none.
+    return lax.cond((temperature > 0).any(), draw, lambda: greedy(jnp.where(kept, -scaled, -jnp.inf)))
 
 
 def _last_key(low: jax.Array, high: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from trtllm_jax.executor import LoRARequest
 from trtllm_jax.llm_args import (
     BuildConfig,
     CapacitySchedulerPolicy,
@@ -17,6 +18,7 @@ from trtllm_jax.llm_args import (
     SchedulerConfig,
     parse_llm_args,
 )
+from trtllm_jax.quantization import QuantAlgo, QuantConfig
 
 
 def message(**arguments: Any) -> str:
@@ -233,3 +235,24 @@ def test_configuration_loads_nothing_heavy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert run.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("nothing", [{}, {"quant_algo": None}, {"quant_algo": QuantAlgo.NO_QUANT, "group_size": 64}])
+def test_a_quantisation_that_asks_for_nothing_is_accepted(nothing: dict[str, Any]) -> None:
+    assert LlmArgs(model="m", quant_config=QuantConfig(**nothing)) == LlmArgs(model="m")
+
+
+@pytest.mark.parametrize("name", ["quant_algo", "kv_cache_quant_algo"])
+def test_a_quantisation_is_refused_with_its_algorithm(name: str) -> None:
+    for algorithm in ("INT8", QuantAlgo.INT8):
+        with pytest.raises(ValueError, match=rf"LLM.quant_config.{name} = 'INT8' is not available in this release"):
+            LlmArgs(model="m", quant_config=QuantConfig(**{name: algorithm}))
+    with pytest.raises(ValueError, match=rf"QuantConfig.{name} = 'INT7' is invalid: it should be 'W8A16', "):
+        QuantConfig(**{name: "INT7"})
+
+
+def test_an_adapter_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    assert LoRARequest("maths", 1, str(tmp_path)).lora_path == str(tmp_path)
+    for missing in ("", str(tmp_path / "nowhere")):
+        with pytest.raises(ValueError, match=rf"LoRARequest.lora_path = '{missing}' does not exist: give the adapter"):
+            LoRARequest("maths", lora_path=missing)

@@ -104,7 +104,7 @@ def measure_requests(
     One asyncio loop watches all streams: where it is late it takes several steps at once, where a thread for each
     stream would compete with the engine's thread. With 64 streams on two cores neither differed beyond noise.
     """
-    params = {new: _params(new, sampling) for new in {request.output_tokens for request in requests}}
+    params = {new: sampling_params(new, sampling) for new in {request.output_tokens for request in requests}}
     arrivals = arrival_times(len(requests), request_rate, seed=seed)
 
     async def run_all() -> list[RequestTimes]:
@@ -168,7 +168,8 @@ def require_uncached(cached: int, input_len: int) -> None:
         )
 
 
-def _params(new: int, sampling: Mapping[str, Any]) -> "SamplingParams":
+def sampling_params(new: int, sampling: Mapping[str, Any]) -> "SamplingParams":
+    """What asks for exactly `new` tokens, without their text."""
     from trtllm_jax import SamplingParams
 
     return SamplingParams(max_tokens=new, end_id=-1, ignore_eos=True, detokenize=False, **sampling)
@@ -176,7 +177,7 @@ def _params(new: int, sampling: Mapping[str, Any]) -> "SamplingParams":
 
 def _generate(llm: "LLM", prompts: list[list[int]], new: int, sampling: Mapping[str, Any]) -> float:
     """Seconds that generating `new` tokens for each prompt takes."""
-    params = _params(new, sampling)
+    params = sampling_params(new, sampling)
     began = time.perf_counter()
     outputs = llm.generate(prompts, params, use_tqdm=False)
     seconds = time.perf_counter() - began

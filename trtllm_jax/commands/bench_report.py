@@ -76,6 +76,8 @@ def batch_table(results: Sequence[BatchResult]) -> Table:
             _number(one.total_tokens_per_s),
             _number(one.prefill_tokens_per_s),
         )
+    if any(one.step_s is None for one in results):
+        table.caption = "-: a step is below the noise of the repeats; generate more tokens or repeat more often"
     return table
 
 
@@ -155,7 +157,8 @@ def plot(path: Path, results: Sequence[Result]) -> None:
     axes.set_title(f"Points are named by their {'concurrency' if requests else 'batch size'}")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    axes.legend()
+    if lines:  # noise may have hidden every step
+        axes.legend()
     figure.savefig(path, format="png", dpi=150)
 
 

@@ -65,9 +65,13 @@ class BatchResult:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a decode step; None where the noise of two timings hides it."""
-        seconds = (self.total_s - self.first_token_s) / (self.output_len - 1)
-        return seconds if seconds > 0 else None
+        """Seconds of a decode step; None where two timings differ by no more than their repeats do.
+
+        Repeats differ by their median absolute deviation, which like the figures disregards a single slow run.
+        """
+        seconds = self.total_s - self.first_token_s
+        noise = _deviation(self.first_seconds) + _deviation(self.all_seconds)
+        return seconds / (self.output_len - 1) if seconds > noise else None
 
     @property
     def decode_tokens_per_s(self) -> float | None:
@@ -106,6 +110,12 @@ class BatchResult:
             "first_seconds": list(self.first_seconds),
             "all_seconds": list(self.all_seconds),
         }
+
+
+def _deviation(values: Sequence[float]) -> float:
+    """The median distance to the median."""
+    middle = median(values)
+    return median(abs(value - middle) for value in values)
 
 
 @dataclass(frozen=True)

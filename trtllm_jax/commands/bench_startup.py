@@ -6,9 +6,7 @@ The child reads what to do as JSON on stdin. BEGAN is the parent's `time.monoton
 """
 
 import json
-import logging
 import os
-import re
 import subprocess
 import sys
 import tempfile
@@ -16,9 +14,8 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from trtllm_jax.commands.bench_measure import sampling_params
 from trtllm_jax.commands.bench_results import StartUpResult
-
-_READY = re.compile(r"ready in ([\d.]+) s")
 
 
 def measure_startup(
@@ -49,34 +46,19 @@ def measure_startup(
             yield StartUpResult(cache=cache, **json.loads(child.stdout.splitlines()[-1]))
 
 
-class _ReadyLine(logging.Handler):
-    """Reads from the engine's start-up line how long compiling took."""
-
-    compile_s = 0.0
-
-    def emit(self, record: logging.LogRecord) -> None:
-        if found := _READY.search(record.getMessage()):
-            self.compile_s = float(found[1])
-
-
 def _start(began: float, work: Mapping[str, Any]) -> dict[str, float]:
-    from trtllm_jax import LLM, SamplingParams
+    from trtllm_jax import LLM
 
     imported = time.monotonic()
-    logger, ready = logging.getLogger("trtllm_jax"), _ReadyLine()
-    for handler in logger.handlers:
-        handler.setLevel(logger.level)  # what the user sees stays as it is
-    logger.addHandler(ready)
-    logger.setLevel(logging.INFO)
     with LLM(**work["llm"]) as llm:
         built = time.monotonic()
-        params = SamplingParams(max_tokens=1, end_id=-1, ignore_eos=True, detokenize=False, **work["sampling"])
-        llm.generate(work["prompt"], params, use_tqdm=False)
+        llm.generate(work["prompt"], sampling_params(1, work["sampling"]), use_tqdm=False)
         done = time.monotonic()
+        compile_s = llm.compile_seconds
     return {
         "import_s": imported - began,
-        "load_s": built - imported - ready.compile_s,
-        "compile_s": ready.compile_s,
+        "load_s": built - imported - compile_s,
+        "compile_s": compile_s,
         "first_token_s": done - built,
     }
 

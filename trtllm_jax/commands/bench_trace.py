@@ -1,6 +1,7 @@
 """Where a profiled run's time went: reads the trace.json.gz that jax.profiler writes, with gzip and json alone."""
 
 import gzip
+import itertools
 import json
 import re
 from collections import defaultdict
@@ -85,15 +86,20 @@ def newest_trace(folder: Path) -> Path:
 
 def read_programs(path: Path) -> list[Program]:
     """The programs that ran on the first device of a trace, the longest first."""
+    return programs(read_kernels(path))
+
+
+def read_kernels(path: Path) -> list[Kernel]:
+    """The operations of the first device of a trace, in the order in which they started."""
     with gzip.open(path, "rt") as file:
-        return programs(json.load(file)["traceEvents"])
+        return kernels(json.load(file)["traceEvents"])
 
 
-def programs(events: Iterable[Mapping[str, Any]]) -> list[Program]:
-    """`read_programs` of a trace's events."""
+def programs(ran: Iterable[Kernel]) -> list[Program]:
+    """The programs that kernels, in the order of their start, belong to; the longest first."""
     found: dict[str, Program] = {}
     busy_until: float | None = None
-    for kernel in sorted(kernels(events), key=lambda one: one.start):
+    for kernel in ran:
         program = found.setdefault(kernel.program, Program(kernel.program))
         ms = kernel.self_us / 1e3
         program.groups[group_of(kernel.name, kernel.scope)] += ms
@@ -106,8 +112,8 @@ def programs(events: Iterable[Mapping[str, Any]]) -> list[Program]:
     return sorted(found.values(), key=lambda one: -one.total_ms)
 
 
-def kernels(events: Iterable[Mapping[str, Any]]) -> Iterator[Kernel]:
-    """The device's operations.
+def kernels(events: Iterable[Mapping[str, Any]]) -> list[Kernel]:
+    """`read_kernels` of a trace's events.
 
     A GPU is a process "/device:GPU:0" whose threads "Stream #..." hold its kernels. A CPU has no such process: the
     operations are those events of any thread that name an hlo_op, and those of a loop lie inside the loop's own.
@@ -130,8 +136,8 @@ def kernels(events: Iterable[Mapping[str, Any]]) -> Iterator[Kernel]:
     for event in events:
         if event.get("ph") == "X" and on_device(event):
             threads[event["pid"], event["tid"]].append(event)
-    for of_thread in threads.values():
-        yield from _with_self_time(of_thread)
+    found = itertools.chain.from_iterable(map(_with_self_time, threads.values()))
+    return sorted(found, key=lambda one: one.start)
 
 
 def _with_self_time(events: list[Mapping[str, Any]]) -> Iterator[Kernel]:

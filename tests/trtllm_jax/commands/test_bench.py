@@ -200,7 +200,6 @@ def test_too_few_devices_are_one_line(shape: Path) -> None:
 
 
 def test_a_sweep_of_fixed_batches(shape: Path, asked: list[dict[str, Any]], tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     report, plot, traces = tmp_path / "report.json", tmp_path / "plot.png", tmp_path / "traces"
     words = (
         "-m", shape, "--load_format", "dummy", "--batch_size", "1,2,40", "--input_len", "12",

@@ -1,10 +1,12 @@
 """Statistics against values computed by hand."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from trtllm_jax.commands.bench_report import batch_table, plot
 from trtllm_jax.commands.bench_results import (
     BatchResult,
     Distribution,
@@ -36,11 +38,29 @@ def test_batch_figures_follow_from_the_medians() -> None:
     assert record["all_seconds"] == [2.5, 2.4, 99.0]
 
 
-def test_a_decode_rate_that_noise_hides_is_none() -> None:
-    record = BatchResult(1, 8, 2, first_seconds=(0.2,), all_seconds=(0.1,)).record()
-    assert record["step_ms"] is None
-    assert record["decode_tokens_per_s"] is None
-    json.dumps(record, allow_nan=False)
+@pytest.mark.parametrize(
+    ("first", "whole"),
+    [
+        ((0.2,), (0.1,)),
+        ((0.5, 0.6, 0.7), (0.6, 0.7, 0.8)),  # 0.1 apart, and each repeat 0.1 off its median
+        ((0.5, 0.5, 0.5), (0.3, 0.6, 1.0)),
+    ],
+)
+def test_a_decode_rate_that_noise_hides_is_none(
+    first: tuple[float, ...], whole: tuple[float, ...], tmp_path: Path
+) -> None:
+    result = BatchResult(1, 8, 2, first, whole)
+    assert result.record()["step_ms"] is None
+    assert result.record()["decode_tokens_per_s"] is None
+    json.dumps(result.record(), allow_nan=False)
+    assert "below the noise" in str(batch_table([result]).caption)
+    plot(tmp_path / "empty.png", [result])
+
+
+def test_a_difference_beyond_the_noise_is_a_step() -> None:
+    result = BatchResult(1, 8, 2, first_seconds=(0.5, 0.6, 0.7), all_seconds=(0.8, 0.9, 1.0))
+    assert result.step_s == pytest.approx(0.3)
+    assert batch_table([result]).caption is None
 
 
 def test_request_figures() -> None:

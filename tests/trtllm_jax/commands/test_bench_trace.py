@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench_trace import GROUPS, group_of, newest_trace, programs, read_programs
+from trtllm_jax.commands.bench_trace import (
+    GROUPS,
+    group_of,
+    kernels,
+    newest_trace,
+    programs,
+    read_kernels,
+    read_programs,
+)
 
 Event = dict[str, Any]
 
@@ -50,7 +58,7 @@ GPU = [
 
 
 def test_a_gpu_trace() -> None:
-    decode, ragged, transfer = programs(GPU)
+    decode, ragged, transfer = programs(kernels(GPU))
     assert (decode.name, ragged.name) == (DECODE, RAGGED)
     assert decode.groups == pytest.approx(
         {"matmul": 1.5, "copies": 0.05, "attention": 0.15, "sampling": 0.05, "other": 0.02}
@@ -61,11 +69,11 @@ def test_a_gpu_trace() -> None:
     assert transfer.groups == pytest.approx({"copies": 0.01})
     assert decode.total_ms == pytest.approx(1.77 + 0.25)
     # All time from the first kernel to the last is accounted for, and what ran beside another counts twice.
-    assert sum(one.total_ms for one in programs(GPU)) == pytest.approx(2.57 + 0.05)
+    assert sum(one.total_ms for one in programs(kernels(GPU))) == pytest.approx(2.57 + 0.05)
 
 
 def test_kernels_that_differ_in_number_are_one() -> None:
-    (name, ms, runs), second, *_ = programs(GPU)[0].top(5)
+    (name, ms, runs), second, *_ = programs(kernels(GPU))[0].top(5)
     assert (name, ms, runs) == ("gemm_fusion_dot (mlp/dot_general)", pytest.approx(1.5), 2)
     assert second[0] == "decode_attention"
 
@@ -80,7 +88,7 @@ def test_a_loop_on_a_cpu_is_charged_only_what_lies_outside_its_operations() -> N
         run(7, 1, 500, 400, "wrapped_reduce.9", DECODE),
         {"ph": "X", "pid": 7, "tid": 1, "ts": 20, "dur": 9, "name": "ThunkExecutor::Execute"},
     ]
-    (decode,) = programs(events)
+    (decode,) = programs(kernels(events))
     assert decode.groups == pytest.approx({"other": 0.4, "matmul": 0.2, "norm/elementwise": 0.4})
     assert decode.idle_ms == 0
     assert {name: ms for name, ms, _ in decode.top(9)} == pytest.approx(
@@ -119,3 +127,6 @@ def test_the_newest_file_is_read(tmp_path: Path) -> None:
     with gzip.open(folder / "host.trace.json.gz", "wt") as file:
         json.dump({"traceEvents": GPU}, file)
     assert [one.name for one in read_programs(newest_trace(tmp_path))][:2] == [DECODE, RAGGED]
+    read = read_kernels(newest_trace(tmp_path))
+    assert [(one.start, one.end, one.self_us) for one in read][:3] == [(0, 10, 10), (100, 500, 400), (500, 600, 100)]
+    assert len(read) == 9

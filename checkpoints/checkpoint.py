@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -75,26 +76,25 @@ class Checkpoint:
         if _is_llama2c(path):
             return self._llama2c_tokenizer(path)
         if gguf is not None:
-            from checkpoints.gguf_tokenizer import load_tokenizer
+            from checkpoints import gguf_tokenizer
 
-            return load_tokenizer(gguf)
-        from transformers import AutoTokenizer
+            return gguf_tokenizer.load_tokenizer(gguf)
+        from checkpoints import hf_tokenizer
 
-        try:
-            return AutoTokenizer.from_pretrained(path, use_fast=tokenizer_mode == "auto", trust_remote_code=False)
-        except Exception as error:  # the classes that transformers chooses from raise many kinds
-            raise ValueError(f"{path} has no tokenizer that transformers can load: {error}") from error
+        return hf_tokenizer.load_tokenizer(path, use_fast=tokenizer_mode == "auto")
 
     def _llama2c_tokenizer(self, path: Path) -> PreTrainedTokenizerBase:
         from checkpoints.llama2c_tokenizer import beside, load_tokenizer
 
         if self.llama2c is None:
             return load_tokenizer(path)
-        found = beside(path, self.llama2c.vocab_size) if path == self.path else path
+        if path != self.path:
+            return load_tokenizer(path, self.llama2c.vocab_size)
+        found = beside(path, self.llama2c.vocab_size)
         if found is None:
             names = f"tokenizer.bin or tok{self.llama2c.vocab_size}.bin"
             raise ValueError(f"{path} has no {names} beside it; give the tokenizer's own path")
-        return load_tokenizer(found, self.llama2c.vocab_size)
+        return load_tokenizer(found, self.llama2c.vocab_size, path.parent)
 
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
@@ -120,19 +120,20 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None, token: st
         str(model),
         path,
         read_object(path / "config.json"),
-        read_object(generation) if generation.is_file() else {},
+        read_object(generation) if os.path.lexists(generation) else {},
         token,
         orbax=orbax,
     )
 
 
 def _is_llama2c(path: Path) -> bool:
-    return path.suffix.lower() == ".bin" and path.is_file()
+    return path.suffix.lower() == ".bin" and not path.is_dir()
 
 
 def _gguf_at(path: Path) -> GgufFile | None:
     """The GGUF file that `path` is, or is the folder of."""
-    if path.is_dir():
+    folder = path if path.is_dir() else None
+    if folder is not None:
         found = sorted(path.glob("*.gguf"))
         if not found or any(path.glob("*.safetensors")):
             return None
@@ -144,7 +145,7 @@ def _gguf_at(path: Path) -> GgufFile | None:
         raise ValueError(f"{path} is neither a folder nor a .gguf file; give the folder that holds it")
     from checkpoints.gguf_file import GgufFile
 
-    return GgufFile(path)
+    return GgufFile(path, folder)
 
 
 def _check_folder(path: Path, orbax: Path | None) -> None:
@@ -160,5 +161,5 @@ def _check_folder(path: Path, orbax: Path | None) -> None:
                 f"{path} holds weights only as {', '.join(pickled)}: only safetensors, GGUF and Orbax are read, "
                 "because loading the others may run code. Convert them to safetensors first"
             )
-    if not (path / "config.json").is_file():
+    if not os.path.lexists(path / "config.json"):
         raise ValueError(f"{path} holds no config.json and no .gguf file, so it is not a model's folder")

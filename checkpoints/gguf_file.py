@@ -4,6 +4,7 @@ The gguf package's reader makes several numpy arrays for every string, which tak
 walks the same bytes in milliseconds. Format: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md
 """
 
+import itertools
 import math
 import struct
 from collections.abc import Mapping
@@ -15,9 +16,19 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
+from checkpoints.regular_file import map_regular
+from checkpoints.shown import shown
+
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4
+
+# Far above published models: what a header states is held in memory, where a number takes up to 18 times its bytes.
+MAX_HEADER_BYTES = 64 << 20
+MAX_METADATA = 1 << 16
+MAX_TENSORS = 1 << 17
+
+REMEDY = "Download or convert the model again"
 
 _SCALARS: Mapping[int, str] = {
     GGUFValueType.UINT8: "<u1",
@@ -53,14 +64,16 @@ class GgufTensor:
 
 
 class GgufFile:
-    """An open GGUF file. ValueError, naming the file, where it is not one, is damaged, or is one part of several."""
+    """An open GGUF file. ValueError, naming the file, where it is not one, is damaged, or is one part of several.
 
-    def __init__(self, path: Path) -> None:
+    Found in `folder`, it must lie there, or in the hub's cache, once links are followed; without one it was named by
+    the user and may lie anywhere.
+    """
+
+    def __init__(self, path: Path, folder: Path | None = None) -> None:
         self.path = path
-        if not path.stat().st_size:
-            raise ValueError(f"{path} is empty")
         # A plain array over the mapping: slices of numpy's memmap class cost several times more.
-        self._mapped: npt.NDArray[np.uint8] = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+        self._mapped: npt.NDArray[np.uint8] = np.frombuffer(map_regular(path, folder), np.uint8)
         header = _Header(path, self._mapped.data)
         self.metadata: Mapping[str, Any] = header.metadata
         self.tensors: Mapping[str, GgufTensor] = header.tensors
@@ -72,7 +85,7 @@ class GgufFile:
         """The metadata's integer at `key`, None where it states none; ValueError where it is something else."""
         value = self.metadata.get(key)
         if value is not None and type(value) is not int:
-            raise ValueError(f"{self.path}: {key!r} is {value!r:.100}; it must be an integer")
+            raise ValueError(f"{self.path}: {key!r} is {shown(value)}; it must be an integer")
         return value
 
     def data(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
@@ -87,7 +100,8 @@ class _Header:
 
     def __init__(self, path: Path, content: memoryview) -> None:
         self._path = path
-        self._content = content
+        self._file_size = len(content)
+        self._content = content[:MAX_HEADER_BYTES]
         self._at = 0
         try:
             if bytes(self._take(4)) != MAGIC:
@@ -97,18 +111,24 @@ class _Header:
                 raise ValueError(f"{path} is a big-endian GGUF file; only little-endian ones are read")
             if version not in VERSIONS:
                 raise ValueError(f"{path} is GGUF version {version}; supported: {VERSIONS}")
-            tensor_count, value_count = self._number("<u8"), self._number("<u8")
-            self.metadata = self._metadata(value_count)
+            tensor_count = self._count("tensors", MAX_TENSORS)
+            self.metadata = self._metadata(self._count("metadata values", MAX_METADATA))
             self.tensors = self._tensors(tensor_count)
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is damaged: text before byte {self._at} is not UTF-8") from error
+            raise ValueError(f"{path} is damaged: text before byte {self._at} is not UTF-8. {REMEDY}") from error
+
+    def _count(self, what: str, most: int) -> int:
+        count: int = self._number("<u8")
+        if count > most:
+            raise ValueError(f"{self._path} states {count} {what}; at most {most} are read. {REMEDY}")
+        return count
 
     def _metadata(self, count: int) -> dict[str, Any]:
         metadata: dict[str, Any] = {}
         for _ in range(count):
             key = self._string()
             if key in metadata:
-                raise ValueError(f"{self._path} is damaged: it states {key!r} twice")
+                raise ValueError(f"{self._path} is damaged: it states {shown(key)} twice. {REMEDY}")
             metadata[key] = self._value(key, self._number("<u4"))
         return metadata
 
@@ -122,10 +142,10 @@ class _Header:
             if item in _SCALARS:
                 dtype = np.dtype(_SCALARS[item])
                 return np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
-            raise ValueError(f"{self._path}: {key!r} is an array of type {item}, which is not read")
+            raise ValueError(f"{self._path}: {shown(key)} is an array of type {item}, which is not read. {REMEDY}")
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
-        raise ValueError(f"{self._path}: {key!r} is of the unknown type {kind}")
+        raise ValueError(f"{self._path}: {shown(key)} is of the unknown type {kind}. {REMEDY}")
 
     def _tensors(self, count: int) -> dict[str, GgufTensor]:
         entries = [
@@ -138,46 +158,71 @@ class _Header:
             for _ in range(count)
         ]
         alignment = self.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
-        if not isinstance(alignment, int) or alignment < 1:
-            raise ValueError(f"{self._path}: 'general.alignment' is {alignment!r}; it must be a positive integer")
+        if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
+            raise ValueError(
+                f"{self._path}: 'general.alignment' is {shown(alignment)}; it must be a power of two. {REMEDY}"
+            )
         start = -(-self._at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for name, innermost_first, kind, offset in entries:
             if name in tensors:
-                raise ValueError(f"{self._path} is damaged: it holds the tensor {name!r} twice")
+                raise ValueError(f"{self._path} is damaged: it holds the tensor {shown(name)} twice. {REMEDY}")
+            if offset % alignment:
+                raise ValueError(
+                    f"{self._path} is damaged: the tensor {shown(name)} is {offset} bytes into the data, which is no "
+                    f"multiple of the alignment {alignment}. {REMEDY}"
+                )
             tensors[name] = self._tensor(name, tuple(innermost_first[::-1]), kind, start + offset)
+        self._refuse_overlaps(tensors)
         return tensors
 
     def _tensor(self, name: str, shape: tuple[int, ...], kind: int, offset: int) -> GgufTensor:
         try:
             tensor = GgufTensor(name, shape, GGMLQuantizationType(kind), offset)
         except ValueError as error:
-            raise ValueError(f"{self._path}: the tensor {name!r} is of the unknown type {kind}") from error
+            raise ValueError(
+                f"{self._path}: the tensor {shown(name)} is of the unknown type {kind}. {REMEDY}"
+            ) from error
         block_size, _ = GGML_QUANT_SIZES[tensor.type]
-        if not shape or shape[-1] % block_size:
+        if not shape or 0 in shape or shape[-1] % block_size:
             raise ValueError(
-                f"{self._path}: the tensor {name!r} has the shape {shape}; {tensor.type.name} needs rows of a multiple "
-                f"of {block_size}"
+                f"{self._path}: the tensor {shown(name)} has the shape {shape}; {tensor.type.name} needs rows of a "
+                f"multiple of {block_size}, and no size may be 0. {REMEDY}"
             )
-        if offset + tensor.nbytes > len(self._content):
+        if offset + tensor.nbytes > self._file_size:
             raise ValueError(
-                f"{self._path} is truncated: the tensor {name!r} should end at byte {offset + tensor.nbytes}, "
-                f"the file has {len(self._content)}"
+                f"{self._path} is truncated: the tensor {shown(name)} should end at byte {offset + tensor.nbytes}, "
+                f"the file has {self._file_size}. {REMEDY}"
             )
         return tensor
+
+    def _refuse_overlaps(self, tensors: Mapping[str, GgufTensor]) -> None:
+        in_order = sorted(tensors.values(), key=lambda tensor: tensor.offset)
+        for tensor, following in itertools.pairwise(in_order):
+            if following.offset < tensor.offset + tensor.nbytes:
+                raise ValueError(
+                    f"{self._path} is damaged: the tensors {shown(tensor.name)} and {shown(following.name)} overlap. "
+                    f"{REMEDY}"
+                )
 
     def _dimensions(self) -> int:
         count = self._number("<u4")
         if count > MAX_DIMENSIONS:
-            raise ValueError(f"{self._path} is damaged: it states a tensor of {count} dimensions")
+            raise ValueError(f"{self._path} is damaged: it states a tensor of {count} dimensions. {REMEDY}")
         return count
 
     def _take(self, count: int) -> memoryview:
         part = self._content[self._at : self._at + count]
         if len(part) != count:
-            raise ValueError(f"{self._path} is truncated: its header goes on past byte {len(self._content)}")
+            raise self._cut_off()
         self._at += count
         return part
+
+    def _cut_off(self) -> ValueError:
+        end = len(self._content)
+        if end < self._file_size:
+            return ValueError(f"{self._path} has a header of more than {end} bytes, which is not read. {REMEDY}")
+        return ValueError(f"{self._path} is truncated: its header goes on past byte {end}. {REMEDY}")
 
     def _number(self, dtype: str) -> Any:
         return np.frombuffer(self._take(np.dtype(dtype).itemsize), dtype)[0].item()
@@ -198,6 +243,6 @@ class _Header:
                 break
             strings.append(str(content[at - length : at], "utf-8"))
         if len(strings) < count:
-            raise ValueError(f"{self._path} is truncated: its header goes on past byte {size}")
+            raise self._cut_off()
         self._at = at
         return strings

@@ -10,7 +10,8 @@ from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from checkpoints.gguf_architectures import ROPE_FACTORS, architecture_of, hugging_face_name, model_config
-from checkpoints.gguf_file import GgufFile, GgufTensor
+from checkpoints.gguf_file import REMEDY, GgufFile, GgufTensor
+from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
 
 _PLAIN: Mapping[GGMLQuantizationType, npt.DTypeLike] = {
@@ -45,7 +46,15 @@ class GgufSource:
                 continue  # part of the configuration
             _check_type(file, tensor)
             name = hugging_face_name(tensor.name)
+            if name in self._stored:
+                both = f"{shown(self._stored[name].tensor.name)} and {shown(tensor.name)}"
+                raise ValueError(f"{file.path} is damaged: {both} are the same tensor. {REMEDY}")
             heads = next((config[count] for module, count in permuted.items() if f".{module}." in name), None)
+            if heads is not None and tensor.shape[0] % (2 * heads):
+                raise ValueError(
+                    f"{file.path}: {shown(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
+                    f"halves do not divide. {REMEDY}"
+                )
             self._stored[name] = _Stored(tensor, heads)
         self.info = {
             name: TensorInfo(tensor.shape, np.dtype(_PLAIN.get(tensor.type, np.float32)).name)
@@ -71,10 +80,14 @@ def _check_type(file: GgufFile, tensor: GgufTensor) -> None:
     if tensor.type not in _PLAIN and tensor.type not in _QUANTISED:
         supported = ", ".join(kind.name for kind in GGMLQuantizationType if kind in _PLAIN or kind in _QUANTISED)
         raise ValueError(
-            f"{file.path}: the tensor {tensor.name!r} is stored as {tensor.type.name}; supported: {supported}"
+            f"{file.path}: the tensor {shown(tensor.name)} is stored as {tensor.type.name}; supported: {supported}. "
+            "Convert the model to one of these"
         )
     if tensor.type in _QUANTISED and len(tensor.shape) == 1:
-        raise ValueError(f"{file.path}: the vector {tensor.name!r} is stored as {tensor.type.name}; it must be a float")
+        raise ValueError(
+            f"{file.path}: the vector {shown(tensor.name)} is stored as {tensor.type.name}; it must be a float. "
+            f"{REMEDY}"
+        )
 
 
 def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt.NDArray[Any]:
@@ -101,5 +114,6 @@ def _dequantise(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> np
     for start in range(0, len(flat), step):
         # As one row: the package works through 16 rows at a time, which for rows of a model costs twice the time.
         chunk = flat[start : start + step]
-        values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)
+        with np.errstate(all="ignore"):  # scales are any bits, infinities and NaN among them
+            values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)
     return values.reshape(*blocks.shape[:-2], blocks.shape[-2] * block_size)

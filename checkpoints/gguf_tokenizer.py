@@ -1,6 +1,7 @@
 """The tokenizer inside a GGUF file, built with the tokenizers package."""
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from enum import IntEnum
 from typing import Any, NamedTuple
 
@@ -9,10 +10,16 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from checkpoints.gguf_file import GgufFile
+from checkpoints.rust_errors import as_value_error
+from checkpoints.shown import shown
 
 _REMEDY = "Give the folder or hub name of the model's original tokenizer instead"
 
 _SPACE = "\u2581"  # how sentencepiece writes a space
+
+# Finding a piece's merges takes time with the square of its length. Real vocabularies stay far below both bounds.
+_LONGEST_PIECE = 128
+_MERGES_PER_PIECE = 16
 
 _GPT2 = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 _LLAMA3 = (
@@ -62,16 +69,21 @@ def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
     """The file's tokenizer, with its special tokens and chat template.
 
     Byte-level BPE (`tokenizer.ggml.model` "gpt2") and sentencepiece BPE ("llama") are read; ValueError names any other
-    model or pre-tokeniser.
+    model or pre-tokeniser, and metadata that no tokenizer can be built from.
     """
     vocabulary = _Vocabulary(file)
+    with as_value_error(file.path, "has a tokenizer that cannot be built", _REMEDY):
+        return _build(vocabulary)
+
+
+def _build(vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast:
     model = vocabulary.get("ggml.model")
     if model == "gpt2":
         tokenizer, add_bos = _byte_level(vocabulary)
     elif model == "llama":
         tokenizer, add_bos = _sentencepiece(vocabulary)
     else:
-        raise ValueError(f"{file.path} has the tokenizer model {model!r}; supported: gpt2, llama. {_REMEDY}")
+        raise ValueError(f"{vocabulary.path} has the tokenizer model {shown(model)}; supported: gpt2, llama. {_REMEDY}")
     tokenizer.add_special_tokens([_added(t, special=True) for t in vocabulary.of_type(_TokenType.CONTROL)])
     tokenizer.add_tokens([_added(t, special=False) for t in vocabulary.of_type(_TokenType.USER_DEFINED)])
     special = {
@@ -80,12 +92,12 @@ def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
         "unk_token": vocabulary.token("unknown"),
         "pad_token": vocabulary.token("padding"),
     }
-    first = special["bos_token"] if vocabulary.get("ggml.add_bos_token", add_bos) else None
-    last = special["eos_token"] if vocabulary.get("ggml.add_eos_token", False) else None
+    first = special["bos_token"] if vocabulary.optional("ggml.add_bos_token", bool, add_bos) else None
+    last = special["eos_token"] if vocabulary.optional("ggml.add_eos_token", bool, False) else None
     tokenizer.post_processor = _surround(tokenizer, first, last)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=vocabulary.get("chat_template"),
+        chat_template=vocabulary.optional("chat_template", str, None),
         clean_up_tokenization_spaces=False,
         **{name: token for name, token in special.items() if token is not None},
     )
@@ -96,30 +108,43 @@ class _Vocabulary:
 
     def __init__(self, file: GgufFile) -> None:
         self._file = file
-        self.tokens: list[str] = self.get("ggml.tokens", [])
+        self.path = file.path
+        self.tokens: list[str] = self.list_of("ggml.tokens", str) if self.get("ggml.tokens") else []
         self.ids = {token: i for i, token in enumerate(self.tokens)}
         if not self.tokens or len(self.ids) != len(self.tokens):
             state = "no tokens" if not self.tokens else "the same token twice"
             raise ValueError(f"{file.path}: 'tokenizer.ggml.tokens' has {state}. {_REMEDY}")
 
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._file.metadata.get(f"tokenizer.{key}", default)
+    def get(self, key: str) -> Any:
+        return self._file.metadata.get(f"tokenizer.{key}")
 
-    def need(self, key: str) -> Any:
+    def optional(self, key: str, kind: type, default: Any) -> Any:
         value = self.get(key)
-        if value is None:
-            raise ValueError(f"{self._file.path} has no 'tokenizer.{key}'. {_REMEDY}")
-        return value
+        if value is not None and not isinstance(value, kind):
+            raise ValueError(
+                f"{self.path}: 'tokenizer.{key}' is {shown(value)}; it must be a {kind.__name__}. {_REMEDY}"
+            )
+        return default if value is None else value
 
-    def per_token(self, key: str) -> list[Any]:
-        values: list[Any] = self.need(key)
+    def list_of(self, key: str, kind: type) -> list[Any]:
+        values = self.get(key)
+        if values is None:
+            raise ValueError(f"{self.path} has no 'tokenizer.{key}'. {_REMEDY}")
+        if not isinstance(values, list) or not all(type(value) is kind for value in values):
+            raise ValueError(
+                f"{self.path}: 'tokenizer.{key}' is {shown(values)}; it must be an array of {kind.__name__}. {_REMEDY}"
+            )
+        return values
+
+    def per_token(self, key: str, kind: type) -> list[Any]:
+        values = self.list_of(key, kind)
         if len(values) != len(self.tokens):
             found = f"{len(values)} entries for {len(self.tokens)} tokens"
-            raise ValueError(f"{self._file.path}: 'tokenizer.{key}' has {found}")
+            raise ValueError(f"{self.path}: 'tokenizer.{key}' has {found}")
         return values
 
     def of_type(self, kind: _TokenType) -> list[str]:
-        types = self.per_token("ggml.token_type")
+        types = self.per_token("ggml.token_type", int)
         return [token for token, its_type in zip(self.tokens, types, strict=True) if its_type == kind]
 
     def token(self, role: str) -> str | None:
@@ -127,23 +152,21 @@ class _Vocabulary:
         if index is None:
             return None
         if not 0 <= index < len(self.tokens):
-            raise ValueError(
-                f"{self._file.path}: 'tokenizer.ggml.{role}_token_id' is {index}, of {len(self.tokens)} tokens"
-            )
+            raise ValueError(f"{self.path}: 'tokenizer.ggml.{role}_token_id' is {index}, of {len(self.tokens)} tokens")
         return self.tokens[index]
 
     def pre(self) -> _Pre:
-        name = self.get("ggml.pre", "default")
+        name = self.optional("ggml.pre", str, "default")
         if name not in _PRE:
             raise ValueError(
-                f"{self._file.path} has the pre-tokeniser {name!r}; supported: {', '.join(_PRE)}. {_REMEDY}"
+                f"{self.path} has the pre-tokeniser {shown(name)}; supported: {', '.join(_PRE)}. {_REMEDY}"
             )
         return _PRE[name]
 
 
 def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     pre = vocabulary.pre()
-    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.need("ggml.merges")]
+    merges = [tuple(merge.split(" ", 1)) for merge in vocabulary.list_of("ggml.merges", str)]
     tokenizer = Tokenizer(BPE(vocab=vocabulary.ids, merges=merges, ignore_merges=pre.ignore_merges))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -156,12 +179,12 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
-    prefix = vocabulary.get("ggml.add_space_prefix", True)
+    prefix = vocabulary.optional("ggml.add_space_prefix", bool, True)
     unknown = vocabulary.of_type(_TokenType.UNKNOWN)
     tokenizer = Tokenizer(
         BPE(
             vocab=vocabulary.ids,
-            merges=_merges(vocabulary.ids, vocabulary.per_token("ggml.scores")),
+            merges=_merges(vocabulary),
             unk_token=unknown[0] if unknown else vocabulary.token("unknown"),
             fuse_unk=True,
             byte_fallback=True,
@@ -174,15 +197,25 @@ def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     return tokenizer, True
 
 
-def _merges(ids: Mapping[str, int], scores: Sequence[float]) -> list[tuple[str, str]]:
+def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     """The merges that a scored vocabulary implies: any two tokens whose union is a token, best score first."""
-    found = [
+    ids, scores = vocabulary.ids, vocabulary.per_token("ggml.scores", float)
+    longest = max(vocabulary.tokens, key=len)
+    if len(longest) > _LONGEST_PIECE:
+        raise ValueError(
+            f"{vocabulary.path}: 'tokenizer.ggml.tokens' has {shown(longest)} of {len(longest)} characters; at most "
+            f"{_LONGEST_PIECE} are read. {_REMEDY}"
+        )
+    every = (
         (-scores[i], ids[token[:cut]], ids[token[cut:]], token[:cut], token[cut:])
         for token, i in ids.items()
         for cut in range(1, len(token))
         if token[:cut] in ids and token[cut:] in ids
-    ]
-    found.sort()
+    )
+    most = _MERGES_PER_PIECE * len(ids)
+    found = sorted(itertools.islice(every, most + 1))
+    if len(found) > most:
+        raise ValueError(f"{vocabulary.path}: 'tokenizer.ggml.tokens' implies more than {most} merges. {_REMEDY}")
     return [(left, right) for *_, left, right in found]
 
 

@@ -17,9 +17,12 @@ def locate(model: str | Path, *, revision: str | None = None, token: str | None 
     text = str(model)
     if not text.strip():
         raise ValueError("model is empty; give a folder, a .gguf file or a hub name such as 'org/name'")
-    path = Path(text).expanduser()
-    if path.exists():
-        return path
+    try:
+        path = Path(text).expanduser()
+        if path.exists():
+            return path
+    except (OSError, RuntimeError) as error:  # a name longer than any file's; "~name" of no user
+        raise ValueError(f"model {text!r:.300} cannot be looked up as a path: {error!s:.300}") from error
     if isinstance(model, Path) or _is_path(text):
         raise ValueError(f"model {text!r}: there is no such folder or file")
     return _download(text, revision=revision, token=token, weights=weights)

@@ -1,21 +1,53 @@
-"""JSON from a checkpoint folder, which anyone may have written."""
+"""JSON from a checkpoint, which anyone may have written."""
 
 import json
+import os
+import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
-MAX_BYTES = 64 << 20  # the largest indexes of published models are about 10 MB
+from checkpoints.regular_file import open_regular
+from checkpoints.shown import shown
+
+MAX_BYTES = 32 << 20  # the largest indexes of published models are about 15 MB; values take up to 25 times their text
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ValueError, naming the file, where it holds anything else or is too large."""
-    size = path.stat().st_size
-    if size > MAX_BYTES:
-        raise ValueError(f"{path} has {size} bytes; a checkpoint's JSON file may have at most {MAX_BYTES}")
+    """The JSON object in `path`; ValueError, naming the file, where it holds anything else or is too large.
+
+    The file must lie in its folder, or in the hub's cache, once links are followed.
+    """
+    with open_regular(path, path.parent) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes; a checkpoint's JSON file may have at most {MAX_BYTES}")
+        content = file.read()
     try:
-        content = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} holds a JSON {type(content).__name__}; it must be an object")
+        value = decode(content)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON: {error}. Download or convert the model again") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+def decode(content: bytes) -> Any:
+    """The value of UTF-8 JSON text; ValueError where it is none, is nested too deeply, or states a key twice."""
+    try:
+        text = str(content, "utf-8-sig")
+        value = json.loads(text, object_pairs_hook=_object)
+        if re.search(r"\\u[dD][89a-fA-F]", text):
+            json.dumps(value, ensure_ascii=False).encode()  # fails where half of a surrogate pair stands alone
+        return value
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Two readers of a file with a repeated key may see different values, so it is refused."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
+        raise ValueError(f"the key {shown(twice)} is there twice; remove one")
     return content

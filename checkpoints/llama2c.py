@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from checkpoints.regular_file import map_regular
 from checkpoints.source import TensorInfo
 
 SUFFIX = ".bin"
@@ -45,17 +46,16 @@ class Llama2cFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        size = path.stat().st_size
-        if size < _HEADER.size:
-            raise ValueError(f"{path} is no llama2.c model: it has {size} bytes")
-        with path.open("rb") as file:
-            stated = _Shape(*_HEADER.unpack(file.read(_HEADER.size)))
+        # A plain array over the mapping: slices of numpy's memmap class cost several times more.
+        mapped = np.frombuffer(map_regular(path), np.uint8)
+        if mapped.size < _HEADER.size:
+            raise ValueError(f"{path} is no llama2.c model: it has {mapped.size} bytes")
+        stated = _Shape(*_HEADER.unpack_from(mapped.data))
         # A negative vocabulary says that the classifier has weights of its own.
         self._shape, self._tied = stated._replace(vocab=abs(stated.vocab)), stated.vocab > 0
-        self._check_header(size)
+        self._check_header(mapped.size)
         self._stored = _layout(self._shape, self._tied)
-        # A plain array over the mapping: slices of numpy's memmap class cost several times more.
-        self._data = np.asarray(np.memmap(path, "<f4", "r", offset=_HEADER.size))
+        self._data = mapped[_HEADER.size :].view("<f4")
         self.info: Mapping[str, TensorInfo] = {
             name: TensorInfo(stored.shape, "float32") for name, stored in self._stored.items()
         }

@@ -3,6 +3,7 @@
 Format: `Tokenizer.export` in https://github.com/karpathy/llama2.c/blob/master/tokenizer.py.
 """
 
+import os
 import re
 import struct
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_tokenizer import load_tokenizer as load_gguf_tokenizer
 from checkpoints.llama2c import BOS, EOS, SUFFIX
+from checkpoints.regular_file import open_regular
 
 MAX_BYTES = 64 << 20  # Llama 3's 128,256 tokens have 2 MB
 
@@ -27,9 +29,12 @@ def beside(model: Path, vocab_size: int) -> Path | None:
     return next((path for path in named if path.is_file()), None)
 
 
-def load_tokenizer(path: Path, vocab_size: int | None = None) -> PreTrainedTokenizerFast:
-    """The tokenizer in `path`; ValueError where it is damaged, or has not `vocab_size` tokens."""
-    scores, pieces = _read(path)
+def load_tokenizer(path: Path, vocab_size: int | None = None, folder: Path | None = None) -> PreTrainedTokenizerFast:
+    """The tokenizer in `path`; ValueError where it is damaged, or has not `vocab_size` tokens.
+
+    Found in `folder`, it must lie there once links are followed; without one it was named by the user.
+    """
+    scores, pieces = _read(path, folder)
     if vocab_size is not None and len(pieces) != vocab_size:
         raise ValueError(f"{path} has {len(pieces)} tokens and the model {vocab_size}; give the model's own tokenizer")
     return load_gguf_tokenizer(_AsGguf(path, scores, pieces))
@@ -52,10 +57,12 @@ class _AsGguf(GgufFile):
         }
 
 
-def _read(path: Path) -> tuple[list[float], list[str]]:
-    if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"{path} has {path.stat().st_size} bytes; a llama2.c tokenizer has at most {MAX_BYTES}")
-    content = path.read_bytes()
+def _read(path: Path, folder: Path | None) -> tuple[list[float], list[str]]:
+    with open_regular(path, folder) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_BYTES:
+            raise ValueError(f"{path} has {size} bytes; a llama2.c tokenizer has at most {MAX_BYTES}")
+        content = file.read()
     damaged = ValueError(f"{path} is damaged or no llama2.c tokenizer")
     scores: list[float] = []
     pieces: list[str] = []

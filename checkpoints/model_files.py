@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.regular_file import open_regular
 from checkpoints.rope_factors import as_llama3
 
 if TYPE_CHECKING:
@@ -32,13 +33,14 @@ def write_model_files(
 
     A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save, and
     only if the weights were `rounded` does config.json then name `dtype` instead of what it did. ValueError where a
-    file is a link that leaves the folder.
+    file is a link that leaves the folder and the hub's cache.
     """
     if checkpoint.path.is_dir():
         left_out = _OF_THE_WEIGHTS if tokenizer is None else (*_OF_THE_WEIGHTS, *_OF_THE_TOKENIZER)
-        for path in _own_files(checkpoint.path):
-            if _matches(path.name, _COPIED) and not _matches(path.name, left_out):
-                shutil.copyfile(path, folder / path.name)
+        for path in sorted(checkpoint.path.iterdir()):
+            if not path.is_dir() and _matches(path.name, _COPIED) and not _matches(path.name, left_out):
+                with open_regular(path, checkpoint.path) as source, (folder / path.name).open("xb") as copy:
+                    shutil.copyfileobj(source, copy)
         if rounded:
             _write(folder / CONFIG, _with_dtype(checkpoint.config, dtype))
     else:
@@ -46,16 +48,6 @@ def write_model_files(
         _write(folder / GENERATION_CONFIG, checkpoint.generation_config)
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
-
-
-def _own_files(folder: Path) -> Iterable[Path]:
-    # The hub's cache links the files of a model to the blobs beside its snapshots.
-    inside = (folder.resolve(), folder.resolve().parent.parent / "blobs")
-    for path in sorted(folder.iterdir()):
-        if path.is_file():
-            if not any(path.resolve().is_relative_to(parent) for parent in inside):
-                raise ValueError(f"{path} is a link to {path.resolve()}, outside the model's folder; copy it first")
-            yield path
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

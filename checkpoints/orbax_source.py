@@ -6,6 +6,7 @@ lists the arrays, which are zarr arrays inside one OCDBT database or in a folder
 
 import math
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import tensorstore as ts
 
 from checkpoints.json_file import read_object
 from checkpoints.orbax_folder import METADATA_FILE
+from checkpoints.shown import one_line, shown
 from checkpoints.source import TensorInfo
 
 
@@ -27,7 +29,7 @@ class OrbaxSource:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        _refuse_links(folder)
+        self._bytes = _size_of_files(folder)
         metadata = read_object(folder / METADATA_FILE)
         opened = {name: ts.open(spec) for name, spec in self._specs(metadata).items()}
         self._arrays: dict[str, ts.TensorStore] = {}
@@ -73,7 +75,7 @@ class OrbaxSource:
         for name in names:
             if not name or name.startswith(".") or "/" in name or "\0" in name:
                 raise ValueError(
-                    f"{self._folder / METADATA_FILE} names an array {name!r:.100}, which is no array's name"
+                    f"{self._folder / METADATA_FILE} names an array {shown(name)}, which is no array's name"
                 )
         return names
 
@@ -86,18 +88,17 @@ class OrbaxSource:
                 raise ValueError(f"{self._folder}: the array {name!r} of {array.shape} has chunks of {chunk}")
             if _is_plain(array):
                 stated += math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
-        present = sum(path.stat().st_size for path in self._folder.rglob("*"))
-        if stated > present:
+        if stated > self._bytes:
             raise ValueError(
-                f"{self._folder} is incomplete: its arrays have {stated} bytes, its files {present}; copy or convert "
-                "the model again"
+                f"{self._folder} is incomplete: its arrays have {stated} bytes, its files {self._bytes}; copy or "
+                "convert the model again"
             )
 
     def _unreadable(self, name: str, error: Exception) -> ValueError:
         reason = str(error).partition(" [")[0]
         return ValueError(
             f"{self._folder}: the array {name!r} cannot be read; the folder is damaged or incomplete, copy or convert "
-            f"the model again ({reason:.300})"
+            f"the model again ({one_line(reason, 300)})"
         )
 
 
@@ -107,8 +108,13 @@ def _is_plain(array: ts.TensorStore) -> bool:
     return codec is not None and codec.to_json().get("compressor", "other") is None
 
 
-def _refuse_links(folder: Path) -> None:
+def _size_of_files(folder: Path) -> int:
+    """Bytes of all files; ValueError where one is a link, which may lead anywhere, or a pipe or device."""
+    size = 0
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
-            if os.path.islink(os.path.join(parent, name)):
-                raise ValueError(f"{folder} holds a link, {name!r}: an Orbax folder's files must be its own; copy them")
+            status = os.lstat(os.path.join(parent, name))
+            if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
+                raise ValueError(f"{folder} holds {shown(name)}, which is no regular file; put a copy in its place")
+            size += status.st_size
+    return size

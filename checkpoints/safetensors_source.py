@@ -4,8 +4,8 @@ The safetensors package checks and slices well, but its numpy side cannot give t
 a JSON header and the bytes: https://github.com/huggingface/safetensors#format
 """
 
-import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,13 +14,20 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from checkpoints.json_file import read_object
+from checkpoints.json_file import decode, read_object
+from checkpoints.regular_file import map_regular
+from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
+MAX_NAME = 255  # of a file
+MAX_DIMENSIONS = 16
+MAX_VALUES = 2**59  # in bytes too few for numpy to overflow, of the longest type
+
+REMEDY = "Download or convert the model again"
 
 DTYPES: Mapping[str, npt.DTypeLike] = {
     "F64": np.float64,
@@ -43,17 +50,21 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
 
 
 class SafetensorsSource:
-    """A `TensorSource` over `model.safetensors`, or over the shards that `model.safetensors.index.json` names."""
+    """A `TensorSource` over `model.safetensors`, or over the shards that `model.safetensors.index.json` names.
+
+    The files must lie in the folder, or in the hub's cache, once links are followed. ValueError names the file and the
+    tensor where a header is not what the format allows, the format's rule of no overlaps and no gaps included.
+    """
 
     def __init__(self, folder: Path) -> None:
         index = folder / INDEX_FILE
-        if index.is_file():
+        if os.path.lexists(index):
             self._arrays = _open_shards(folder, index)
-        elif (folder / SINGLE_FILE).is_file():
+        elif os.path.lexists(folder / SINGLE_FILE):
             self._arrays = _open_file(folder / SINGLE_FILE)
         else:
             present = sorted(path.name for path in folder.glob("*.safetensors")) or "no .safetensors file"
-            raise ValueError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; it holds {present}")
+            raise ValueError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; it holds {present!s:.1000}")
         self.info: Mapping[str, TensorInfo] = {
             name: TensorInfo(array.shape, array.dtype.name) for name, array in self._arrays.items()
         }
@@ -72,63 +83,101 @@ class _Entry(NamedTuple):
 def _open_shards(folder: Path, index: Path) -> dict[str, npt.NDArray[Any]]:
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise ValueError(f"{index} has no 'weight_map' from tensor names to file names")
+        raise ValueError(f"{index} has no 'weight_map' from tensor names to file names. {REMEDY}")
     shards: dict[str, dict[str, npt.NDArray[Any]]] = {}
     arrays = {}
     for name, shard in weight_map.items():
         if shard not in shards:
-            if Path(shard).name != shard:
-                raise ValueError(f"{index} places {name!r} in {shard!r}, which is not a file of its own folder")
-            if not (folder / shard).is_file():
-                raise ValueError(f"{folder / shard} is missing; {INDEX_FILE} places {name!r} in it")
+            if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_NAME:
+                raise ValueError(
+                    f"{index} places {shown(name)} in {shown(shard)}, which is not a file of its own folder. {REMEDY}"
+                )
+            if not os.path.lexists(folder / shard):
+                raise ValueError(
+                    f"{folder / shard} is missing; {INDEX_FILE} places {shown(name)} in it. Download it too"
+                )
             shards[shard] = _open_file(folder / shard)
         if name not in shards[shard]:
-            raise ValueError(f"{folder / shard} does not hold {name!r}, though {INDEX_FILE} places it there")
+            raise ValueError(
+                f"{folder / shard} does not hold {shown(name)}, though {INDEX_FILE} places it there. {REMEDY}"
+            )
         arrays[name] = shards[shard][name]
     return arrays
 
 
 def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
     """Every tensor of one file, as a view of the mapped file."""
-    if path.stat().st_size < 8:
-        raise ValueError(f"{path} is truncated: it has no safetensors header")
     # A plain array over the mapping: slices of numpy's memmap class cost several times more.
-    mapped = np.asarray(np.memmap(path, dtype=np.uint8, mode="r"))
+    mapped = np.frombuffer(map_regular(path, path.parent), np.uint8)
+    if mapped.size < 8:
+        raise ValueError(f"{path} is truncated: it has no safetensors header. {REMEDY}")
     header_size = int(mapped[:8].view("<u8")[0])
     if header_size > MAX_HEADER_BYTES:
-        raise ValueError(f"{path} is not a safetensors file: it states a header of {header_size} bytes")
+        raise ValueError(f"{path} is not a safetensors file: it states a header of {header_size} bytes. {REMEDY}")
     data = mapped[8 + header_size :]
     if 8 + header_size > mapped.size:
-        raise ValueError(f"{path} is truncated: its header should have {header_size} bytes")
+        raise ValueError(f"{path} is truncated: its header should have {header_size} bytes. {REMEDY}")
     try:
-        header = json.loads(mapped[8 : 8 + header_size].tobytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a safetensors file: its header is not valid JSON ({error})") from error
-    if not isinstance(header, dict):
-        raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object")
-    return {name: _view(path, name, entry, data) for name, entry in header.items() if name != "__metadata__"}
-
-
-def _view(path: Path, name: str, stated: Any, data: npt.NDArray[np.uint8]) -> npt.NDArray[Any]:
-    entry = _checked(path, name, stated)
-    dtype = np.dtype(DTYPES[entry.dtype])
-    begin, end = entry.data_offsets
-    if end > data.size:
-        raise ValueError(f"{path} is truncated: {name!r} should end at byte {end} of its data, which has {data.size}")
-    if end - begin != math.prod(entry.shape) * dtype.itemsize:
-        raise ValueError(f"{path}: {name!r} has bytes {begin} to {end}, which do not fit {entry.dtype} {entry.shape}")
-    return data[begin:end].view(dtype).reshape(entry.shape)
+        header = decode(mapped[8 : 8 + header_size].tobytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is not a safetensors file: its header is not valid JSON ({error}). {REMEDY}"
+        ) from error
+    if not isinstance(header, dict) or mapped[8] != ord("{"):
+        raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object. {REMEDY}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path} has a '__metadata__' that is not an object of texts: {shown(metadata)}. {REMEDY}")
+    entries = {name: _checked(path, name, stated) for name, stated in header.items()}
+    _check_layout(path, entries, data.size)
+    return {
+        name: data[slice(*entry.data_offsets)].view(DTYPES[entry.dtype]).reshape(entry.shape)
+        for name, entry in entries.items()
+    }
 
 
 def _checked(path: Path, name: str, stated: Any) -> _Entry:
-    malformed = ValueError(f"{path}: the header entry of {name!r} is malformed: {stated!r:.200}")
-    try:
-        entry = _Entry(str(stated["dtype"]), stated["shape"], stated["data_offsets"])
-        numbers = (*entry.shape, *entry.data_offsets)
-    except (KeyError, TypeError) as error:
-        raise malformed from error
-    if len(entry.data_offsets) != 2 or not all(type(number) is int and number >= 0 for number in numbers):
-        raise malformed
+    if not isinstance(stated, dict) or stated.keys() != set(_Entry._fields) or not _is_layout(**stated):
+        raise ValueError(f"{path}: the header entry of {shown(name)} is malformed: {shown(stated)}. {REMEDY}")
+    entry = _Entry(**stated)
     if entry.dtype not in DTYPES:
-        raise ValueError(f"{path}: {name!r} is stored as {entry.dtype}; supported: {', '.join(DTYPES)}")
+        raise ValueError(
+            f"{path}: {shown(name)} is stored as {shown(entry.dtype)}; supported: {', '.join(DTYPES)}. Convert the "
+            "model to one of these"
+        )
+    begin, end = entry.data_offsets
+    if end - begin != math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize:
+        raise ValueError(
+            f"{path}: {shown(name)} has bytes {begin} to {end}, which do not fit {entry.dtype} {entry.shape}. {REMEDY}"
+        )
     return entry
+
+
+def _is_layout(dtype: Any, shape: Any, data_offsets: Any) -> bool:
+    """Whether the fields have their types, and sizes that numpy can multiply: an empty array may state any."""
+    if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(data_offsets, list):
+        return False
+    if len(shape) > MAX_DIMENSIONS or len(data_offsets) != 2:
+        return False
+    if not all(type(number) is int and 0 <= number <= MAX_VALUES for number in (*shape, *data_offsets)):
+        return False
+    return math.prod(size for size in shape if size) <= MAX_VALUES
+
+
+def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
+    """Every byte of the data belongs to one tensor: the format's rule, without which files could hide content."""
+    at = 0
+    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
+        begin, end = entry.data_offsets
+        if end > size:
+            raise ValueError(
+                f"{path} is truncated: {shown(name)} should end at byte {end} of its data, which has {size}. {REMEDY}"
+            )
+        if begin != at:
+            raise ValueError(
+                f"{path} is damaged: {shown(name)} begins at byte {begin} of its data, not at byte {at}: tensors may "
+                f"neither overlap nor leave gaps. {REMEDY}"
+            )
+        at = end
+    if at != size:
+        raise ValueError(f"{path} is damaged: its tensors end at byte {at} of its data, which has {size}. {REMEDY}")

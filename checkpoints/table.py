@@ -18,8 +18,6 @@ Params = Any  # a pytree: dicts, and tuples of dicts where a path has a number
 
 UNPADDED: Sizes = {}
 
-MAX_LAYERS = 10_000  # a configuration that anyone may have written must not keep the loader busy for ever
-
 
 @dataclass(frozen=True)
 class Stored:
@@ -99,8 +97,6 @@ class Block(NamedTuple):
 
 def expand(table: Iterable[Weight], num_layers: int) -> tuple[Weight, ...]:
     """The rows with every `{i}` written out, layer by layer; rows without one are kept as they are."""
-    if num_layers > MAX_LAYERS:
-        raise ValueError(f"the configuration asks for {num_layers} layers; at most {MAX_LAYERS} are supported")
     rows: list[Weight] = []
     for row in table:
         if "{i}" not in row.path:

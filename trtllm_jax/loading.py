@@ -11,12 +11,14 @@ from jax.sharding import Mesh
 import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import dummy_params, ignorable, load_params
+from checkpoints.shown import shown
 from checkpoints.table import param_shapes
 from trtllm_jax import device_memory
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import progress
 from trtllm_jax.models import architecture
+from trtllm_jax.models.config import INT32_MAX
 from trtllm_jax.tokenizer import Tokenizer
 
 
@@ -63,8 +65,9 @@ def resolve_dtype(dtype: str, config: dict[str, Any]) -> jnp.dtype:
     """
     if dtype != "auto":
         return jnp.dtype(dtype)
-    text_config = config.get("text_config") or {}
-    stated = config.get("dtype") or config.get("torch_dtype") or text_config.get("dtype") or "bfloat16"
+    text_config = config.get("text_config")
+    of_text = text_config.get("dtype") if isinstance(text_config, dict) else None
+    stated = config.get("dtype") or config.get("torch_dtype") or of_text or "bfloat16"
     stored = jnp.dtype(stated if stated in ("float32", "bfloat16", "float16") else "bfloat16")
     if jax.default_backend() != "cpu" or stored == jnp.float32:
         return stored
@@ -113,5 +116,10 @@ def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:
 
 def _end_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:
     stated = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    ids = stated if isinstance(stated, list) else [stated]
-    return frozenset(i for i in [*ids, *(tokenizer.eos_ids if tokenizer else ())] if i is not None)
+    ids = stated if isinstance(stated, list) else [stated] if stated is not None else []
+    if not all(type(i) is int and 0 <= i <= INT32_MAX for i in ids):
+        raise ValueError(
+            f"{checkpoint.path} has eos_token_id={shown(stated)}; it must be a token id or a list of them: correct "
+            "generation_config.json or config.json"
+        )
+    return frozenset([*ids, *(tokenizer.eos_ids if tokenizer else ())])

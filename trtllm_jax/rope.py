@@ -10,7 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from checkpoints.shown import shown
 from pallas_kernels.attention import Rotation
+
+MOST = 1e30  # of any number: what is computed from two of them stays within float64
 
 
 @dataclass(frozen=True)
@@ -30,27 +33,29 @@ class Rope:
     @classmethod
     def from_config(cls, config: Mapping[str, Any], head_dim: int) -> "Rope":
         """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing."""
+        if head_dim % 2:
+            raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
         scaling = _scaling(config)
-        base = float(scaling.get("rope_theta") or config.get("rope_theta") or 10000.0)
+        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=10000.0)
         kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
-        longest = int(config.get("max_position_embeddings") or 2048)
-        stated = config.get("original_max_position_embeddings") or scaling.get("original_max_position_embeddings")
-        trained = int(stated or longest)
+        longest = int(_number(config, "max_position_embeddings", default=2048, least=1))
+        original = "original_max_position_embeddings"
+        trained = int(_number(config if config.get(original) else scaling, original, default=longest, least=1))
         if kind == "default":
             return cls(tuple(plain))
         if kind == "linear":
             return cls(tuple(plain / _number(scaling, "factor")))
         if kind == "dynamic":
-            return cls(tuple(plain), dynamic=(base, _number(scaling, "factor"), longest))
+            return _dynamic(plain, base, scaling, longest)
         if kind == "llama3":
             return cls(tuple(_llama3(plain, scaling, trained)))
         if kind == "yarn":
             return _yarn(plain, base, head_dim, scaling, trained)
         if kind == "frequency_factors":
-            return cls(tuple(plain / np.asarray(scaling["factors"], np.float64)))
+            return cls(tuple(plain / _factors(scaling, len(plain))))
         raise ValueError(
-            f"rope_scaling has rope_type {kind!r}, which is not supported; supported: default, linear, dynamic, "
+            f"rope_scaling has rope_type {shown(kind)}, which is not supported; supported: default, linear, dynamic, "
             "llama3, yarn, frequency_factors"
         )
 
@@ -69,22 +74,44 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
 
     As in transformers, rope_scaling outweighs rope_parameters: people add it to a file to stretch a model's context.
     """
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
+    scaling = config.get(field) or {}
+    if not isinstance(scaling, dict):
+        raise ValueError(f"config.json has {field}={shown(scaling)}; it must be an object")
     return {**scaling, "rope_type": scaling.get("rope_type") or scaling.get("type") or "default"}
 
 
-def _number(scaling: Mapping[str, Any], field: str) -> float:
-    value = scaling.get(field)
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise ValueError(
-            f"rope_scaling of rope_type {scaling['rope_type']!r} has {field}={value!r}; it must be a number"
-        )
+def _number(record: Mapping[str, Any], field: str, *, default: float | None = None, least: float = 1e-30) -> float:
+    """`record[field]` as a number that float32 holds, from `least`; `default` where it is absent, null or 0."""
+    value = record.get(field)
+    if default is not None and not isinstance(value, bool) and value in (None, 0):
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
+        of_type = f"rope_scaling of rope_type {shown(record['rope_type'])}" if "rope_type" in record else "config.json"
+        raise ValueError(f"{of_type} has {field}={shown(value)}; it must be a number of at least {least:g}")
     return float(value)
+
+
+def _factors(scaling: Mapping[str, Any], pairs: int) -> np.ndarray:
+    factors = scaling.get("factors")
+    if not isinstance(factors, list) or len(factors) != pairs:
+        raise ValueError(f"rope_scaling has factors={shown(factors)}; it must be a list of {pairs} numbers")
+    return np.array([_number({"rope_type": scaling["rope_type"], "factors": one}, "factors") for one in factors])
+
+
+def _dynamic(plain: np.ndarray, base: float, scaling: Mapping[str, Any], longest: int) -> Rope:
+    if len(plain) < 2:
+        raise ValueError(f"head_dim={2 * len(plain)} is too small for rope_type 'dynamic'; it must be at least 4")
+    return Rope(tuple(plain), dynamic=(base, _number(scaling, "factor"), longest))
 
 
 def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:
     """Llama 3.1's smoothed scaling: long wavelengths are slowed by the factor, short ones kept."""
     factor, low, high = (_number(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
+    if low >= high:
+        raise ValueError(
+            f"rope_scaling has low_freq_factor={low} and high_freq_factor={high}; the second must be larger"
+        )
     wavelength = 2 * math.pi / plain
     blend = np.clip((trained / wavelength - low) / (high - low), 0.0, 1.0)
     return (1 - blend) * plain / factor + blend * plain
@@ -93,12 +120,14 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.n
 def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, Any], trained: int) -> Rope:
     """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate the slow pairs, keep the fast, blend between."""
     factor = _number(scaling, "factor")
+    if base <= 1:
+        raise ValueError(f"rope_theta={base} is too small for rope_type 'yarn'; it must be above 1")
 
     def pair_turning(turns: float) -> float:
         return head_dim * math.log(trained / (turns * 2 * math.pi)) / (2 * math.log(base))
 
-    low = pair_turning(float(scaling.get("beta_fast") or 32))
-    high = pair_turning(float(scaling.get("beta_slow") or 1))
+    low = pair_turning(_number(scaling, "beta_fast", default=32))
+    high = pair_turning(_number(scaling, "beta_slow", default=1))
     if scaling.get("truncate", True):
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, head_dim - 1)
@@ -108,11 +137,13 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     def temperature(weight: float) -> float:
         return 0.1 * weight * math.log(factor) + 1.0 if factor > 1 else 1.0
 
-    attention_factor = scaling.get("attention_factor")
-    if attention_factor is None:
-        mscale, mscale_all = scaling.get("mscale"), scaling.get("mscale_all_dim")
-        attention_factor = temperature(mscale) / temperature(mscale_all) if mscale and mscale_all else temperature(1.0)
-    return Rope(tuple(frequencies), float(attention_factor))
+    if scaling.get("attention_factor") is not None:
+        attention_factor = _number(scaling, "attention_factor")
+    elif scaling.get("mscale") and scaling.get("mscale_all_dim"):
+        attention_factor = temperature(_number(scaling, "mscale")) / temperature(_number(scaling, "mscale_all_dim"))
+    else:
+        attention_factor = temperature(1.0)
+    return Rope(tuple(frequencies), attention_factor)
 
 
 def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:

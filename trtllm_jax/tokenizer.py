@@ -2,14 +2,19 @@
 
 import copy
 import re
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from checkpoints.rust_errors import is_failure
+from checkpoints.shown import one_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
 
 REPLACEMENT = "\ufffd"
 """What decoders write for bytes that are no character."""
+
+MAX_ID = 1 << 24
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")
 
@@ -33,7 +38,7 @@ class Tokenizer:
     transformers switches padding and truncation of its Rust tokenizer on every call, and threads then see each other's
     settings or "Already borrowed". This class works on a private copy whose settings never change.
 
-    ValueError: ``hf`` has no Rust half (a slow tokenizer).
+    ValueError: ``hf`` has no Rust half (a slow tokenizer), or ids far beyond any vocabulary.
     """
 
     def __init__(self, hf: "PreTrainedTokenizerFast") -> None:
@@ -43,8 +48,14 @@ class Tokenizer:
                 f"tokenizer = {type(hf).__name__} has no fast (Rust) implementation: pass a fast transformers "
                 "tokenizer or the directory that holds its tokenizer.json"
             )
+        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        if highest > MAX_ID:
+            # The copy below lists every id that is left out: gigabytes.
+            raise ValueError(
+                f"the tokenizer has the id {highest}; ids up to {MAX_ID} are read. Check its tokenizer.json"
+            )
         self.hf = hf
-        self._backend = copy.deepcopy(backend)
+        self._backend = _try("be copied", copy.deepcopy, backend)
         self._backend.no_padding()
         self._backend.no_truncation()
         self._backend.encode_special_tokens = backend.encode_special_tokens
@@ -71,7 +82,9 @@ class Tokenizer:
                 f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
                 "remove it or decode the text with errors='replace'"
             ) from None
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        ids: list[int] = _try(
+            "encode the prompt", self._backend.encode, text, add_special_tokens=add_special_tokens
+        ).ids
         return ids if truncate_to is None else ids[-truncate_to:]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
@@ -79,7 +92,7 @@ class Tokenizer:
 
         There is no ``spaces_between_special_tokens``: fast tokenizers never add such spaces.
         """
-        text: str = self._backend.decode(ids, skip_special_tokens=skip_special_tokens)
+        text: str = _try("decode the answer", self._backend.decode, ids, skip_special_tokens=skip_special_tokens)
         return text
 
     def piece(self, token_id: int) -> Piece:
@@ -97,3 +110,14 @@ class Tokenizer:
         # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
         match = _BYTE_TOKEN.fullmatch(token) if text != token else None
         return Piece(text, special=token_id in self._special_ids, byte=int(match[1], base=16) if match else None)
+
+
+def _try(task: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """The call's result; ValueError where the Rust half fails, so that one request fails as for any wrong input."""
+    try:
+        return call(*args, **options)
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        reason = one_line(str(error))
+        raise ValueError(f"the tokenizer cannot {task}: {reason}. Check its files or choose another one") from error

@@ -10,7 +10,8 @@ key-value head, d head_dim.
 
 import jax
 
-from pallas_kernels.attention import pallas_decode, pallas_ragged, tuned, xla
+from pallas_kernels import devices
+from pallas_kernels.attention import mosaic_hopper, pallas_decode, pallas_ragged, tuned, xla
 from pallas_kernels.attention.masks import Scoring
 from pallas_kernels.attention.rotary import Rotation
 
@@ -65,7 +66,10 @@ def append_and_attend(
             qkv, cache, page_table, lengths, scoring=scoring, rotation=rotation, sinks=sinks,
             config=tuned.decode_config(tokens, heads, dim, entry, page_table.shape[1] * cache.shape[3]),
         )  # fmt: skip
+    by_hopper = (
+        tokens >= tuned.HOPPER_TOKENS and devices.is_hopper() and mosaic_hopper.takes(qkv, cache, scoring, sinks)
+    )
     return pallas_ragged.ragged_attention(
         qkv, cache, page, offset, page_table, lengths, starts, scoring=scoring, rotation=rotation, sinks=sinks,
-        config=tuned.ragged_config(tokens, planes - 2, dim, entry),
+        config=None if by_hopper else tuned.ragged_config(tokens, planes - 2, dim, entry),
     )  # fmt: skip

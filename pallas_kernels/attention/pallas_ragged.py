@@ -15,6 +15,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.attention import mosaic_hopper
 from pallas_kernels.attention.blocks import (
     Heads,
     Ref,
@@ -28,7 +29,7 @@ from pallas_kernels.attention.blocks import (
     whole,
 )
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
-from pallas_kernels.attention.rotary import Rotation
+from pallas_kernels.attention.rotary import Rotation, rotate
 from pallas_kernels.attention.tuned import RaggedConfig
 
 WRITTEN_TOKENS = 32
@@ -47,10 +48,13 @@ def ragged_attention(
     scoring: Scoring,
     rotation: Rotation | None,
     sinks: jax.Array | None,
-    config: RaggedConfig,
+    config: RaggedConfig | None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`append_and_attend` of rows of any number of tokens: the result [t, h, g, d] and the cache."""
+    """`append_and_attend` of rows of any number of tokens: the result [t, h, g, d] and the cache.
+
+    Without a `config` the kernel for Hopper attends, if `mosaic_hopper.takes` says so.
+    """
     tokens, kv, planes, dim = qkv.shape
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     matrix = qkv.reshape(-1, dim)
@@ -58,6 +62,12 @@ def ragged_attention(
 
     # The padding at the end is one more row, of no length.
     starts, lengths = jnp.append(starts, tokens), jnp.append(lengths, 0)
+    if config is None:
+        tiles = _tiles(starts, tokens, mosaic_hopper.tile_tokens(heads.group))
+        cache = written.reshape(cache.shape)
+        queries = qkv[:, :, : heads.group]
+        queries = queries if rotation is None else rotate(queries, rotation)
+        return mosaic_hopper.attend(queries, cache, page_table, lengths, starts, *tiles, scoring=scoring), cache
     row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)

@@ -56,12 +56,15 @@ def decode_config(rows: int, kv_heads: int, head_dim: int, itemsize: int, longes
     splits = 1
     while longest > UNDIVIDED and splits < 16 and rows * kv_heads * splits < FILLING_PROGRAMS:
         splits *= 2
-    block, num_stages = _block(head_dim, itemsize), 3
-    if rows * kv_heads < FILLING_PROGRAMS // 2:
+    block = _block(head_dim, itemsize)
+    if rows * kv_heads < 2 * FILLING_PROGRAMS:
         # What a program waits for then is its own reads, one after the other: fewer and larger ones.
-        block, num_stages = 2 * block, 2
-    return DecodeConfig(block, splits, 256, 4, num_stages)
+        block = 2 * block
+    return DecodeConfig(block, splits, min_share=256, num_warps=4, num_stages=2)
 
+
+HOPPER_TOKENS = 1024
+"""Tokens of a step from which on Hopper's own kernel attends, where it can."""
 
 LONG_STEP = 2048
 """Tokens of a step from which on its prompts are long enough to fill tiles of 128 query rows."""

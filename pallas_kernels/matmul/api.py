@@ -9,11 +9,12 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels.matmul import pallas_triton, tuned, xla
+from pallas_kernels import devices
+from pallas_kernels.matmul import mosaic_hopper, pallas_triton, tuned, xla
 from pallas_kernels.matmul.pallas_triton import Norm
 from pallas_kernels.norm import rms_norm
 
-Implementation = tuned.Config | Literal["measured", "xla"]
+Implementation = tuned.Config | tuned.Wide | Literal["measured", "xla"]
 """Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster."""
 
 
@@ -34,7 +35,7 @@ def linear(
         w: [n, k], of x's dtype or of one that x is rounded to.
         residual: [m, n]; None for none.
         norm: the weights [k] and, a static number, what is added to the mean square; None for none.
-        implementation: for tests and benchmarks. A kernel is interpreted where there is no GPU.
+        implementation: for tests and benchmarks. Where there is no GPU a kernel is interpreted, but for Hopper's own.
 
     Returns:
         [m, n] in x's dtype.
@@ -50,7 +51,7 @@ def linear(
     x, norm = _normalised(x, norm, config)
     if config is None:
         return xla.linear(x, w, residual=residual)
-    return pallas_triton.product(x, w[None], residual, norm, config, interpret=jax.default_backend() != "gpu")
+    return _by_kernel(x, w[None], residual, norm, config)
 
 
 def adds_residual(x: jax.Array, w: jax.Array) -> bool:
@@ -84,10 +85,20 @@ def gated_linear(
     x, norm = _normalised(x, norm, config)
     if config is None:
         return xla.gated_linear(x, w)
-    return pallas_triton.product(x, w, None, norm, config, interpret=jax.default_backend() != "gpu")
+    return _by_kernel(x, w, None, norm, config)
 
 
-def _normalised(x: jax.Array, norm: Norm | None, config: tuned.Config | None) -> tuple[jax.Array, Norm | None]:
+def _by_kernel(
+    x: jax.Array, w: jax.Array, residual: jax.Array | None, norm: Norm | None, config: tuned.Config | tuned.Wide
+) -> jax.Array:
+    if isinstance(config, tuned.Wide):
+        return mosaic_hopper.product(x, w, residual, config)
+    return pallas_triton.product(x, w, residual, norm, config, interpret=jax.default_backend() != "gpu")
+
+
+def _normalised(
+    x: jax.Array, norm: Norm | None, config: tuned.Config | tuned.Wide | None
+) -> tuple[jax.Array, Norm | None]:
     """x, and the normalisation that is left to the kernel."""
     # The kernel rounds rows before it divides by their size, which float16 may not survive.
     if norm is None or (config is not None and config.normalises and x.dtype == jnp.bfloat16):
@@ -95,15 +106,15 @@ def _normalised(x: jax.Array, norm: Norm | None, config: tuned.Config | None) ->
     return rms_norm(x, *norm), None
 
 
-def _config(implementation: Implementation, x: jax.Array, w: jax.Array) -> tuned.Config | None:
+def _config(implementation: Implementation, x: jax.Array, w: jax.Array) -> tuned.Config | tuned.Wide | None:
     """The sizes of the kernel that takes this product, or None where XLA does."""
     planes, n, k = w.shape
     possible = x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
-    if isinstance(implementation, tuned.Config):
-        if not possible or not implementation.takes(k):
+    if isinstance(implementation, tuned.Config | tuned.Wide):
+        if not possible or not implementation.takes(x.shape[0], n, k):
             raise ValueError(f"{implementation} does not take x {x.shape} {x.dtype} and w {w.shape} {w.dtype}")
         return implementation
-    if implementation == "xla" or jax.default_backend() != "gpu" or not possible:
+    if implementation == "xla" or not possible:
         return None
-    config = tuned.choose(jax.devices()[0].device_kind, x.shape[0], n, k, planes == 2)
-    return config if config is not None and config.takes(k) else None
+    config = tuned.choose(devices.gpu_kind(), x.shape[0], n, k, planes == 2)
+    return config if config is not None and config.takes(x.shape[0], n, k) else None

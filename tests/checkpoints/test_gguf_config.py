@@ -100,9 +100,12 @@ def test_every_end_of_sequence_token_is_known(write_gguf: WriteGguf) -> None:
 @pytest.mark.parametrize(
     ("metadata", "message"),
     [
-        ({"llama.block_count": None}, r"'llama\.block_count' is None; it must be a number"),
-        ({"llama.block_count": "two"}, r"'llama\.block_count' is 'two'; it must be a number"),
-        ({"llama.attention.head_count": [4, 4]}, r"'llama\.attention\.head_count' is \[4, 4\]; it must be a number"),
+        ({"llama.block_count": None}, r"'llama\.block_count' is None; it must be a whole number"),
+        ({"llama.block_count": "two"}, r"'llama\.block_count' is 'two'; it must be a whole number"),
+        (
+            {"llama.attention.head_count": [4, 4]},
+            r"'llama\.attention\.head_count' is \[4, 4\]; it must be a whole number",
+        ),
         ({"llama.expert_count": 8}, "has 8 experts; mixture-of-experts models are not read from GGUF"),
         ({"llama.rope.dimension_count": 4}, "rotates 4 of 8 head dimensions"),
         ({"llama.rope.scaling.type": "longrope"}, "has rope scaling 'longrope'; supported: none, linear, yarn"),

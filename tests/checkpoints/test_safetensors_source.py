@@ -123,7 +123,7 @@ def test_a_file_cut_off_anywhere_is_refused_by_name(tmp_path: Path) -> None:
         ({"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}, "malformed"),
         ({"dtype": "F32", "data_offsets": [0, 8]}, "malformed"),
         ([], "malformed"),
-        ({"dtype": "F4", "shape": [2], "data_offsets": [0, 8]}, "'t' is stored as F4; supported: F64"),
+        ({"dtype": "F4", "shape": [2], "data_offsets": [0, 8]}, "'t' is stored as 'F4'; supported: F64"),
     ],
 )
 def test_a_header_that_contradicts_itself_is_refused(tmp_path: Path, entry: Any, message: str) -> None:

@@ -21,7 +21,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels.attention import Rotation, Scoring, append_and_attend, cache_shape, tuned, xla
+from pallas_kernels.attention import Rotation, Scoring, append_and_attend, cache_shape, mosaic_hopper, tuned, xla
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
@@ -444,3 +444,58 @@ def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: np
             )
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert "triton" in text
+
+
+ON_HOPPER = {
+    "group of 4": Shape(heads=2, group=4, head_dim=128, page_size=32),
+    "group of 8": Shape(heads=1, group=8, head_dim=128, page_size=64),
+    "group of 1": Shape(heads=3, group=1, head_dim=128, page_size=128),
+    "pages of 16": Shape(heads=2, group=2, head_dim=128, page_size=16),
+}
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("shape", ON_HOPPER)
+def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: bool) -> None:
+    """More tiles than multiprocessors, rows that end inside a tile, in a block, at its end, and none at all."""
+    rows = [chunk(0, 512), chunk(100, 33), Row(77), NO_ROW, Row(0, 40), chunk(0, 128), chunk(0, 5), chunk(3000, 300)]
+    case = make_case(rows, ON_HOPPER[shape], Kind(rotated=rotated, scale=0.1), tokens=1100, dtype=jnp.bfloat16)
+    case = replace(case, qkv=case.qkv.astype(jnp.bfloat16))
+    out, cache = case.run(partial(ragged_attention, config=None), decode=False)
+    got, expected = np.asarray(out, np.float64)[case.answered], case.expected()[case.answered]
+    assert np.linalg.norm(got - expected) < 6e-3 * np.linalg.norm(expected)
+    np.testing.assert_allclose(got, expected, atol=0.05)
+    written, kept = np.asarray(cache, np.float64)[1:], case.expected_cache().astype(np.float64)[1:]
+    np.testing.assert_allclose(written, kept, rtol=2**-7, atol=1e-5)
+
+
+@pytest.mark.parametrize("shape", ON_HOPPER)
+def test_the_kernel_for_hopper_lowers(shape: str) -> None:
+    """There is no interpreter for it: this is all that a CPU can say."""
+    case = make_case([chunk(9, 1), chunk(40, 1)], ON_HOPPER[shape], dtype=jnp.bfloat16)
+    arrays = (case.qkv.astype(jnp.bfloat16), case.cache, case.page, case.offset, case.page_table, case.lengths)
+    run = jax.jit(partial(ragged_attention, scoring=case.kind.scoring, sinks=None, config=None))
+    mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
+    with jax.sharding.use_abstract_mesh(mesh):
+        traced = run.trace(*arrays, case.starts, rotation=Rotation(case.angles, case.angles))
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape"),
+    [
+        (Kind(window=5), Shape(2, 4, 128, 32)),
+        (Kind(soft_cap=3.0), Shape(2, 4, 128, 32)),
+        (Kind(sinks=True), Shape(2, 4, 128, 32)),
+        (PLAIN, Shape(2, 4, 64, 32)),
+        (PLAIN, Shape(2, 3, 128, 32)),
+        (PLAIN, Shape(2, 4, 128, 48)),
+    ],
+)
+def test_the_kernel_for_hopper_leaves_other_attention_to_triton(kind: Kind, shape: Shape) -> None:
+    case = make_case([chunk(9, 1)], shape, kind, dtype=jnp.bfloat16)
+    qkv = jnp.asarray(case.qkv, jnp.bfloat16)
+    sinks = jnp.asarray(case.sinks) if kind.sinks else None
+    assert not mosaic_hopper.takes(qkv, case.cache, kind.scoring, sinks)
+    assert not mosaic_hopper.takes(jnp.asarray(case.qkv), case.cache, PLAIN.scoring, None)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from pallas_kernels.matmul import Config, gated_linear, linear, pallas_triton, tuned
+from pallas_kernels.matmul import Config, Wide, gated_linear, linear, mosaic_hopper, pallas_triton, tuned
 
 EPS = 0.1
 ONE_WAVE = Config(block_n=32, block_m=16, block_k=64, splits=1, num_warps=4, num_stages=3)
@@ -128,7 +128,9 @@ def test_shapes_that_do_not_fit_are_named() -> None:
 def test_the_table_answers_for_the_next_larger_number_of_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tuned, "MEASURED", {"H100": {(6144, 4096, False): {16: ONE_WAVE, 64: None, 128: SPLIT}}})
 
-    def choose(m: int, device: str = "NVIDIA H100 80GB HBM3", n: int = 6144, gated: bool = False) -> Config | None:
+    def choose(
+        m: int, device: str = "NVIDIA H100 80GB HBM3", n: int = 6144, gated: bool = False
+    ) -> Config | Wide | None:
         return tuned.choose(device, m, n, 4096, gated)
 
     assert [choose(m) for m in (1, 16, 17, 64, 65, 129)] == [ONE_WAVE, ONE_WAVE, None, None, SPLIT, None]
@@ -139,8 +141,34 @@ def test_the_table_answers_for_the_next_larger_number_of_rows(monkeypatch: pytes
 
 def test_measured_configurations_take_their_shapes() -> None:
     for shapes in tuned.MEASURED.values():
-        for (_, k, _), rows in shapes.items():
-            assert all(config is None or config.takes(k) for config in rows.values())
+        for (n, k, _), rows in shapes.items():
+            assert all(config is None or config.takes(most, n, k) for most, config in rows.items())
+
+
+WIDE = [(128, Wide(112, 1)), (192, Wide(112, 2)), (304, Wide(128, 2)), (1100, Wide(64, 2, band=2, slots=6))]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("m", "config"), WIDE)
+def test_many_rows_by_the_kernel_for_hopper(m: int, config: Wide) -> None:
+    """896 outputs are whole tiles of each width; rows are no multiple of what a cluster takes, and some tiles many."""
+    m -= m % 8
+    numbers = Numbers(m, 896, 512, jnp.bfloat16)
+    gate, up = numbers.product(0, False), numbers.product(1, False)
+    gated = gated_linear(numbers.x, numbers.w, implementation=config)
+    assert relative_error(gated, gate / (1 + np.exp(-gate)) * up) < 4e-3
+    assert relative_error(linear(numbers.x, numbers.w[0], implementation=config), gate) < 2.2e-3
+    added = linear(numbers.x, numbers.w[0], residual=numbers.residual, implementation=config)
+    assert relative_error(added, gate + np.asarray(numbers.residual, np.float64)) < 2.2e-3
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "k"), [(120, 896, 512), (132, 896, 512), (128, 896, 512), (256, 900, 512), (256, 896, 500)]
+)
+def test_the_kernel_for_hopper_refuses_what_it_cannot_divide(m: int, n: int, k: int) -> None:
+    numbers = Numbers(m, n, k, jnp.bfloat16)
+    with pytest.raises(ValueError, match="does not take"):
+        linear(numbers.x, numbers.w[0], implementation=Wide(112, 2))
 
 
 LLAMA_8B = {"qkv": (1, 6144, 4096), "gate_up": (2, 14336, 4096), "down": (1, 4096, 14336), "head": (1, 128256, 4096)}
@@ -154,19 +182,35 @@ LOWERED = [
 ]
 
 
+HOPPER = AbstractMesh(
+    (1,), ("x",), axis_types=(AxisType.Auto,),
+    abstract_device=AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["qkv", "gate_up", "down"])
+@pytest.mark.parametrize(("m", "config"), [(128, Wide(64, 1, slots=6)), (192, Wide(64, 2)), (8192, Wide(128, 2))])
+def test_the_kernel_for_many_rows_lowers_for_hopper(name: str, m: int, config: Wide) -> None:
+    """There is no interpreter for it: this is all that a CPU can say."""
+    planes, n, k = LLAMA_8B[name]
+    shapes = [jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in ((m, k), (planes, n, k), (m, n))]
+    residual = shapes[2] if planes == 1 else None
+    with jax.sharding.use_abstract_mesh(HOPPER):
+        traced = jax.jit(partial(mosaic_hopper.product, config=config)).trace(*shapes[:2], residual)
+        assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
+
+
 @pytest.mark.parametrize("name", LLAMA_8B)
 @pytest.mark.parametrize(("m", "config"), LOWERED)
 def test_the_kernel_lowers_for_hopper(name: str, m: int, config: Config) -> None:
     """Lowering refuses what the interpreter forgives, such as tiles that are no powers of two."""
     planes, n, k = LLAMA_8B[name]
-    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
-    mesh = AbstractMesh((1,), ("x",), abstract_device=device, axis_types=(AxisType.Auto,))
 
     def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
         added = residual if planes == 1 else None
         return pallas_triton.product(x, w, added, (gamma, EPS), config)
 
     shapes = [jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in ((m, k), (planes, n, k), (k,), (m, n))]
-    with jax.sharding.use_abstract_mesh(mesh):
+    with jax.sharding.use_abstract_mesh(HOPPER):
         lowered = jax.jit(run).trace(*shapes).lower(lowering_platforms=("cuda",))
     assert lowered.as_text().count("__gpu$xla.gpu.triton") == 1

@@ -309,7 +309,11 @@ def test_a_source_that_does_not_fit_is_refused_before_anything_is_written(tiny_l
         assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
     refused(r"missing: model\.layers\.2\.", {"num_hidden_layers": 3}, format="orbax")
-    refused("asks for 100000000 layers", {"num_hidden_layers": 100_000_000}, format="orbax")
+    refused(
+        "num_hidden_layers=100000000; it must be a whole number from 1 to",
+        {"num_hidden_layers": 100_000_000},
+        format="orbax",
+    )
     refused("'OtherForCausalLM', which is not supported", {"architectures": ["OtherForCausalLM"]}, format="orbax")
     refused("holds quantised weights", {"quantization_config": {"quant_method": "fp8"}}, dtype="float32")
 
@@ -341,12 +345,12 @@ def test_links_are_followed_within_the_hubs_cache_only(tiny_llama: Path, tmp_pat
     snapshot.mkdir(parents=True)
     (repository / "blobs").mkdir()
     for i, path in enumerate(sorted(tiny_llama.iterdir())):
-        shutil.copy(path, repository / "blobs" / str(i))
-        (snapshot / path.name).symlink_to(f"../../blobs/{i}")
+        shutil.copy(path, repository / "blobs" / f"{i:040x}")
+        (snapshot / path.name).symlink_to(f"../../blobs/{i:040x}")
     assert_same(tensors_of(convert_checkpoint(snapshot, tmp_path / "out")), tensors_of(tiny_llama))
     (tmp_path / "secret").write_text("{}")
     (snapshot / "notes.json").symlink_to(tmp_path / "secret")
-    with pytest.raises(ValueError, match=r"notes\.json is a link to .*secret, outside the model's folder"):
+    with pytest.raises(ValueError, match=r"notes\.json is a link to .*secret', outside the model's folder"):
         convert_checkpoint(snapshot, tmp_path / "out2")
     assert not (tmp_path / "out2").exists()
 

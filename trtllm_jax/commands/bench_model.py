@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+_ABSURD = 1e30  # a factor that the engine will refuse
+
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -22,7 +24,7 @@ class ModelFacts:
 
         self._checkpoint = open_checkpoint(location)
         config = self._checkpoint.config
-        text = config | (config.get("text_config") or {})
+        text = config | _record(config, "text_config")
         if not isinstance(text.get("vocab_size"), int):
             raise ValueError(f"model = {location}: its config.json has no vocab_size; add it")
         self.vocab: int = text["vocab_size"]
@@ -53,6 +55,12 @@ class ModelFacts:
 
 def _stretch(config: Mapping[str, Any]) -> float:
     """An upper bound of what rope scaling adds; the engine knows exactly, and measuring fails if it allows less."""
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    scaling = _record(config, "rope_scaling") or _record(config, "rope_parameters")
     factor = scaling.get("factor")
-    return max(1.0, float(factor)) if isinstance(factor, int | float) else 1.0
+    return max(1.0, float(factor)) if isinstance(factor, int | float) and factor < _ABSURD else 1.0
+
+
+def _record(config: Mapping[str, Any], field: str) -> dict[str, Any]:
+    """The object at `field`, empty where there is none; the engine refuses what is neither."""
+    value = config.get(field)
+    return value if isinstance(value, dict) else {}

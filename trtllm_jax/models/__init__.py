@@ -6,12 +6,15 @@ from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
+from checkpoints.shown import shown
+
 _NOT_ARCHITECTURES = ("config", "forward")
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
     """The module that implements `config["architectures"][0]`; ValueError lists what is supported."""
-    wanted = (config.get("architectures") or [None])[0]
+    stated = config.get("architectures")
+    wanted = stated[0] if isinstance(stated, list) and stated else stated or None
     supported: list[str] = []
     for found in pkgutil.iter_modules(__path__):
         if found.name not in _NOT_ARCHITECTURES:
@@ -20,5 +23,5 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
                 return module
             supported.extend(module.ARCHITECTURES)
     raise ValueError(
-        f"architectures names {wanted!r}, which is not supported; supported: {', '.join(sorted(supported))}"
+        f"architectures names {shown(wanted)}, which is not supported; supported: {', '.join(sorted(supported))}"
     )

@@ -10,7 +10,7 @@ from checkpoints.table import Stored, Weight
 from trtllm_jax import layers
 from trtllm_jax.batch import Batch
 from trtllm_jax.layers import Residual
-from trtllm_jax.models.config import CacheGroup, positive, require
+from trtllm_jax.models.config import INT32_MAX, MAX_HEAD_DIM, MAX_LAYERS, CacheGroup, flag, number, positive, require
 from trtllm_jax.rope import Rope, context_stretch
 
 ARCHITECTURES = ("LlamaForCausalLM",)
@@ -43,21 +43,22 @@ class Config:
         if heads % kv_heads:
             raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
         embed = positive(config, "hidden_size")
-        head_dim = positive(config, "head_dim", default=embed // heads)
+        positions = positive(config, "max_position_embeddings", default=2048)
+        head_dim = positive(config, "head_dim", default=embed // heads, most=MAX_HEAD_DIM)
         return cls(
             vocab=positive(config, "vocab_size"),
             embed=embed,
             mlp=positive(config, "intermediate_size"),
-            num_layers=positive(config, "num_hidden_layers"),
+            num_layers=positive(config, "num_hidden_layers", most=MAX_LAYERS),
             kv_heads=kv_heads,
             group=heads // kv_heads,
             head_dim=head_dim,
-            eps=float(config.get("rms_norm_eps", 1e-6)),
+            eps=number(config, "rms_norm_eps", default=1e-6),
             rope=Rope.from_config(config, head_dim),
-            tied=bool(config.get("tie_word_embeddings", False)),
-            attention_bias=bool(config.get("attention_bias", False)),
-            mlp_bias=bool(config.get("mlp_bias", False)),
-            max_position=int(positive(config, "max_position_embeddings", default=2048) * context_stretch(config)),
+            tied=flag(config, "tie_word_embeddings"),
+            attention_bias=flag(config, "attention_bias"),
+            mlp_bias=flag(config, "mlp_bias"),
+            max_position=min(INT32_MAX, int(positions * context_stretch(config))),
         )
 
     @property

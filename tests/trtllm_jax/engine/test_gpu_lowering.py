@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from checkpoints.table import param_shapes
+from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
-from pallas_kernels.matmul import tuned
 from sharding import make_mesh, spec_of
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.row_state import RowState
@@ -33,8 +33,7 @@ SLOTS, PAGES = 256, 16
 def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """What chooses by the backend chooses for an H100; nothing traced so is left for other tests."""
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    choose = tuned.choose
-    monkeypatch.setattr(tuned, "choose", lambda _, *shape: choose(H100, *shape))
+    monkeypatch.setattr(devices, "gpu_kind", lambda: H100)
     _forget_traces()
     yield
     _forget_traces()
@@ -82,6 +81,7 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, greedy: bool
 def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
     layout = steps.ragged_layout(tokens, min(tokens, SLOTS), PAGES)
     text = lowered(partial(steps.ragged_step, model, layout), layout, model)
-    assert "ragged_attention" in text
+    assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
+    assert ("ragged_attention" in text) == (tokens < 1024)
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
     assert "stablehlo.while" not in text

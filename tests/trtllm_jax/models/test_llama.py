@@ -79,7 +79,7 @@ def test_missing_fields_are_named(field: str) -> None:
     [
         ({"hidden_act": "gelu"}, r"hidden_act='gelu'; supported here: 'silu'"),
         ({"num_key_value_heads": 4}, r"num_attention_heads=6 is not a multiple of num_key_value_heads=4"),
-        ({"num_key_value_heads": 0}, r"num_key_value_heads=0; it must be a whole number of at least 1"),
+        ({"num_key_value_heads": 0}, r"num_key_value_heads=0; it must be a whole number from 1"),
         ({"hidden_size": 48.0}, r"hidden_size=48.0; it must be a whole number"),
         ({"num_hidden_layers": True}, r"num_hidden_layers=True; it must be a whole number"),
         ({"vocab_size": "101"}, r"vocab_size='101'; it must be a whole number"),

@@ -1,8 +1,11 @@
-"""What the documents say is true: README's Python runs, and everything that they name exists."""
+"""What the documents say is true: their Python runs, and everything that they name exists."""
 
 from __future__ import annotations
 
 import ast
+import contextlib
+import io
+import json
 import re
 import tomllib
 from collections.abc import Iterator
@@ -106,6 +109,31 @@ def test_readme_lists_the_gguf_types() -> None:
     (line,) = re.findall(r"^- GGUF files.*", README, re.MULTILINE)
     readable = {kind.name for kind in (*gguf_source._PLAIN, *gguf_source._QUANTISED)}
     assert set(re.findall(r"\b(?:B?F\d+|Q\d_\w)\b", line)) == readable
+
+
+@pytest.mark.slow
+def test_research_python_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+    document = ROOT / "docs" / "research.md"
+    text, names = document.read_text(), {"__name__": "__main__"}
+    for block in FENCE.finditer(text):
+        if block[1] == "python":
+            exec(compile("\n" * text.count("\n", 0, block.start(2)) + block[2], document, "exec"), names)
+    assert capsys.readouterr().out.startswith("(4, 32, 100) float32\n")
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("smollm2_gguf")
+def test_notebook_prints_what_it_shows() -> None:
+    """Every code cell, run in order, writes the output that is stored with it."""
+    path = ROOT / "examples" / "generate.ipynb"
+    names: dict[str, Any] = {"__name__": "__main__"}
+    cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
+    for number, cell in enumerate(cells, 1):
+        assert cell["execution_count"] == number
+        shown = "".join(line for output in cell["outputs"] for line in output["text"])
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(compile("".join(cell["source"]), f"{path.name}, cell {number}", "exec"), names)
+        assert printed.getvalue() == shown
 
 
 def test_architecture_has_one_sentence_for_every_file() -> None:

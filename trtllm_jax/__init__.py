@@ -1,4 +1,4 @@
-"""TensorRT-LLM's LLM API on JAX and XLA: `from trtllm_jax import LLM`.
+"""TensorRT-LLM's LLM API on JAX and XLA: `from trtllm_jax import LLM`; and its models as pure functions.
 
 Heavy modules are imported when a name is first used, so that importing the package stays quick.
 """
@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
+    from trtllm_jax.generation import generate_fn as generate_fn
     from trtllm_jax.llm import LLM as LLM
     from trtllm_jax.llm_args import BuildConfig as BuildConfig
     from trtllm_jax.llm_args import KvCacheConfig as KvCacheConfig
     from trtllm_jax.llm_args import SchedulerConfig as SchedulerConfig
     from trtllm_jax.outputs import CompletionOutput as CompletionOutput
     from trtllm_jax.outputs import RequestOutput as RequestOutput
+    from trtllm_jax.research import load_model as load_model
     from trtllm_jax.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
@@ -29,6 +31,8 @@ _HOME_OF = {
     "RequestOutput": "trtllm_jax.outputs",
     "SamplingParams": "trtllm_jax.sampling_params",
     "convert_checkpoint": "trtllm_jax.conversion",
+    "generate_fn": "trtllm_jax.generation",
+    "load_model": "trtllm_jax.research",
 }
 
 __all__ = [*_HOME_OF, "__version__"]

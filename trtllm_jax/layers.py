@@ -2,9 +2,11 @@
 
 Axes: t tokens, h key-value heads, g query heads of a key-value head, d head_dim. Inside `shard_map` a weight's split
 axes are local; the axis names passed to `linear` say which contraction needs a sum over devices.
+
+A batch that says so is computed `plain`, without kernels: the stream and its rows carry that from `embed` to `logits`.
 """
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
@@ -13,33 +15,15 @@ from jax import lax
 
 import sharding
 from pallas_kernels import matmul
-from pallas_kernels.attention import Rotation, Scoring, append_and_attend
+from pallas_kernels.attention import Rotation, Scoring, append_and_attend, attend
 from pallas_kernels.matmul import Norm
 from pallas_kernels.norm import add_rms_norm
-from trtllm_jax.batch import Batch
+from trtllm_jax.batch import Batch, Cache
 
 
 def activation_dtype(weight_dtype: jnp.dtype) -> jnp.dtype:
     """The dtype between matmuls: the weights' own on an accelerator, float32 on a CPU, which computes in it anyway."""
     return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else jnp.dtype(weight_dtype)
-
-
-def embed(tokens: jax.Array, table: jax.Array) -> jax.Array:
-    """The embedding rows [t, embed] of `tokens` [t] from a `table` [vocab, embed] split by vocabulary."""
-    local = tokens - sharding.shard_index("vocab") * table.shape[0]
-    inside = (local >= 0) & (local < table.shape[0])
-    rows = _take_rows(table, jnp.where(inside, local, 0))
-    return sharding.all_reduce(jnp.where(inside[:, None], rows, 0), "vocab").astype(activation_dtype(table.dtype))
-
-
-def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """`table[rows]`, kept where it stands.
-
-    XLA's CPU backend gathers bfloat16 as float32 and would hoist the conversion of the whole table out of a decode
-    loop, 4 ms a dispatch for 49,152 rows; it cannot once the table depends on the loop's own rows.
-    """
-    table, rows = lax.optimization_barrier((table, rows))
-    return table.at[rows].get(mode="promise_in_bounds")
 
 
 @flax.struct.dataclass
@@ -48,6 +32,7 @@ class Residual:
 
     x: jax.Array
     added: jax.Array | None = None
+    plain: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def total(self) -> jax.Array:
@@ -60,6 +45,33 @@ class Normed(NamedTuple):
 
     x: jax.Array
     norm: Norm | None
+    plain: bool = False
+
+
+def _xla_if(plain: bool) -> Literal["xla"] | None:
+    return "xla" if plain else None
+
+
+def embed(batch: Batch, table: jax.Array) -> Residual:
+    """The stream that starts as the tokens' embeddings, from a `table` [vocab, embed] split by vocabulary.
+
+    An id outside the vocabulary has an embedding of zeros.
+    """
+    local = batch.tokens - sharding.shard_index("vocab") * table.shape[0]
+    inside = (local >= 0) & (local < table.shape[0])
+    rows = _take_rows(table, jnp.where(inside, local, 0))
+    x = sharding.all_reduce(jnp.where(inside[:, None], rows, 0), "vocab").astype(activation_dtype(table.dtype))
+    return Residual(x, plain=batch.plain)
+
+
+def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
+    """`table[rows]`, kept where it stands.
+
+    XLA's CPU backend gathers bfloat16 as float32 and would hoist the conversion of the whole table out of a decode
+    loop, 4 ms a dispatch for 49,152 rows; it cannot once the table depends on the loop's own rows.
+    """
+    table, rows = lax.optimization_barrier((table, rows))
+    return table.at[rows].get(mode="promise_in_bounds")
 
 
 def normalised(residual: Residual, norm: Norm) -> tuple[Residual, Normed]:
@@ -68,20 +80,21 @@ def normalised(residual: Residual, norm: Norm) -> tuple[Residual, Normed]:
     (Zhang and Sennrich 2019, arXiv:1910.07467.)
     """
     if residual.added is None:
-        return residual, Normed(residual.x, norm)
-    total, normed = add_rms_norm(residual.x, residual.added, *norm)
-    return Residual(total), Normed(normed, None)
+        return residual, Normed(residual.x, norm, residual.plain)
+    total, normed = add_rms_norm(residual.x, residual.added, *norm, implementation=_xla_if(residual.plain))
+    return Residual(total, plain=residual.plain), Normed(normed, None, residual.plain)
 
 
 def linear(x: jax.Array | Normed, weight: jax.Array, *contracted: str, bias: jax.Array | None = None) -> jax.Array:
     """`x` times `weight`, contracted along the logical axes `contracted`: the last ones of both, in order.
 
     x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
-    float32 and summed over the devices that split a contracted axis.
+    float32 and summed over the devices that split a contracted axis. An array that is no `Normed` is not plain.
     """
-    rows, norm = x if isinstance(x, Normed) else (x, None)
+    rows, norm, plain = x if isinstance(x, Normed) else Normed(x, None)
     flat, matrix = _flat(rows, weight, len(contracted))
-    product = sharding.all_reduce(matmul.linear(flat, matrix, norm=norm), *contracted)
+    product = matmul.linear(flat, matrix, norm=norm, implementation=_xla_if(plain) or "measured")
+    product = sharding.all_reduce(product, *contracted)
     product = product.reshape(rows.shape[0], *weight.shape[: weight.ndim - len(contracted)])
     return product if bias is None else product + bias.astype(product.dtype)
 
@@ -91,9 +104,12 @@ def add_linear(
 ) -> Residual:
     """The stream after a block whose last product is `linear(x, weight, *contracted)` [t, embed]."""
     flat, matrix = _flat(x, weight, len(contracted))
-    if bias is None and not sharding.is_split(*contracted) and matmul.adds_residual(flat, matrix):
-        return Residual(matmul.linear(flat, matrix, residual=residual.total))
-    return Residual(residual.total, linear(x, weight, *contracted, bias=bias))
+    if bias is None and not sharding.is_split(*contracted) and (residual.plain or matmul.adds_residual(flat, matrix)):
+        implementation = _xla_if(residual.plain) or "measured"
+        total = matmul.linear(flat, matrix, residual=residual.total, implementation=implementation)
+        return Residual(total, plain=residual.plain)
+    product = linear(Normed(x, None, residual.plain), weight, *contracted, bias=bias)
+    return Residual(residual.total, product, residual.plain)
 
 
 def _flat(x: jax.Array, weight: jax.Array, contracted: int) -> tuple[jax.Array, jax.Array]:
@@ -103,13 +119,17 @@ def _flat(x: jax.Array, weight: jax.Array, contracted: int) -> tuple[jax.Array, 
 
 
 def attention(
-    qkv: jax.Array, batch: Batch, cache: jax.Array, *, rotation: Rotation, scale: float
-) -> tuple[jax.Array, jax.Array]:
+    qkv: jax.Array, batch: Batch, cache: Cache, *, rotation: Rotation, scale: float
+) -> tuple[jax.Array, Cache]:
     """Rotated causal attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds them."""
+    scoring = Scoring(scale)
     with jax.named_scope("attention"):
+        if cache is None or batch.page is None or batch.offset is None or batch.page_table is None:
+            sequences = batch.lengths.shape[0]
+            return attend(qkv, sequences, scoring=scoring, rotation=rotation, implementation=batch.attention), None
         return append_and_attend(
             qkv, cache, batch.page, batch.offset, batch.page_table, batch.lengths, batch.starts,
-            scoring=Scoring(scale), rotation=rotation,
+            scoring=scoring, rotation=rotation, implementation=_xla_if(batch.plain),
         )  # fmt: skip
 
 
@@ -119,7 +139,7 @@ def gated(x: Normed, gate_up: jax.Array, bias: jax.Array | None = None) -> jax.A
     (Shazeer 2020, arXiv:2002.05202.)
     """
     if bias is None:
-        return matmul.gated_linear(x.x, gate_up, norm=x.norm)
+        return matmul.gated_linear(x.x, gate_up, norm=x.norm, implementation=_xla_if(x.plain) or "measured")
     both = linear(x, gate_up, "embed", bias=bias)
     return jax.nn.silu(both[:, 0]) * both[:, 1]
 

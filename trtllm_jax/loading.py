@@ -1,7 +1,8 @@
-"""From the name of a model to weights on the devices and a tokenizer: what `LLM` does before it has an engine."""
+"""From the name of a model to weights on the devices and a tokenizer: what comes before an engine, or does without."""
 
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import jax
@@ -50,10 +51,10 @@ def load(args: LlmArgs) -> LoadedModel:
     tokenizer = _tokenizer(args, checkpoint)
     return LoadedModel(
         model=model,
-        params=_params(args, checkpoint, model, mesh),
+        params=load_weights(checkpoint, module, model.config, mesh, dtype=args.dtype, load_format=args.load_format),
         mesh=mesh,
         tokenizer=tokenizer,
-        end_ids=_end_ids(checkpoint, tokenizer),
+        end_ids=stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ()),
     )
 
 
@@ -82,15 +83,21 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def _params(args: LlmArgs, checkpoint: Checkpoint, model: Model, mesh: Mesh) -> Any:
-    sizes = model.config.sizes
-    table = model.module.table(model.config)
+def load_weights(
+    checkpoint: Checkpoint, module: ModuleType, config: Any, mesh: Mesh, *, dtype: str, load_format: str
+) -> Any:
+    """The weights of an architecture's `module` and `config`, placed on `mesh` by the table in `sharding.rules`.
+
+    `dtype` as `resolve_dtype` takes it; `load_format` "dummy" draws them at random. MemoryError where they do not fit.
+    """
+    sizes = config.sizes
+    table = module.table(config)
     where: dict[str, Any] = {
         "sizes": sizes,
         "padded": sharding.pad_sizes(sizes, mesh),
         "mesh": mesh,
         "spec_of": sharding.spec_of,
-        "dtype": resolve_dtype(args.dtype, checkpoint.config),
+        "dtype": resolve_dtype(dtype, checkpoint.config),
     }
     device_memory.check_weights(param_shapes(table, **where), where["mesh"])
     with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:
@@ -99,7 +106,7 @@ def _params(args: LlmArgs, checkpoint: Checkpoint, model: Model, mesh: Mesh) -> 
             bar.total = total
             bar.update(done - bar.n)
 
-        if args.load_format == "dummy":
+        if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
         return load_params(table, checkpoint.tensors, progress=show, ignore=ignorable(checkpoint.config), **where)
 
@@ -114,7 +121,8 @@ def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:
     return hf if isinstance(hf, Tokenizer) else Tokenizer(hf)
 
 
-def _end_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[int]:
+def stated_end_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """The ids that end a sequence according to the generation config, or the model's where that says nothing."""
     stated = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
     ids = stated if isinstance(stated, list) else [stated] if stated is not None else []
     if not all(type(i) is int and 0 <= i <= INT32_MAX for i in ids):
@@ -122,4 +130,4 @@ def _end_ids(checkpoint: Checkpoint, tokenizer: Tokenizer | None) -> frozenset[i
             f"{checkpoint.path} has eos_token_id={shown(stated)}; it must be a token id or a list of them: correct "
             "generation_config.json or config.json"
         )
-    return frozenset([*ids, *(tokenizer.eos_ids if tokenizer else ())])
+    return frozenset(ids)

@@ -8,6 +8,8 @@ Axes in the signatures: t tokens, r rows (sequences), p pages of a row, h key-va
 key-value head, d head_dim.
 """
 
+from typing import Literal
+
 import jax
 
 from pallas_kernels import devices
@@ -33,6 +35,7 @@ def append_and_attend(
     scoring: Scoring,
     rotation: Rotation | None = None,
     sinks: jax.Array | None = None,
+    implementation: Literal["xla"] | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate queries and keys, write keys and values to their pages, attend causally to everything before.
 
@@ -50,12 +53,13 @@ def append_and_attend(
         scoring: how scores are made of products, and which keys a query sees.
         rotation: of each token; None for heads that are not rotated, or were before.
         sinks: float [h, g], a score without a value that every query head adds to its softmax; None for none.
+        implementation: None takes a kernel on a GPU and XLA elsewhere; only XLA's can be mapped and partitioned.
 
     Returns:
         Attention [t, h, g, d] in qkv's dtype, where rows of length 0 and tokens past starts[-1] hold anything; and
         the cache with the new keys and values.
     """
-    if jax.default_backend() != "gpu":
+    if implementation == "xla" or jax.default_backend() != "gpu":
         return xla.append_and_attend(
             qkv, cache, page, offset, page_table, lengths, starts, scoring=scoring, rotation=rotation, sinks=sinks
         )

@@ -15,7 +15,10 @@ from pallas_kernels.matmul.pallas_triton import Norm
 from pallas_kernels.norm import rms_norm
 
 Implementation = tuned.Config | tuned.Wide | Literal["measured", "xla"]
-"""Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster."""
+"""Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster.
+
+Only what XLA computes alone, the normalisation included, can be differentiated, mapped and partitioned.
+"""
 
 
 def linear(
@@ -35,7 +38,7 @@ def linear(
         w: [n, k], of x's dtype or of one that x is rounded to.
         residual: [m, n]; None for none.
         norm: the weights [k] and, a static number, what is added to the mean square; None for none.
-        implementation: for tests and benchmarks. Where there is no GPU a kernel is interpreted, but for Hopper's own.
+        implementation: a kernel of given sizes is interpreted where there is no GPU, but for Hopper's own.
 
     Returns:
         [m, n] in x's dtype.
@@ -48,7 +51,7 @@ def linear(
         added = "" if residual is None else f" plus residual {residual.shape}"
         raise ValueError(f"x {x.shape} times w {w.shape}{added}: want x [m, k], w [n, k] and residual [m, n]")
     config = _config(implementation, x, w[None])
-    x, norm = _normalised(x, norm, config)
+    x, norm = _normalised(x, norm, config, implementation)
     if config is None:
         return xla.linear(x, w, residual=residual)
     return _by_kernel(x, w[None], residual, norm, config)
@@ -82,7 +85,7 @@ def gated_linear(
     if x.ndim != 2 or w.ndim != 3 or w.shape[0] != 2 or x.shape[1] != w.shape[2]:
         raise ValueError(f"x {x.shape} times w {w.shape}: want x [m, k] and w [2, n, k]")
     config = _config(implementation, x, w)
-    x, norm = _normalised(x, norm, config)
+    x, norm = _normalised(x, norm, config, implementation)
     if config is None:
         return xla.gated_linear(x, w)
     return _by_kernel(x, w, None, norm, config)
@@ -97,13 +100,13 @@ def _by_kernel(
 
 
 def _normalised(
-    x: jax.Array, norm: Norm | None, config: tuned.Config | tuned.Wide | None
+    x: jax.Array, norm: Norm | None, config: tuned.Config | tuned.Wide | None, implementation: Implementation
 ) -> tuple[jax.Array, Norm | None]:
     """x, and the normalisation that is left to the kernel."""
     # The kernel rounds rows before it divides by their size, which float16 may not survive.
     if norm is None or (config is not None and config.normalises and x.dtype == jnp.bfloat16):
         return x, norm
-    return rms_norm(x, *norm), None
+    return rms_norm(x, *norm, implementation="xla" if implementation == "xla" else None), None
 
 
 def _config(implementation: Implementation, x: jax.Array, w: jax.Array) -> tuned.Config | tuned.Wide | None:

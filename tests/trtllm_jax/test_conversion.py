@@ -22,17 +22,13 @@ import orbax.checkpoint as ocp
 import pytest
 import torch
 from click.testing import CliRunner
-from jax.sharding import Mesh, PartitionSpec
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
-from checkpoints.checkpoint import open_checkpoint
-from checkpoints.load import load_params
-from trtllm_jax import LLM, SamplingParams, convert_checkpoint, loading
+from trtllm_jax import LLM, SamplingParams, convert_checkpoint, load_model, loading
 from trtllm_jax.commands import convert
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import logger
-from trtllm_jax.models import llama
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}
@@ -149,12 +145,7 @@ def test_a_damaged_orbax_folder_is_an_error_that_names_what_is_missing(tiny_llam
 
 @pytest.mark.parametrize("how", ["standard", "pytree"])
 def test_a_pytree_that_a_user_saved_becomes_a_hugging_face_folder(how: str, tiny_llama: Path, tmp_path: Path) -> None:
-    checkpoint = open_checkpoint(tiny_llama)
-    config = llama.Config.from_hf(checkpoint.config)
-    params = load_params(
-        llama.table(config), checkpoint.tensors, sizes=config.sizes, padded={}, mesh=Mesh(jax.devices()[:1], "x"),
-        spec_of=lambda axes: PartitionSpec(), dtype=np.float32,
-    )  # fmt: skip
+    _, params = load_model(tiny_llama, dtype="float32")
     trained = jax.tree.map(lambda leaf: leaf + 1, params)
     with ocp.StandardCheckpointer() if how == "standard" else ocp.PyTreeCheckpointer() as checkpointer:
         checkpointer.save(tmp_path / "trained", trained)
@@ -162,6 +153,9 @@ def test_a_pytree_that_a_user_saved_becomes_a_hugging_face_folder(how: str, tiny
     assert_same(tensors_of(folder), {name: tensor + 1 for name, tensor in tensors_of(tiny_llama).items()})
     assert (folder / "config.json").read_bytes() == (tiny_llama / "config.json").read_bytes()
     assert len(AutoTokenizer.from_pretrained(folder)) == len(AutoTokenizer.from_pretrained(tiny_llama))
+    shutil.copy(tiny_llama / "config.json", tmp_path / "trained")
+    _, again = load_model(tmp_path / "trained", dtype="float32")
+    assert jax.tree.all(jax.tree.map(np.array_equal, again, trained))
 
 
 def write_gguf(path: Path) -> None:

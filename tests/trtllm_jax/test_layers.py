@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 
 import sharding
 from trtllm_jax import layers
+from trtllm_jax.batch import Batch
 from trtllm_jax.layers import Normed, Residual
 
 VOCAB, EMBED, MLP = 22, 12, 20
@@ -46,10 +47,20 @@ def padded(array: np.ndarray, axis: int, size: int) -> np.ndarray:
 TOKENS = np.array([3, 0, 21, 3, 11, 20])
 
 
+def batch_of(tokens: np.ndarray) -> Batch:
+    """A batch of which only the tokens matter."""
+    return Batch(tokens, *[tokens] * 7)
+
+
+def test_an_id_outside_the_vocabulary_has_an_embedding_of_zeros() -> None:
+    rows = layers.embed(batch_of(np.array([-1, VOCAB])), random(VOCAB, EMBED)).total
+    np.testing.assert_array_equal(rows, np.zeros((2, EMBED)))
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_embedding_rows(dtype: npt.DTypeLike) -> None:
     table = random(VOCAB, EMBED, dtype=dtype)
-    rows = layers.embed(TOKENS, table)
+    rows = layers.embed(batch_of(TOKENS), table).total
     assert rows.dtype == layers.activation_dtype(table.dtype)
     np.testing.assert_array_equal(np.asarray(rows, np.float32), table[TOKENS].astype(np.float32))
 
@@ -57,7 +68,7 @@ def test_embedding_rows(dtype: npt.DTypeLike) -> None:
 @multi_device
 def test_embedding_split_by_vocabulary() -> None:
     table = random(VOCAB, EMBED)
-    rows = split(lambda table: layers.embed(TOKENS, table), (padded(table, 0, 24), "vocab embed"))
+    rows = split(lambda table: layers.embed(batch_of(TOKENS), table).total, (padded(table, 0, 24), "vocab embed"))
     np.testing.assert_array_equal(rows, table[TOKENS])
 
 

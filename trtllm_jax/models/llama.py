@@ -8,7 +8,7 @@ import jax
 
 from checkpoints.table import Stored, Weight
 from trtllm_jax import layers
-from trtllm_jax.batch import Batch
+from trtllm_jax.batch import Batch, Cache
 from trtllm_jax.layers import Residual
 from trtllm_jax.models.config import INT32_MAX, MAX_HEAD_DIM, MAX_LAYERS, CacheGroup, flag, number, positive, require
 from trtllm_jax.rope import Rope, context_stretch
@@ -122,12 +122,10 @@ def ropes(config: Config) -> tuple[Rope, ...]:
 
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
-    return Residual(layers.embed(batch.tokens, params["embed"]))
+    return layers.embed(batch, params["embed"])
 
 
-def layer(
-    config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: jax.Array
-) -> tuple[Residual, jax.Array]:
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     residual, normed = layers.normalised(residual, (p["attn_norm"], config.eps))
     qkv = layers.linear(normed, p["qkv"], "embed", bias=p.get("qkv_bias"))
@@ -139,7 +137,7 @@ def layer(
         return layers.add_linear(residual, hidden, p["down"], "mlp", bias=p.get("down_bias")), cache
 
 
-def head(config: Config, params: Any, x: jax.Array) -> jax.Array:
+def head(config: Config, params: Any, x: jax.Array, *, plain: bool = False) -> jax.Array:
     """Logits [t, vocab] of the residual stream after the last layer."""
     table = params.get("head", params["embed"])
-    return layers.logits(layers.Normed(x, (params["norm"], config.eps)), table, config.vocab)
+    return layers.logits(layers.Normed(x, (params["norm"], config.eps), plain), table, config.vocab)

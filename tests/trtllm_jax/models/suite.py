@@ -6,12 +6,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
-from checkpoints.table import expand, to_stored
+from checkpoints.table import Params, Sizes, expand, to_stored
 
 from .paged import Prompt, Step, relative_error
 from .tiny import TinyModel
@@ -29,6 +30,18 @@ CHUNKS: Sequence[Step] = [
 ONE_BY_ONE: Sequence[Step] = [[range(i, i + 1), range(i, i + 1) if i < SHORT else NOTHING] for i in range(LONG)]
 
 
+def stored_tensors(tiny: TinyModel, params: Params, padded: Sizes) -> dict[str, np.ndarray]:
+    """The checkpoint's tensors that a tree like the weights' was made of, by name."""
+    config = tiny.model.config
+    stored: dict[str, np.ndarray] = {}
+    for weight in expand(tiny.model.module.table(config), config.num_layers):
+        array = params
+        for key in weight.path.split("."):
+            array = array[int(key) if key.isdigit() else key]
+        stored.update(to_stored(weight, jax.device_get(array), config.sizes, padded))
+    return stored
+
+
 class ModelSuite:
     """Tests of `configs` against transformers in float32; those that `served` names run through an engine too.
 
@@ -44,6 +57,33 @@ class ModelSuite:
         for prompt, logits in zip(prompts, tiny.split().logits(prompts, steps), strict=True):
             assert relative_error(logits, tiny.expected_logits(prompt)) < 1e-4
 
+    def test_logits_without_a_cache_are_those_of_transformers_and_of_pages(self, tiny: TinyModel) -> None:
+        """The shorter prompt is followed by ids that it must not see."""
+        prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
+        tokens = np.array([prompts[0], prompts[1] + tiny.prompt(LONG - SHORT)])
+        lengths = np.array([LONG, SHORT])
+        logits = np.asarray(jax.jit(tiny.research)(tiny.split().params, tokens, lengths))
+        paged = tiny.split().logits(prompts, WHOLE)
+        for row, prompt in enumerate(prompts):
+            found = logits[row, : len(prompt)]
+            assert relative_error(found, tiny.expected_logits(prompt)) < 1e-4
+            assert relative_error(found, paged[row]) < 1e-5
+
+    def test_gradients_are_those_of_torch(self, tiny: TinyModel) -> None:
+        """Of a sequence's log-probability, by every weight; layers and logits are computed again on the way back."""
+        prompt, config = tiny.prompt(LONG), tiny.model.config
+
+        def score(params: Params) -> jax.Array:
+            return tiny.research.logprobs(params, jnp.asarray(prompt), remat=True).sum()
+
+        value, gradients = jax.jit(jax.value_and_grad(score))(tiny.split().params)
+        expected_value, expected = tiny.expected_gradients(prompt)
+        np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+        found = stored_tensors(tiny, gradients, config.sizes)
+        assert found.keys() == expected.keys()
+        for name, values in expected.items():
+            assert relative_error(found[name], values) < 1e-4, name
+
     @pytest.mark.multi_device(4)
     def test_four_devices_compute_what_one_does(self, tiny: TinyModel) -> None:
         prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
@@ -54,13 +94,8 @@ class ModelSuite:
     @pytest.mark.multi_device(4)
     def test_parameters_go_back_to_the_stored_tensors_bit_for_bit(self, tiny: TinyModel) -> None:
         """From four devices, so that the padding of heads, channels and vocabulary has to go too."""
-        config, split = tiny.model.config, tiny.split(4)
-        stored: dict[str, np.ndarray] = {}
-        for weight in expand(tiny.model.module.table(config), config.num_layers):
-            array = split.params
-            for key in weight.path.split("."):
-                array = array[int(key) if key.isdigit() else key]
-            stored.update(to_stored(weight, jax.device_get(array), config.sizes, split.padded))
+        split = tiny.split(4)
+        stored = stored_tensors(tiny, split.params, split.padded)
         expected = load_file(tiny.folder / "model.safetensors")
         assert stored.keys() == expected.keys()
         for name, values in expected.items():

@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax import research
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.models import architecture
 
@@ -33,6 +34,7 @@ class TinyModel:
         self.checkpoint = open_checkpoint(folder)
         module = architecture(self.checkpoint.config)
         self.model = Model(module, module.Config.from_hf(self.checkpoint.config))
+        self.research = research.Model(module, self.model.config)
         self._split: dict[int, PagedModel] = {}
 
     def prompt(self, length: int) -> list[int]:
@@ -51,6 +53,18 @@ class TinyModel:
         """Transformers' logits [length, vocab]."""
         logits: np.ndarray = self._fresh()(torch.tensor([prompt]), use_cache=False).logits[0].numpy()
         return logits
+
+    def expected_gradients(self, prompt: Prompt) -> tuple[float, dict[str, np.ndarray]]:
+        """The log-probability of a prompt after its first token, and its gradients by the tensors of the checkpoint."""
+        model, ids = self._fresh(), torch.tensor([prompt])
+        scores = model(ids, use_cache=False).logits[0, :-1].log_softmax(-1)
+        total = scores.gather(1, ids[0, 1:, None]).sum()
+        total.backward()
+        gradients = {}
+        for name, weight in model.named_parameters():
+            assert weight.grad is not None, name
+            gradients[name] = weight.grad.numpy()
+        return total.item(), gradients
 
     def expected_tokens(self, prompt: Prompt, new: int) -> list[int]:
         """Transformers' greedy continuation."""

@@ -1,4 +1,4 @@
-"""A model as it lies on disk: configuration, tensors and tokenizer, from a Hugging Face folder or a GGUF file."""
+"""A model as it lies on disk: configuration, tensors and tokenizer, from a folder, a GGUF file or a llama2.c file."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from checkpoints.hub import locate
 from checkpoints.json_file import read_object
+from checkpoints.orbax_folder import find_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from checkpoints.gguf_file import GgufFile
+    from checkpoints.llama2c import Llama2cFile
     from checkpoints.source import TensorSource
 
 TOKENIZER_MODES = ("auto", "slow")
@@ -24,8 +26,9 @@ TOKENIZER_MODES = ("auto", "slow")
 class Checkpoint:
     """A model's `config` and `generation_config` in Hugging Face's form, and on demand its tensors and tokenizer.
 
-    `name` is what the user asked for, `path` the folder or GGUF file; `generation_config` is {} where there is none.
-    `token` is for further downloads of the same model.
+    `name` is what the user asked for, `path` the folder or file; `generation_config` is {} where there is none. `token`
+    is for further downloads of the same model. At most one of `gguf`, `llama2c` and `orbax` (the folder of the arrays)
+    is there; without one the weights are safetensors.
     """
 
     name: str
@@ -34,14 +37,25 @@ class Checkpoint:
     generation_config: dict[str, Any]
     token: str | None = field(default=None, repr=False)
     gguf: GgufFile | None = field(default=None, repr=False)
+    llama2c: Llama2cFile | None = field(default=None, repr=False)
+    orbax: Path | None = None
 
     @cached_property
     def tensors(self) -> TensorSource:
-        """The weights; nothing but headers is read before a tensor is. ValueError where there are none, or damaged."""
+        """The weights; nothing but headers is read before a tensor is. ValueError where there are none, or damaged.
+
+        They have Hugging Face's names, but for Orbax's: these are our arrays, and `load.as_hugging_face` gives them so.
+        """
+        if self.orbax is not None:
+            from checkpoints.orbax_source import OrbaxSource
+
+            return OrbaxSource(self.orbax)
         if self.gguf is not None:
             from checkpoints.gguf_source import GgufSource
 
             return GgufSource(self.gguf)
+        if self.llama2c is not None:
+            return self.llama2c
         from checkpoints.safetensors_source import SafetensorsSource
 
         return SafetensorsSource(self.path)
@@ -49,7 +63,7 @@ class Checkpoint:
     def load_tokenizer(
         self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
     ) -> PreTrainedTokenizerBase:
-        """The tokenizer of the checkpoint, or of `path_override`: a folder, a .gguf file or a hub name.
+        """The tokenizer of the checkpoint, or of `path_override`: a folder, a GGUF or llama2.c file or a hub name.
 
         `revision` applies to hub names, the checkpoint's own included. No code of a checkpoint is ever run.
         """
@@ -58,7 +72,9 @@ class Checkpoint:
         path, gguf = self.path, self.gguf
         if path_override is not None or revision is not None:
             path = locate(path_override or self.name, revision=revision, token=self.token, weights=False)
-            gguf = _gguf_at(path)
+            gguf = None if _is_llama2c(path) else _gguf_at(path)
+        if _is_llama2c(path):
+            return self._llama2c_tokenizer(path)
         if gguf is not None:
             from checkpoints import gguf_tokenizer
 
@@ -67,19 +83,38 @@ class Checkpoint:
 
         return hf_tokenizer.load_tokenizer(path, use_fast=tokenizer_mode == "auto")
 
+    def _llama2c_tokenizer(self, path: Path) -> PreTrainedTokenizerBase:
+        from checkpoints.llama2c_tokenizer import beside, load_tokenizer
+
+        if self.llama2c is None:
+            return load_tokenizer(path)
+        if path != self.path:
+            return load_tokenizer(path, self.llama2c.vocab_size)
+        found = beside(path, self.llama2c.vocab_size)
+        if found is None:
+            names = f"tokenizer.bin or tok{self.llama2c.vocab_size}.bin"
+            raise ValueError(f"{path} has no {names} beside it; give the tokenizer's own path")
+        return load_tokenizer(found, self.llama2c.vocab_size, path.parent)
+
 
 def open_checkpoint(model: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
-    """The checkpoint that `model` names: a Hugging Face folder, a .gguf file or a folder of one, else a hub name.
+    """The checkpoint that `model` names: a Hugging Face or Orbax folder, a GGUF or llama2.c file, else a hub name.
 
     `revision` and `token` are for the hub. ValueError names what is missing or cannot be read, and the remedy.
     """
     path = locate(model, revision=revision, token=token)
+    if _is_llama2c(path):
+        from checkpoints.llama2c import Llama2cFile
+
+        llama2c = Llama2cFile(path)
+        return Checkpoint(str(model), path, llama2c.config(), llama2c.generation_config(), token, llama2c=llama2c)
     gguf = _gguf_at(path)
     if gguf is not None:
         from checkpoints.gguf_architectures import generation_config, model_config
 
         return Checkpoint(str(model), gguf.path, model_config(gguf), generation_config(gguf), token, gguf)
-    _check_folder(path)
+    orbax = None if any(path.glob("*.safetensors")) else find_arrays(path)
+    _check_folder(path, orbax)
     generation = path / "generation_config.json"
     return Checkpoint(
         str(model),
@@ -87,7 +122,12 @@ def open_checkpoint(model: str | Path, *, revision: str | None = None, token: st
         read_object(path / "config.json"),
         read_object(generation) if os.path.lexists(generation) else {},
         token,
+        orbax=orbax,
     )
+
+
+def _is_llama2c(path: Path) -> bool:
+    return path.suffix.lower() == ".bin" and not path.is_dir()
 
 
 def _gguf_at(path: Path) -> GgufFile | None:
@@ -108,8 +148,13 @@ def _gguf_at(path: Path) -> GgufFile | None:
     return GgufFile(path, folder)
 
 
-def _check_folder(path: Path) -> None:
-    if not any(path.glob("*.safetensors")):
+def _check_folder(path: Path, orbax: Path | None) -> None:
+    if orbax is not None and not (path / "config.json").is_file():
+        raise ValueError(
+            f"{path} holds Orbax arrays and no config.json: put the model's config.json and tokenizer beside them, or "
+            "convert it with the option config, which takes them from another folder of the model"
+        )
+    if orbax is None and not any(path.glob("*.safetensors")):
         pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
         if pickled:
             raise ValueError(

@@ -1,12 +1,11 @@
 """Parameters on the devices: from a checkpoint, each shard read straight from the file, or drawn at random."""
 
-import fnmatch
 import itertools
 import math
 import os
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache, partial
 from typing import Any
@@ -17,6 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import Mesh, NamedSharding
 
+from checkpoints.fit import require_fit
+from checkpoints.packed_source import PackedSource
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorSource
 from checkpoints.table import Params, Sizes, SpecOf, Weight, assemble, blocks, expand, piece_size, shape
@@ -53,6 +54,7 @@ def load_params(
     holds one shard of a few weights at a time, and the arrays never share memory with the file.
     """
     rows = expand(table, sizes["layers"])
+    source = as_hugging_face(source, rows, sizes)
     check(rows, source, sizes=sizes, ignore=ignore)
 
     def load(row: Weight) -> jax.Array:
@@ -64,19 +66,20 @@ def load_params(
 
 def check(rows: Iterable[Weight], source: TensorSource, *, sizes: Sizes, ignore: Sequence[str] = IGNORED) -> None:
     """ValueError unless the source holds exactly the tensors of the expanded rows, in their shapes."""
-    expected = {block.name: block.stored_shape for row in rows for block in blocks(row, sizes)}
-    problems = [f"missing: {name}" for name in sorted(expected.keys() - source.info.keys())]
-    for name in sorted(source.info.keys() - expected.keys()):
-        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-            problems.append(f"unused: {name}")
-    for name in sorted(expected.keys() & source.info.keys()):
-        found = source.info[name]
-        if found.shape != expected[name]:
-            problems.append(f"{name}: expected the shape {expected[name]}, found {found.shape}")
-        elif not jnp.issubdtype(np.dtype(found.dtype), jnp.floating):
-            problems.append(f"{name}: expected floating point numbers, found {found.dtype}")
-    if problems:
-        raise ValueError("the checkpoint does not fit the model's parameter table:\n  " + "\n  ".join(problems))
+    require_fit({block.name: block.stored_shape for row in rows for block in blocks(row, sizes)}, source.info, ignore)
+
+
+def as_hugging_face(source: TensorSource, rows: Sequence[Weight], sizes: Sizes) -> TensorSource:
+    """The source under Hugging Face's names, which Orbax's arrays lack; ValueError where these do not fit the rows."""
+    from checkpoints.orbax_source import OrbaxSource  # tensorstore is for those who need it
+
+    return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else source
+
+
+def ignorable(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tensors that a checkpoint of this config.json may hold although nothing reads them."""
+    # Many files of models with tied embeddings hold the tied copy too.
+    return (*IGNORED, "lm_head.weight") if config.get("tie_word_embeddings") else IGNORED
 
 
 def dummy_params(

@@ -37,17 +37,22 @@ def _read_block(
 ) -> npt.NDArray[Any]:
     """The `wanted` part of one stored tensor, its axes in our order.
 
-    Each stored dimension is read as one slice along the outermost axis of its group, and the inner axes are cut after
-    that: outermost is where a layout is sharded.
+    Each stored dimension is read as one slice along the outermost axis of its group of which more than one index is
+    wanted, and the axes inside that are cut after it: outermost is where a layout is sharded.
     """
     index: list[slice] = []
     grouped: list[int] = []
     cut: list[slice] = []
-    for outer, *inner in block.dims:
+    for group in block.dims:
+        several = next((i for i, axis in enumerate(group) if len(wanted[axis]) > 1), len(group) - 1)
+        outer, inner = group[: several + 1], group[several + 1 :]
         stride = math.prod(block.size[axis] for axis in inner)
-        index.append(slice(wanted[outer].start * stride, wanted[outer].stop * stride))
-        grouped += [len(wanted[outer]), *(block.size[axis] for axis in inner)]
-        cut += [slice(None), *(slice(wanted[axis].start, wanted[axis].stop) for axis in inner)]
+        start = 0
+        for axis in outer:
+            start = start * block.size[axis] + wanted[axis].start
+        index.append(slice(start * stride, (start + len(wanted[outer[-1]])) * stride))
+        grouped += [*(len(wanted[axis]) for axis in outer), *(block.size[axis] for axis in inner)]
+        cut += [*(slice(None) for _ in outer), *(slice(wanted[axis].start, wanted[axis].stop) for axis in inner)]
     part = source.read(block.name, tuple(index)).reshape(grouped)[tuple(cut)]
     stored_order = list(itertools.chain(*block.dims))
     ours = part.transpose([stored_order.index(axis) for axis in axes if axis in stored_order])

@@ -1,9 +1,12 @@
 """What every kind of checkpoint file offers: its tensors under Hugging Face names, and any part of one."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import ml_dtypes  # noqa: F401 - so that numpy knows the names of its dtypes
+import numpy as np
 import numpy.typing as npt
 
 
@@ -13,6 +16,11 @@ class TensorInfo:
 
     shape: tuple[int, ...]
     dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the whole tensor in that dtype."""
+        return math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 class TensorSource(Protocol):

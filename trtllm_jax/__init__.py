@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
     from trtllm_jax.generation import generate_fn as generate_fn
     from trtllm_jax.llm import LLM as LLM
     from trtllm_jax.llm_args import BuildConfig as BuildConfig
@@ -29,6 +30,7 @@ _HOME_OF = {
     "CompletionOutput": "trtllm_jax.outputs",
     "RequestOutput": "trtllm_jax.outputs",
     "SamplingParams": "trtllm_jax.sampling_params",
+    "convert_checkpoint": "trtllm_jax.conversion",
     "generate_fn": "trtllm_jax.generation",
     "load_model": "trtllm_jax.research",
 }

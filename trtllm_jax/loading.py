@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.load import IGNORED, dummy_params, load_params
+from checkpoints.load import dummy_params, ignorable, load_params
 from checkpoints.shown import shown
 from checkpoints.table import param_shapes
 from trtllm_jax import device_memory
@@ -108,9 +108,7 @@ def load_weights(
 
         if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
-        # Many files of models with tied embeddings hold the tied copy too.
-        tied = ("lm_head.weight",) if checkpoint.config.get("tie_word_embeddings") else ()
-        return load_params(table, checkpoint.tensors, progress=show, ignore=(*IGNORED, *tied), **where)
+        return load_params(table, checkpoint.tensors, progress=show, ignore=ignorable(checkpoint.config), **where)
 
 
 def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:

@@ -13,9 +13,11 @@ from jax.sharding import Mesh, PartitionSpec
 from safetensors.numpy import save_file
 
 from checkpoints.load import dummy_params, load_params
+from checkpoints.packed_source import PackedSource
 from checkpoints.safetensors_source import SafetensorsSource
+from checkpoints.shards import read_shard
 from checkpoints.source import TensorInfo
-from checkpoints.table import Params, Stored, Weight, expand, param_shapes, to_stored
+from checkpoints.table import Params, Stored, Weight, blocks, expand, param_shapes, to_stored
 
 TABLE = (
     Weight("embed", "vocab embed", (Stored("embed.weight", "vocab embed"),)),
@@ -231,6 +233,51 @@ def test_progress_grows_to_the_bytes_of_the_parameters() -> None:
     assert [done for done, _ in seen] == sorted({done for done, _ in seen})
     assert {of for _, of in seen} == {total}
     assert seen[-1][0] == total
+
+
+def packed() -> tuple[CountingSource, PackedSource]:
+    """The same tensors read out of our arrays, and the arrays."""
+    tensors = CountingSource(stored_tensors())
+    params = load_params(TABLE, tensors, sizes=SIZES, padded={}, mesh=mesh_of(1, 1, 1), spec_of=spec_of, dtype="f4")
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    arrays = CountingSource({jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(a) for p, a in leaves})
+    return arrays, PackedSource(arrays, expand(TABLE, SIZES["layers"]), SIZES)
+
+
+def test_any_part_of_a_stored_tensor_is_read_out_of_our_arrays() -> None:
+    arrays, source = packed()
+    tensors = stored_tensors()
+    assert source.info == {name: TensorInfo(array.shape, "float32") for name, array in tensors.items()}
+    rng = np.random.default_rng(1)
+    for name, array in tensors.items():
+        for _ in range(40):
+            bounds = [sorted(rng.integers(0, length + 1, 2).tolist()) for length in array.shape]
+            index = tuple(slice(*pair) for pair in bounds)
+            np.testing.assert_array_equal(source.read(name, index), array[index], err_msg=f"{name} {index}")
+    arrays.read_values = dict.fromkeys(arrays.read_values, 0)
+    source.read("layers.0.gate_up.weight", np.s_[8:11, :])  # three of seven rows of its second half
+    assert arrays.read_values["layers.0.gate_up"] == 3 * SIZES["embed"]
+
+
+def test_arrays_that_are_missing_unused_or_misshapen_are_named_by_their_paths() -> None:
+    tensors = {"embed": np.zeros((10, 6)), "norm": np.zeros((7,)), "other": np.zeros(1)}
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        PackedSource(CountingSource(tensors), expand(TABLE, 1), SIZES)
+    assert str(caught.value).splitlines()[1:] == [
+        *(f"  missing: layers.0.{name}" for name in ("down", "gate_up", "out", "qkv", "qkv_bias")),
+        "  unused: other",
+        "  norm: expected the shape (6,), found (7,)",
+    ]
+
+
+def test_of_a_group_only_the_wanted_part_is_read() -> None:
+    """One index of the outer axis and a part of the inner one: what a window of a fused array asks for."""
+    source = CountingSource(stored_tensors())
+    row = next(row for row in expand(TABLE, 1) if row.path == "layers.0.gate_up")
+    window = ((0, 6), (1, 2), (2, 5))  # embed, gate_up, mlp
+    shard = read_shard(row.axis_names, blocks(row, SIZES), source, window, np.float32)
+    np.testing.assert_array_equal(shard, params_by_hand(stored_tensors())["layers"][0]["gate_up"][:, 1:2, 2:5])
+    assert source.read_values["layers.0.gate_up.weight"] == shard.size
 
 
 def test_the_arrays_do_not_share_memory_with_the_file(tmp_path: Path) -> None:

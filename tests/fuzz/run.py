@@ -40,7 +40,7 @@ class Kind(NamedTuple):
 
 _WITH_TOKENIZER = (("tokenizer.json", "tokenizers"),)
 KINDS = (
-    Kind("model.safetensors", "read_safetensors", "safetensors", "mutate_safetensors", 0.25),
+    Kind("model.safetensors", "read_safetensors", "safetensors", "mutate_safetensors", 0.2),
     Kind(
         "model.safetensors.index.json",
         "read_index",
@@ -49,7 +49,9 @@ KINDS = (
         0.1,
         (("one.safetensors", "safetensors"),),
     ),
-    Kind("model.gguf", "read_gguf", "ggufs", "mutate_gguf", 0.3),
+    Kind("model.gguf", "read_gguf", "ggufs", "mutate_gguf", 0.25),
+    Kind("model.bin", "read_llama2c", "llama2c", "mutate_gguf", 0.05),
+    Kind("tokenizer.bin", "read_llama2c_tokenizer", "llama2c_tokenizers", "mutate_gguf", 0.05),
     Kind("config.json", "read_config", "configs", "mutate_json", 0.2),
     Kind("tokenizer.json", "read_tokenizer", "tokenizers", "mutate_json", 0.1, (("config.json", "configs"),)),
     Kind("tokenizer_config.json", "read_tokenizer", "tokenizer_configs", "mutate_json", 0.05, _WITH_TOKENIZER),

@@ -125,6 +125,19 @@ def ggufs() -> list[bytes]:
     ]
 
 
+def llama2c() -> list[bytes]:
+    """Dimension 8, feed-forward 4, 1 layer, 2 heads and 1 key head, vocabulary 3, 2 positions; tied, then untied."""
+    counts = (3 * 8, 8, 8 * 8, 4 * 8, 4 * 8, 8 * 8, 8, 3 * 4 * 8, 8, 2 * 4)
+    tied = struct.pack("<7i", 8, 4, 1, 2, 1, 3, 2) + b"\x00\x00\x80\x3f" * sum(counts)
+    return [tied, struct.pack("<7i", 8, 4, 1, 2, 1, -3, 2) + tied[28:] + bytes(4 * 3 * 8)]
+
+
+def llama2c_tokenizers() -> list[bytes]:
+    pieces = ["<unk>", "\n<s>\n", "\n</s>\n", "<0x41>", " ", "a", "b", "ab", " ab"]
+    entries = [struct.pack("<fi", -float(i), len(piece)) + piece.encode() for i, piece in enumerate(pieces)]
+    return [struct.pack("<i", 6) + b"".join(entries)]
+
+
 Value = tuple[str, int, Any]  # key, type, value
 
 LLAMA: Sequence[Value] = [

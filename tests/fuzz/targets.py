@@ -10,11 +10,12 @@ from pathlib import Path
 
 import safetensors
 
-from checkpoints import gguf_tokenizer, hf_tokenizer
+from checkpoints import gguf_tokenizer, hf_tokenizer, llama2c_tokenizer
 from checkpoints.gguf_architectures import generation_config, model_config
 from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_source import GgufSource
 from checkpoints.json_file import read_object
+from checkpoints.llama2c import Llama2cFile
 from checkpoints.safetensors_source import SafetensorsSource
 from checkpoints.source import TensorSource
 from trtllm_jax.models import architecture
@@ -105,6 +106,17 @@ def read_gguf(folder: Path, content: bytes) -> None:
             refusals.append(error)
     if refusals:
         raise refusals[0]
+
+
+def read_llama2c(folder: Path, content: bytes) -> None:
+    file = Llama2cFile(folder / "model.bin")
+    config = file.config()
+    assert architecture(config).Config.from_hf(config).sizes["vocab"] == file.vocab_size
+    _read_everything(file)
+
+
+def read_llama2c_tokenizer(folder: Path, content: bytes) -> None:
+    _use(Tokenizer(llama2c_tokenizer.load_tokenizer(folder / "tokenizer.bin")))
 
 
 def read_config(folder: Path, content: bytes) -> None:

@@ -13,7 +13,7 @@ import pytest
 from . import mutation, run, seeds, targets
 
 MEMORY = 16 << 20  # bytes that one small file may make Python and numpy allocate
-RUNS = {"tokenizer.json": 200, "tokenizer_config.json": 150, "model.gguf": 250}
+RUNS = {"tokenizer.json": 200, "tokenizer_config.json": 150, "model.gguf": 250, "model.bin": 150}
 
 each_kind = pytest.mark.parametrize("kind", run.KINDS, ids=lambda kind: kind.file)
 

@@ -1,0 +1,29 @@
+"""Whether what a checkpoint holds is what a model needs."""
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+import numpy as np
+
+from checkpoints.source import TensorInfo
+
+
+def require_fit(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, TensorInfo], ignore: Sequence[str] = ()
+) -> None:
+    """ValueError, with every missing, unused and misshapen name, unless `found` has the `expected` shapes in floats.
+
+    Names that an `ignore` pattern (as in fnmatch) matches may be there unused.
+    """
+    problems = [f"missing: {name}" for name in sorted(expected.keys() - found.keys())]
+    for name in sorted(found.keys() - expected.keys()):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
+            problems.append(f"unused: {name}")
+    for name in sorted(expected.keys() & found.keys()):
+        if found[name].shape != expected[name]:
+            problems.append(f"{name}: expected the shape {expected[name]}, found {found[name].shape}")
+        elif not jnp.issubdtype(np.dtype(found[name].dtype), jnp.floating):
+            problems.append(f"{name}: expected floating point numbers, found {found[name].dtype}")
+    if problems:
+        raise ValueError("the checkpoint does not fit the model's parameter table:\n  " + "\n  ".join(problems))

@@ -1,0 +1,64 @@
+"""Writes what lies beside a model's weights: configuration, tokenizer, licence."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.regular_file import open_regular
+from checkpoints.rope_factors import as_llama3
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
+
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+_OF_THE_WEIGHTS = ("*.index.json",)
+_OF_THE_TOKENIZER = (
+    "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*.model",
+    "*.jinja",
+)  # fmt: skip
+
+
+def write_model_files(
+    checkpoint: Checkpoint, folder: Path, *, dtype: str, rounded: bool, tokenizer: PreTrainedTokenizerBase | None
+) -> None:
+    """The configuration and the tokenizer, as a Hugging Face folder has them.
+
+    A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save, and
+    only if the weights were `rounded` does config.json then name `dtype` instead of what it did. ValueError where a
+    file is a link that leaves the folder and the hub's cache.
+    """
+    if checkpoint.path.is_dir():
+        left_out = _OF_THE_WEIGHTS if tokenizer is None else (*_OF_THE_WEIGHTS, *_OF_THE_TOKENIZER)
+        for path in sorted(checkpoint.path.iterdir()):
+            if not path.is_dir() and _matches(path.name, _COPIED) and not _matches(path.name, left_out):
+                with open_regular(path, checkpoint.path) as source, (folder / path.name).open("xb") as copy:
+                    shutil.copyfileobj(source, copy)
+        if rounded:
+            _write(folder / CONFIG, _with_dtype(checkpoint.config, dtype))
+    else:
+        _write(folder / CONFIG, as_llama3(checkpoint.config) | {"dtype": dtype})
+        _write(folder / GENERATION_CONFIG, checkpoint.generation_config)
+    if tokenizer is not None:
+        tokenizer.save_pretrained(folder)
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def _with_dtype(config: dict[str, Any], dtype: str) -> dict[str, Any]:
+    key = "torch_dtype" if "torch_dtype" in config and "dtype" not in config else "dtype"
+    text = config.get("text_config")
+    return config | {key: dtype} | ({"text_config": text | {key: dtype}} if isinstance(text, dict) else {})
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")

@@ -1,0 +1,85 @@
+"""Writes a model's parameters for Orbax to restore, whole or shard by shard on any mesh, holding a piece at a time.
+
+Orbax itself needs every array in memory. Here it saves the tree with a number in the place of each array, which settles
+all that it wants to find later; tensorstore, which it writes with, then puts the arrays there.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import orbax.checkpoint as ocp
+import tensorstore as ts
+
+from checkpoints.load import Progress
+from checkpoints.pieces import chunk_shape, grid, rounded
+from checkpoints.shards import read_shard
+from checkpoints.source import TensorInfo, TensorSource
+from checkpoints.table import Sizes, Weight, assemble, blocks, shape
+
+
+def array_infos(
+    rows: Sequence[Weight], source: TensorSource, sizes: Sizes, dtype: npt.DTypeLike | None
+) -> dict[str, TensorInfo]:
+    """What `write_orbax` will write, by path: `dtype`, else the narrowest that holds all of an array's tensors."""
+
+    def common(row: Weight) -> str:
+        stored = (np.dtype(source.info[block.name].dtype) for block in blocks(row, sizes))
+        return np.dtype(dtype or reduce(jnp.promote_types, stored)).name
+
+    return {row.path: TensorInfo(shape(row, sizes), common(row)) for row in rows}
+
+
+def write_orbax(
+    rows: Sequence[Weight],
+    source: TensorSource,
+    folder: Path,
+    *,
+    sizes: Sizes,
+    infos: Mapping[str, TensorInfo],
+    split: frozenset[str],
+    progress: Progress | None = None,
+) -> None:
+    """The arrays of the expanded `rows`, unpadded, as an Orbax checkpoint in `folder`, which must not exist yet.
+
+    `infos` is what `array_infos` said, `split` has the logical axes that meshes split. `progress(done, total)` counts
+    bytes written. At most a few pieces of PIECE_BYTES are in memory.
+    """
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        checkpointer.save(folder.resolve(), assemble((path, np.zeros((), info.dtype)) for path, info in infos.items()))
+    total = sum(info.nbytes for info in infos.values())
+    done = 0
+    for row in rows:
+        info = infos[row.path]
+        places = blocks(row, sizes)
+        held = reduce(jnp.promote_types, (np.dtype(source.info[block.name].dtype) for block in places))
+        chunk = chunk_shape(row.axis_names, info.shape, split, np.dtype(info.dtype).itemsize)
+        store = _create(folder, row.path, info, chunk)
+        for window in grid(info.shape, chunk):
+            values = rounded(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
+            store[tuple(slice(*part) for part in window)].write(values).result()
+            done += values.nbytes
+            if progress is not None:
+                progress(done, total)
+
+
+def _create(folder: Path, path: str, info: TensorInfo, chunk: tuple[int, ...]) -> ts.TensorStore:
+    files = {"driver": "file", "path": f"{folder.resolve()}/"}
+    spec: dict[str, Any] = {
+        "driver": "zarr",
+        "kvstore": {"driver": "ocdbt", "base": files, "path": f"{path}/"},
+        "store_data_equal_to_fill_value": True,
+    }
+    return ts.open(
+        spec,
+        create=True,
+        delete_existing=True,
+        dtype=ts.dtype(info.dtype),
+        shape=info.shape,
+        chunk_layout=ts.ChunkLayout(chunk_shape=chunk),
+        codec=ts.CodecSpec({"driver": "zarr", "compressor": None}),
+    ).result()

@@ -1,0 +1,63 @@
+"""Hugging Face's tensors, read out of arrays that lie in our own layout."""
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy.typing as npt
+
+from checkpoints.fit import require_fit
+from checkpoints.source import TensorInfo, TensorSource
+from checkpoints.table import Block, Sizes, Weight, blocks, shape
+
+
+class PackedSource:
+    """A `TensorSource` over another one that holds our arrays, unpadded, under their paths.
+
+    ValueError lists every array that is missing, unused or of another shape than the expanded rows say.
+    """
+
+    def __init__(self, arrays: TensorSource, rows: Iterable[Weight], sizes: Sizes) -> None:
+        self._arrays = arrays
+        self._places: dict[str, tuple[Weight, Block]] = {}
+        self.info: Mapping[str, TensorInfo] = {}
+        rows = tuple(rows)
+        require_fit({row.path: shape(row, sizes) for row in rows}, arrays.info)
+        self._places = {block.name: (row, block) for row in rows for block in blocks(row, sizes)}
+        self.info = {
+            name: TensorInfo(block.stored_shape, arrays.info[row.path].dtype)
+            for name, (row, block) in self._places.items()
+        }
+
+    def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """The smallest box of our array that holds the wanted part is read, and cut."""
+        row, block = self._places[name]
+        wanted: dict[str, range] = {axis: range(block.size[axis]) for axis in row.axis_names}
+        cut = []
+        for group, length, part in zip(block.dims, block.stored_shape, index, strict=True):
+            start, stop, _ = part.indices(length)
+            ranges, inside = _covering([block.size[axis] for axis in group], start, max(start, stop))
+            wanted |= dict(zip(group, ranges, strict=True))
+            cut.append(inside)
+        box = tuple(
+            slice(block.start[axis] + wanted[axis].start, block.start[axis] + wanted[axis].stop)
+            for axis in row.axis_names
+        )
+        stored_order = list(itertools.chain(*block.dims))
+        absent = [axis for axis in row.axis_names if axis not in stored_order]
+        values = self._arrays.read(row.path, box)
+        ordered = values.transpose([row.axis_names.index(axis) for axis in (*absent, *stored_order)])
+        return ordered.reshape([math.prod(len(wanted[axis]) for axis in group) for group in block.dims])[tuple(cut)]
+
+
+def _covering(sizes: Sequence[int], start: int, stop: int) -> tuple[list[range], slice]:
+    """The smallest box of axes of `sizes` that holds the flat positions from `start` to `stop`, and where in it."""
+    ranges: list[range] = []
+    for i in range(len(sizes)):
+        stride = math.prod(sizes[i + 1 :])
+        ranges.append(range(start // stride, -(-stop // stride)))
+        start, stop = start - ranges[-1].start * stride, stop - ranges[-1].start * stride
+        if len(ranges[-1]) != 1:
+            return [*ranges, *map(range, sizes[i + 1 :])], slice(start, stop)
+    return ranges, slice(start, stop)

@@ -26,12 +26,11 @@ NUCLEUS = {"temperature": 0.8, "top_p": 0.9}
 PARTS = ("decode", "sampled", "first", "prefill", "context", "arrivals", "throughput", "cached")
 
 
-def start(folder: str, reuse: bool) -> LLM:
+def start(folder: str, **sizes: Any) -> LLM:
     """An engine, and how long it took."""
     began = time.perf_counter()
     llm = LLM(
-        folder, load_format="dummy", skip_tokenizer_init=True, max_batch_size=256, max_seq_len=4608,
-        kv_cache_config={"enable_block_reuse": reuse},
+        folder, load_format="dummy", skip_tokenizer_init=True, max_seq_len=4608, **sizes
     )  # fmt: skip
     tell("start", seconds=time.perf_counter() - began, **llm.get_kv_cache_capacity())
     return llm
@@ -74,10 +73,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(LLAMA_8B))
         if only - {"cached"}:
-            with start(folder, reuse=False) as llm:
+            with start(folder, max_batch_size=256, kv_cache_config={"enable_block_reuse": False}) as llm:
                 measure(llm, only, args.batches)
         if "cached" in only:
-            with start(folder, reuse=True) as llm:
+            with start(folder, max_batch_size=8, max_num_tokens=4096) as llm:
                 result = measure_first_token(llm, 4096, vocab=VOCAB, cached=4032, repeats=5)
                 tell("first_token_cached", **result.record())
 

@@ -30,12 +30,20 @@ OUT_COLUMNS = 64
 _BLOCK = (plgpu.TilingTransform((8, DEPTH)), plgpu.SwizzleTransform(128))
 
 
-def product(x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide) -> jax.Array:
+def product(
+    x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide, *, interpret: Any = None
+) -> jax.Array:
     """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype, which is 16 bits wide.
 
-    x has at least as many rows as a cluster takes; n is a multiple of `config.tile_n`, k one of 64.
+    x has at least as many rows as a cluster takes; n is a multiple of `config.tile_n`, k one of 64. `interpret` is for
+    Mosaic GPU's interpreter, which jax has from 0.11.2 on.
     """
     (m, k), (planes, n, _) = x.shape, w.shape
+    if residual is not None and m % (ROWS * config.cluster):
+        # Rows past the end come as zeros with the copies of x and w, but not with the plain reads of a residual.
+        return (
+            product(x, w, None, config, interpret=interpret).astype(jnp.float32) + residual.astype(jnp.float32)
+        ).astype(x.dtype)
     rows, columns, steps = pl.cdiv(m, ROWS * config.cluster), n // config.tile_n, k // DEPTH
     programs = min(MULTIPROCESSORS // config.cluster, rows * columns)
     slots, out_slots = config.slots, min(2, config.tile_n // config.out_columns)
@@ -131,11 +139,10 @@ def product(x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide
                             collective_axes="pair" if config.cluster == 2 else None,
                         )
 
-            if config.cluster == 2:
-                # A program must not end while the other one may still signal to it.
-                @pl.loop(tiles * steps - slots, tiles * steps)
-                def _drain(block: jax.Array) -> None:
-                    plgpu.barrier_wait(free.at[slot_of(block)])
+            # A program must not end while the other one of its cluster may still signal to it.
+            @pl.loop(tiles * steps - slots, tiles * steps)
+            def _drain(block: jax.Array) -> None:
+                plgpu.barrier_wait(free.at[slot_of(block)])
 
     def entry(*refs: Ref) -> None:
         x_ref, w_ref, *residual_refs, out_ref = refs
@@ -167,6 +174,7 @@ def product(x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide
         num_threads=MULTIPLYING + 1,
         thread_name="warpgroups",
         compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpret,
         **cluster,
     )
     result: jax.Array = run(*(array for array in (x, w, residual) if array is not None))

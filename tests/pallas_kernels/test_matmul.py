@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -160,6 +161,33 @@ def test_many_rows_by_the_kernel_for_hopper(m: int, config: Wide) -> None:
     assert relative_error(linear(numbers.x, numbers.w[0], implementation=config), gate) < 2.2e-3
     added = linear(numbers.x, numbers.w[0], residual=numbers.residual, implementation=config)
     assert relative_error(added, gate + np.asarray(numbers.residual, np.float64)) < 2.2e-3
+
+
+@pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax has no interpreter for Mosaic GPU")
+@pytest.mark.parametrize(
+    ("m", "n", "planes", "config"),
+    [
+        (648, 512, 1, Wide(256, 2, band=2)),
+        (256, 256, 1, Wide(256, 2)),
+        (192, 224, 2, Wide(112, 2)),
+        (136, 224, 2, Wide(112, 1)),
+        (520, 256, 2, Wide(128, 2, band=2)),
+    ],
+)
+def test_the_kernel_for_hopper_interpreted(
+    m: int, n: int, planes: int, config: Wide, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two clusters or four programs walk over all tiles; the interpreter looks for races of copies and products too."""
+    monkeypatch.setattr(mosaic_hopper, "MULTIPROCESSORS", 4)
+    numbers = Numbers(m, n, 320, jnp.bfloat16)
+    careful = plgpu.InterpretGPUParams(
+        detect_races=True, out_of_bounds_reads="uninitialized", uninitialized_memory="zero"
+    )
+    residual = numbers.residual if planes == 1 else None
+    got = mosaic_hopper.product(numbers.x, numbers.w[:planes], residual, config, interpret=careful)
+    gate, up = numbers.product(0, False), numbers.product(1, False)
+    expected = gate + np.asarray(numbers.residual, np.float64) if planes == 1 else gate / (1 + np.exp(-gate)) * up
+    assert relative_error(got, expected) < 2.5e-3
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,10 @@
-"""The examples that need no model of their own do what they say."""
+"""The example scripts do what they say."""
 
 from __future__ import annotations
 
 import runpy
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,17 @@ import pytest
 
 from trtllm_jax import LLM
 
-ROOT = Path(__file__).parent.parent
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+@pytest.mark.slow
+def test_quickstart_continues_its_prompts(smollm2_gguf: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, EXAMPLES / "quickstart.py", smollm2_gguf], capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert "'The capital of France is' -> ' Paris" in run.stdout
+    assert len(run.stdout.splitlines()) == 3
 
 
 @pytest.mark.slow
@@ -26,8 +38,7 @@ def test_reinforce_learns_and_the_engine_reads_the_trainers_buffers(
         same.append(all(ours.unsafe_buffer_pointer() == theirs.unsafe_buffer_pointer() for ours, theirs in pairs))
 
     monkeypatch.setattr(LLM, "update_weights", watched)
-    example = runpy.run_path(str(ROOT / "examples" / "reinforce.py"))
-    rewards = example["learn"](tmp_path)
+    rewards = runpy.run_path(str(EXAMPLES / "reinforce.py"))["learn"](tmp_path)
     assert rewards[0] < 0.35  # a quarter by chance
     assert rewards[-1] > 0.7
     assert same == [True] * len(rewards)

@@ -51,6 +51,7 @@ def attend(
     first_of_tile: jax.Array,
     *,
     scoring: Scoring,
+    interpret: Any = None,
 ) -> jax.Array:
     """Causal attention [t, h, g, d] of rotated queries [t, h, g, d] over the pages of their rows.
 
@@ -81,10 +82,11 @@ def attend(
         def slot_of(block: jax.Array) -> jax.Array:
             return lax.rem(block, jnp.array(SLOTS, block.dtype))
 
-        def walk(handle: Any) -> None:
+        def walk(handle: Any) -> tuple[jax.Array, jax.Array]:
             """Call `handle(begun, blocks, head, row, first, position, end, steps)` for each of the program's tiles.
 
-            `begun` counts the tiles before, `blocks` their blocks of keys; tiles without any are left out.
+            `begun` counts the tiles before, `blocks` their blocks of keys; tiles without any are left out. Returns both
+            counts at the end.
             """
 
             def visit(index: jax.Array, counts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -103,7 +105,8 @@ def attend(
                 return begun + (steps > 0).astype(begun.dtype), blocks + steps
 
             count = lax.div(tiles - program + programs - 1, jnp.int32(programs))
-            lax.fori_loop(0, count, visit, (jnp.int32(0), jnp.int32(0)))
+            counts: tuple[jax.Array, jax.Array] = lax.fori_loop(0, count, visit, (jnp.int32(0), jnp.int32(0)))
+            return counts
 
         def attend_tile(
             begun: jax.Array, blocks: jax.Array, head: jax.Array, row: jax.Array, first: jax.Array,
@@ -167,20 +170,15 @@ def attend(
             smem = out_smem.at[warpgroup]
             plgpu.wait_smem_to_gmem(0, wait_read_only=True)
             mean = weighted / lax.broadcast_in_dim(total, weighted.shape, [0])
-            smem.reshape(WARPGROUP_ROWS, dim)[...] = mean.astype(dtype)
+            smem[...] = mean.astype(dtype)
             plgpu.commit_smem()
 
-            @pl.when(token + mine <= end)
-            def _store() -> None:
-                plgpu.copy_smem_to_gmem(smem, out_ref.at[pl.ds(token, mine), head])
+            for index in range(mine):
 
-            @pl.when(token + mine > end)
-            def _store_some() -> None:
-                for index in range(mine):
-
-                    @pl.when(token + index < end)
-                    def _store_one(index: int = index) -> None:
-                        plgpu.copy_smem_to_gmem(smem.at[index], out_ref.at[token + index, head])
+                @pl.when(token + index < end)
+                def _store(index: int = index) -> None:
+                    rows = pl.ds(index * group, group)
+                    plgpu.copy_smem_to_gmem(smem.at[rows], out_ref.at[token + index, head])
 
         def copy_tile(
             begun: jax.Array, blocks: jax.Array, head: jax.Array, row: jax.Array, first: jax.Array,
@@ -216,7 +214,17 @@ def attend(
         @pl.when(warpgroup == ATTENDING)
         def _copy() -> None:
             plgpu.set_max_registers(40, action="decrease")
-            walk(copy_tile)
+            begun, blocks = walk(copy_tile)
+
+            # Every barrier ends with all its signals seen, as Mosaic GPU's interpreter insists.
+            @pl.when(begun > 0)
+            def _see_queries_free() -> None:
+                plgpu.barrier_wait(q_free)
+
+            @pl.loop(jnp.maximum(blocks - SLOTS, 0), blocks)
+            def _see_blocks_free(block: jax.Array) -> None:
+                plgpu.barrier_wait(k_free.at[slot_of(block)])
+                plgpu.barrier_wait(v_free.at[slot_of(block)])
 
     def entry(*refs: Ref) -> None:
         swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
@@ -228,7 +236,7 @@ def attend(
             plgpu.SMEM((ATTENDING * WARPGROUP_ROWS, dim), dtype),
             ring,
             ring,
-            plgpu.SMEM((ATTENDING, mine, group, dim), dtype),
+            plgpu.SMEM((ATTENDING, WARPGROUP_ROWS, dim), dtype),
             (plgpu.Barrier(), full, full),
             (plgpu.Barrier(num_arrivals=ATTENDING), free, free),
             plgpu.Barrier(num_arrivals=ATTENDING),
@@ -243,6 +251,7 @@ def attend(
         num_threads=ATTENDING + 1,
         thread_name="warpgroups",
         compiler_params=plgpu.CompilerParams(approx_math=True),
+        interpret=interpret,
     )
     by_head = queries.transpose(1, 0, 2, 3).reshape(kv, tokens * group, dim)
     result: jax.Array = run(by_head, cache, page_table, row_of_tile, first_of_tile, position_of_tile, starts)

@@ -91,6 +91,37 @@ class LLM:
         """How long sizing the cache and compiling every program took at the start."""
         return self._engine.start_up.compile_seconds
 
+    @property
+    def params(self) -> Any:
+        """The weights that the engine reads, in `load_model`'s tree. They are its own: do not donate them."""
+        return self._engine.params
+
+    def update_weights(self, params: Any, *, copy: bool = False) -> None:
+        """Other weights are in place when this returns; nothing is copied to the host, and nothing is compiled.
+
+        They are waited for if they are still being computed. Whatever starts afterwards is computed with them alone:
+        prefixes that were cached before are not found again. Requests that are running go on with them from their next
+        step on, and keep the keys and values that they have; wait for the requests first where an answer must come from
+        one set of weights.
+
+        Without `copy` the engine reads your arrays, in the same buffers. A program of yours that takes them by donation
+        deletes them: let it do so only while no request runs, and call this again before the next one. A step that
+        finds them deleted ends the engine. With `copy` the engine has its own, at the price of their memory, and for
+        the time of this call of another set.
+
+        Args:
+            params: the tree that `load_model`, `CausalLM.params` or `LLM.params` gives, in the shapes, dtypes and
+                shardings of `LLM.params`. Numpy arrays and arrays that are not committed to a device may lie anywhere.
+            copy: whether the engine takes copies on its devices.
+
+        Raises:
+            ValueError: names every array that is missing, unexpected, deleted, or of another shape, dtype or sharding;
+                the engine goes on with what it has.
+            EngineDeadError: the engine failed; its cause is the failure.
+            RuntimeError: this LLM is shut down.
+        """
+        self._engine.update_weights(params, copy=copy)
+
     @overload
     def generate(
         self,

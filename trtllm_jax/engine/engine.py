@@ -6,6 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 import sharding
+from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import EngineConfig, backend_defaults
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
@@ -74,9 +76,11 @@ class Engine:
         kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
         spec = CacheSpec(_padded_group(model, mesh), config.page_size, kv_dtype)
         started = time.perf_counter()
-        self.limits, pages = _size(model, params, mesh, config, spec)
+        # Whatever keeps the weights themselves would keep their memory when others take their place.
+        self._weight_shapes = weights.shapes_of(params)
+        self.limits, pages = _size(model, self._weight_shapes, mesh, config, spec)
         table_width = -(-self.limits.max_seq_len // spec.page_size)
-        programs = Programs(model, mesh, params, spec.arrays(pages, mesh), self.limits, table_width)
+        programs = Programs(model, mesh, self._weight_shapes, spec.arrays(pages, mesh), self.limits, table_width)
         programs.compile(progress)
         self.start_up = StartUp(
             limits=self.limits,
@@ -147,6 +151,38 @@ class Engine:
         with contextlib.suppress(RuntimeError):
             self._command(end)
 
+    @property
+    def params(self) -> Any:
+        """The weights that the next step will read: the engine's own arrays.
+
+        Raises EngineDeadError or RuntimeError as `submit` does.
+        """
+        if refusal := self._refusal():
+            raise refusal
+        return self._runner.params
+
+    def update_weights(self, params: Any, *, copy: bool) -> None:
+        """Have every step from the next one on read `params`, or copies; returns when no later step reads others.
+
+        Raises:
+            ValueError: they do not fit; nothing has changed.
+            EngineDeadError: the engine's thread failed.
+            RuntimeError: the engine is shut down.
+        """
+        fitted = weights.fitted(params, self._weight_shapes, copy=copy)
+        swapped: Future[None] = Future()
+
+        def swap() -> None:
+            if refusal := self._refusal():
+                swapped.set_exception(refusal)
+                return
+            self._runner.params = fitted
+            self._scheduler.begin_weights()
+            swapped.set_result(None)
+
+        self._command(swap)
+        swapped.result()
+
     def drain_stats(self) -> list[Record]:
         """The statistics of the steps since the last call, oldest first."""
         stats = []
@@ -165,11 +201,17 @@ class Engine:
 
     def _command(self, command: Callable[[], Any]) -> None:
         with self._lock:
-            if self._failure is not None:
-                raise EngineDeadError(f"the engine stopped: {self._failure!r}") from self._failure
-            if self._closed:
-                raise RuntimeError("LLM is shutting down")
+            if refusal := self._refusal():
+                raise refusal
             self._commands.put(command)
+
+    def _refusal(self) -> RuntimeError | None:
+        """Why nothing more can be asked of this engine, if that is so."""
+        if self._failure is not None:
+            error = EngineDeadError(f"the engine stopped: {self._failure!r}")
+            error.__cause__ = self._failure
+            return error
+        return RuntimeError("LLM is shutting down") if self._closed else None
 
     # ---- the engine's thread ----
 
@@ -178,7 +220,7 @@ class Engine:
             self._loop()
         except BaseException as failure:
             with self._lock:
-                self._failure = failure
+                self._failure = self._runner.explained(failure)
         self._end_everything()
         self._runner.close()
 
@@ -230,10 +272,7 @@ class Engine:
             except queue.Empty:
                 break
         unfinished = [*self._scheduler.running, *self._scheduler.waiting]
-        error: BaseException | None = None
-        if self._failure is not None:
-            error = EngineDeadError(f"the engine stopped: {self._failure!r}")
-            error.__cause__ = self._failure
+        error = self._refusal() if self._failure is not None else None
         for request in unfinished:
             request.finished = FinishReason.CANCELLED
         if unfinished:

@@ -76,6 +76,8 @@ class Request:
     pages: list[int] = field(default_factory=list)
     hashes: list[bytes] = field(default_factory=list)
     """Chain hashes of the full blocks of known tokens, as far as they were needed."""
+    weights: int = 0
+    """Which weights, in the scheduler's count, were in place when it was last admitted."""
     registered: int = 0
     """Leading pages that the prefix cache was told about."""
     computed: int = 0

@@ -9,6 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
@@ -48,7 +49,7 @@ class Runner:
 
     Args:
         programs: compiled already.
-        params: the weights, on the devices.
+        params: the weights, on the devices; others like them may take their place between two plans.
         caches: every layer's cache, on the devices; donated from step to step.
         mesh: the devices.
         slots: rows of the device state.
@@ -59,7 +60,7 @@ class Runner:
         self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int, pages: int
     ) -> None:
         self._programs = programs
-        self._params = params
+        self.params = params
         self._caches = caches
         self._padding_slot = slots
         make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, P()))
@@ -74,28 +75,40 @@ class Runner:
             array.copy_to_host_async()
         return flight
 
+    def explained(self, failure: BaseException) -> BaseException:
+        """The failure of a step, or if weights that it read are gone, an error that says so and what to do."""
+        gone = weights.deleted(self.params)
+        if not gone:
+            return failure
+        error = RuntimeError(
+            f"{len(gone)} of the engine's weights were deleted, {gone[0]!r} first: a program took them by donation; "
+            "give the engine its own with llm.update_weights(params, copy=True), or do not donate while requests run"
+        )
+        error.__cause__ = failure
+        return error
+
     def close(self) -> None:
         """Free the caches and the row state now, not when the garbage collector finds them."""
         for array in (*self._caches, *jax.tree.leaves(self._state)):
             array.delete()
-        self._params = None
+        self.params = None
 
     def _ragged(self, plan: StepPlan) -> InFlight:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
-            self._params, self._caches, self._state, packed
+            self.params, self._caches, self._state, packed
         )
         if plan.wants_logprobs:
-            return InFlight(plan, out, self._programs.logprobs(tokens)(self._params, last, out))
+            return InFlight(plan, out, self._programs.logprobs(tokens)(self.params, last, out))
         return InFlight(plan, out)
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
         packed = pack_decode(plan, self._programs.decode_layout(rows), rows, self._padding_slot)
         self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
-            self._params, self._caches, self._state, packed
+            self.params, self._caches, self._state, packed
         )
         return InFlight(plan, out)
 

@@ -75,6 +75,7 @@ class Scheduler:
         self.counters = Counters()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
+        self._weights = 0
         self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
         self._owed = 0
         """Pages that running sequences may still ask for."""
@@ -90,6 +91,11 @@ class Scheduler:
     def submit(self, request: Request) -> None:
         """Queue a sequence, first come first served. Its limit must fit the engine: the caller has checked."""
         self.waiting.append(request)
+
+    def begin_weights(self) -> None:
+        """From the next plan on other weights compute: what is cached serves only the sequences that hold it."""
+        self._weights += 1
+        self.pool.forget_all()
 
     # ---- planning ----
 
@@ -187,6 +193,7 @@ class Scheduler:
         if self.pool.available - self.pool.idle(known) < needed + spare:
             return False
         self.pool.share(known)
+        request.weights = self._weights
         request.pages = list(known)
         request.slot = self._free_slots.pop()
         self._page_table[request.slot] = 0
@@ -221,7 +228,7 @@ class Scheduler:
         """
         full, rest = divmod(request.total - 1, self.pool.page_size)
         parent = request.parent
-        if parent is not None and parent.slot is not None and not request.generated:
+        if parent is not None and parent.slot is not None and not request.generated and self._is_current(parent):
             return parent.pages[:full], parent.pages[full] if rest else None
         if not self.pool.reuse:
             return [], None
@@ -238,7 +245,7 @@ class Scheduler:
         """Make the full pages among the first `tokens` known and computed tokens findable."""
         page_size = self.pool.page_size
         blocks = tokens // page_size
-        if not self.pool.reuse or blocks <= request.registered:
+        if not self.pool.reuse or blocks <= request.registered or not self._is_current(request):
             return
         self._extend_hashes(request, blocks)
         for index in range(request.registered, blocks):
@@ -246,6 +253,10 @@ class Scheduler:
             known = request.tokens(index * page_size, (index + 1) * page_size)
             self.pool.register(request.pages[index], parent, request.hashes[index], known)
         request.registered = blocks
+
+    def _is_current(self, request: Request) -> bool:
+        """Whether all that a running sequence holds is computed with the weights of the next plan."""
+        return request.weights == self._weights
 
     def _preempt(self, request: Request) -> None:
         """Stop a sequence and queue it first; it will compute its tokens again, and loses none."""

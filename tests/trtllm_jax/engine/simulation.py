@@ -71,11 +71,13 @@ def empty_context(request: Request) -> int:
 
 
 class Entry(NamedTuple):
-    """What a page holds at one offset; `context` sums up this token and all before it."""
+    """What a page holds at one offset: `context` sums up this token and all before it, `weights` is the
+    oldest that any of them was computed with."""
 
     position: int
     token: int
     context: int
+    weights: int
 
 
 @dataclass
@@ -94,8 +96,13 @@ class Device:
         self.page_tables: dict[int, list[int]] = {}
         self.pages: dict[int, dict[int, Entry]] = {}
         self.prompt_tokens = 0
+        self.weights = 0
+        self.oldest: dict[Request, int] = {}
 
-    def execute(self, plan: StepPlan) -> list[list[int]]:
+    def execute(self, plan: StepPlan, weights: int) -> list[list[int]]:
+        self.weights = weights
+        for request in plan.requests:
+            self.oldest.setdefault(request, weights)
         contents = [dict(self.pages[source]) for source, _ in plan.copies]
         for (_, destination), content in zip(plan.copies, contents, strict=True):
             self.pages[destination] = content
@@ -143,12 +150,13 @@ class Device:
         return gained
 
     def _write(self, request: Request, page_table: Sequence[int], position: int, token: int) -> None:
-        before = empty_context(request)
+        before, weights = empty_context(request), self.weights
         if position:
-            before = self._entry(page_table, position - 1).context
+            _, _, before, oldest = self._entry(page_table, position - 1)
+            weights = min(weights, oldest)
         page, offset = int(page_table[position // self.page_size]), position % self.page_size
         assert page != PADDING_PAGE, "a real token is written to the padding page"
-        self.pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)))
+        self.pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)), weights)
 
     def _entry(self, page_table: Sequence[int], position: int) -> Entry:
         page = self.pages[int(page_table[position // self.page_size])]
@@ -164,6 +172,7 @@ class Device:
             entry = self._entry(self.page_tables[int(plan.slots[index])], position)
             context = hash((context, entry.token))
             assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
+            assert entry.weights >= self.oldest[request], "the page is older than the weights it started with"
         token = draw_token(request, length, context)
         done = token in device_stops(request) or length + 1 >= request.limit
         self.rows[plan.slots[index]] = Row(token, length, done)
@@ -193,6 +202,8 @@ class Simulation:
         self.plans: list[StepPlan] = []
         self.admitted: list[Request] = []
         self.flight: StepPlan | None = None
+        self.weights = 0
+        self.weights_of: dict[int, int] = {}
 
     def submit(self, *requests: Request) -> None:
         for request in requests:
@@ -209,6 +220,11 @@ class Simulation:
             self._record([update])
         self._check_pool()
 
+    def update_weights(self) -> None:
+        self.weights += 1
+        self.scheduler.begin_weights()
+        self._check_pool()
+
     def step(self) -> None:
         """One turn of `Engine._loop`."""
         plan = self.scheduler.schedule()
@@ -216,6 +232,7 @@ class Simulation:
         assert plan or self.flight or not self.scheduler.has_work, "deadlock"
         if plan:
             self.plans.append(plan)
+            self.weights_of[id(plan)] = self.weights
             self.admitted += [request for request in plan.requests if request not in self.admitted]
             self._check_plan(plan)
         if self.flight:
@@ -250,7 +267,7 @@ class Simulation:
 
     def _commit(self, plan: StepPlan) -> None:
         # Only now, so that a plan which changes after it was handed out is noticed.
-        tokens = self.device.execute(plan)
+        tokens = self.device.execute(plan, self.weights_of[id(plan)])
         logprobs = [[TokenLogprobs(token, -0.5, 1, ()) for token in gained] for gained in tokens]
         self._record(self.scheduler.commit(plan, tokens, logprobs if plan.wants_logprobs else None))
         self._check_pool()

@@ -77,17 +77,18 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
 
 
 @st.composite
-def workloads(draw: st.DrawFn) -> tuple[Setup, list[Arrival]]:
+def workloads(draw: st.DrawFn) -> tuple[Setup, list[Arrival], list[int]]:
     setup = draw(setups())
-    return setup, draw(st.lists(arrivals(setup.limits.max_seq_len), min_size=1, max_size=8))
+    wanted = draw(st.lists(arrivals(setup.limits.max_seq_len), min_size=1, max_size=8))
+    return setup, wanted, draw(st.just([]) | st.lists(st.integers(0, 25), min_size=1, max_size=3))
 
 
 @settings(max_examples=400, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(workloads())
-def test_every_sequence_gets_the_tokens_it_would_get_alone(workload: tuple[Setup, list[Arrival]]) -> None:
-    setup, wanted = workload
+def test_every_sequence_gets_the_tokens_it_would_get_alone(workload: tuple[Setup, list[Arrival], list[int]]) -> None:
+    setup, wanted, updates = workload
     simulation = Simulation(setup)
-    events: list[tuple[int, Callable[[], None]]] = []
+    events: list[tuple[int, Callable[[], None]]] = [(step, simulation.update_weights) for step in updates]
     tokens = 0
     for index, arrival in enumerate(wanted):
         requests = arrival.requests(first_seed=10 * index)
@@ -161,6 +162,43 @@ def test_another_salt_finds_nothing() -> None:
     )
     simulation.run(100)
     assert (other.cached_tokens, same.cached_tokens) == (0, 8)
+
+
+def test_what_other_weights_computed_is_not_found() -> None:
+    simulation = ran(setup_of(), make_request(range(12), 3))
+    simulation.update_weights()
+    simulation.submit(again := make_request(range(12), 3, seed=1))
+    simulation.run(100)
+    simulation.submit(third := make_request(range(12), 3, seed=2))
+    simulation.run(100)
+    assert (again.cached_tokens, third.cached_tokens) == (0, 8)
+
+
+def test_a_sequence_that_outlives_its_weights_leaves_nothing_to_find() -> None:
+    simulation = Simulation(setup_of(tokens=5))
+    simulation.submit(before := make_request(range(18), 12))
+    for _ in range(2):
+        simulation.step()
+    assert before.prefilling
+    simulation.update_weights()
+    simulation.run(100)
+    simulation.submit(make_request(range(8), 1))  # whose pages the chain could go on from
+    simulation.run(100)
+    simulation.submit(after := make_request([*before.prompt, *before.generated], 3, seed=1))
+    simulation.run(100)
+    assert after.cached_tokens == 8
+
+
+def test_samples_that_have_not_started_compute_the_prompt_with_new_weights() -> None:
+    simulation = Simulation(setup_of(batch=2))
+    parent = make_request(range(10), 9)
+    forks = [make_request(range(10), 3, seed, parent=parent) for seed in (1, 2)]
+    simulation.submit(parent, *forks)
+    simulation.step()
+    assert parent.slot is not None
+    simulation.update_weights()
+    simulation.run(100)
+    assert [fork.cached_tokens for fork in forks] == [0, 8]
 
 
 @pytest.mark.parametrize("reuse", [True, False])

@@ -13,8 +13,9 @@ from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
-from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
+from trtllm_jax.engine.steps import draw_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,11 +25,16 @@ class InFlight:
     plan: StepPlan
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
+    logits: jax.Array | None = None
 
     def tokens(self) -> list[list[int]]:
         """What each row gained; waits for the device."""
         out = np.asarray(self.out)[: len(self.plan.requests)]
         return [row[1 : 1 + row[0]] for row in out.tolist()]
+
+    def row_logits(self) -> Sequence[Logits]:
+        """The logits [vocab] of each row, () where the plan wants none; waits for the device."""
+        return () if self.logits is None else list(np.asarray(self.logits)[: len(self.plan.requests)])
 
     def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
         """Log-probabilities of what each row gained, as far as it asked for them; None where no row did."""
@@ -70,7 +76,7 @@ class Runner:
         if plan.copies:
             self._copy(plan.copies)
         flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
-        for array in (flight.out, *flight.logprobs):
+        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits)):
             array.copy_to_host_async()
         return flight
 
@@ -87,9 +93,19 @@ class Runner:
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self._params, self._caches, self._state, packed
         )
-        if plan.wants_logprobs:
-            return InFlight(plan, out, self._programs.logprobs(tokens)(self._params, last, out))
-        return InFlight(plan, out)
+        logprobs = self._programs.logprobs(tokens)(self._params, last, out) if plan.wants_logprobs else ()
+        logits = self._programs.logits(tokens)(self._params, last) if plan.wants_logits else None
+        return InFlight(plan, out, logprobs, logits)
+
+    def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
+        """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""
+        size, program = self._programs.draw(len(requests))
+        layout = draw_layout(size)
+        position = np.array([request.total for request in requests], np.int32)
+        padded = np.zeros((size, logits.shape[1]), np.float32)
+        padded[: len(logits)] = logits
+        packed = layout.pack(position=position, **wish_arrays(requests))
+        return np.asarray(program(padded, packed))[: len(requests)].tolist()
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)

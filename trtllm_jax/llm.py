@@ -326,7 +326,7 @@ class LLM:
 
         output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.sequences, abort, keep=params.n)
         if not params.exclude_input_from_output:
-            output._begin_with(prompt.ids, self._text_of(prompt))
+            output._begin_with(prompt.ids, self._text_of(prompt, params))
         for index in range(params.sequences):
             stream = Stream(
                 output,
@@ -355,10 +355,13 @@ class LLM:
             )
         return output, requests
 
-    def _text_of(self, prompt: Prompt) -> str:
-        if prompt.text is not None or self._tokenizer is None:
-            return prompt.text or ""
-        return self._tokenizer.decode(prompt.ids)
+    def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:
+        """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+        if self._tokenizer is None or not params.detokenize:
+            return ""
+        if prompt.text is not None and params.truncate_prompt_tokens is None:
+            return prompt.text
+        return self._tokenizer.decode(prompt.ids, params.skip_special_tokens)
 
     def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         length, limit = len(prompt.ids), self._engine.limits.max_seq_len

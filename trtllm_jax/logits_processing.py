@@ -4,7 +4,7 @@ A sequence that asks for any of it is drawn on the host's side of the engine, wh
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,8 +64,8 @@ class Edits:
         ignored_prompt: tokens at the prompt's beginning that presence and frequency do not count.
         min_tokens: new tokens before which no id of `ends` is drawn.
         ends: ids that end the sequence.
-        no_repeat_ngram: tokens of the shortest sequence that may not occur twice; 0 for none.
-        bad: sequences of ids that may not be generated.
+        no_repeat_ngram: tokens of the shortest sequence that may not occur twice, prompt included; 0 for none.
+        bad: sequences of ids that may not be generated, whatever is left then.
     """
 
     processors: tuple[Processor, ...] = ()
@@ -83,12 +83,17 @@ class Edits:
     def apply(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Change `logits` [vocab] in place, all but the users' functions: those are the caller's to call before.
 
-        Penalties come first and bans last, as in transformers; where no token is left, the last ban is lifted.
+        Penalties come first and bans last, as in transformers. Where the ban of `ends`, or of repeated n-grams, would
+        leave no token, that ban is not made.
         """
         if self.bias is not None:
             logits += self.bias
         self._penalise(logits, prompt, generated)
-        self._ban(logits, self._banned([*prompt, *generated], len(generated)))
+        tokens = [*prompt, *generated]
+        logits[_within(logits, self._bad_next(tokens))] = NEVER
+        if len(generated) < self.min_tokens:
+            _ban_unless_all(logits, self.ends)
+        _ban_unless_all(logits, self._repeating(tokens))
 
     def _penalise(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         if self.repetition != 1.0:
@@ -100,30 +105,31 @@ class Edits:
             seen, counts = np.unique(counted, return_counts=True)
             logits[seen] -= self.presence + self.frequency * counts
 
-    def _banned(self, tokens: list[int], new: int) -> set[int]:
-        banned = set(self.ends) if new < self.min_tokens else set()
-        size = self.no_repeat_ngram
-        if 0 < size <= len(tokens):
-            tail = tokens[len(tokens) - size + 1 :]
-            banned.update(
-                tokens[start + size - 1]
-                for start in range(len(tokens) - size + 1)
-                if tokens[start : start + size - 1] == tail
-            )
-        for sequence in self.bad:
-            *before, last = sequence
-            # What stands in the prompt is not this sequence's doing, but it may be where a bad one begins.
-            if not before or tokens[-len(before) :] == before:
-                banned.add(last)
-        return banned
+    def _bad_next(self, tokens: list[int]) -> set[int]:
+        """Ids that would complete a bad sequence, which may begin in the prompt."""
+        return {last for *before, last in self.bad if not before or tokens[-len(before) :] == before}
 
-    @staticmethod
-    def _ban(logits: Logits, banned: set[int]) -> None:
-        ids = [token for token in banned if token < logits.size]
-        kept = logits[ids].copy()
-        logits[ids] = NEVER
-        if ids and not np.isfinite(logits).any():
-            logits[ids] = kept
+    def _repeating(self, tokens: list[int]) -> set[int]:
+        """Ids that would complete an n-gram for the second time."""
+        size = self.no_repeat_ngram
+        if not 0 < size <= len(tokens):
+            return set()
+        tail = tokens[len(tokens) - size + 1 :]
+        starts = range(len(tokens) - size + 1)
+        return {tokens[start + size - 1] for start in starts if tokens[start : start + size - 1] == tail}
+
+
+def _within(logits: Logits, ids: Collection[int]) -> list[int]:
+    """The ids that the model has: a tokenizer, or a user's stop ids, may know others."""
+    return [token for token in ids if token < logits.size]
+
+
+def _ban_unless_all(logits: Logits, ids: Collection[int]) -> None:
+    banned = _within(logits, ids)
+    kept = logits[banned]
+    logits[banned] = NEVER
+    if banned and not (logits > NEVER).any():
+        logits[banned] = kept
 
 
 @dataclass(frozen=True)
@@ -153,14 +159,19 @@ class NucleusDecay:
 def top_logprobs(logits: Logits, count: int, token: int | None = None) -> tuple[list[tuple[int, float]], float, int]:
     """The `count` likeliest ids at a position with logits [vocab], best first, with their log-probabilities.
 
+    Of equally likely ones the lowest ids, lowest first, as the device reports them.
     Then the log-probability and the rank (1 is best) of `token`; NaN and 0 for None.
     """
     wide = logits.astype(np.float64)
     highest = wide.max()
     scores = wide - (highest + np.log(np.exp(wide - highest).sum()))
     count = min(count, scores.size)
-    best = np.argpartition(-scores, count - 1)[:count] if count else np.zeros(0, np.int64)
-    best = best[np.lexsort((best, -scores[best]))]
+    best = np.zeros(0, np.int64)
+    if count:
+        least = np.partition(scores, -count)[-count]
+        above = np.flatnonzero(scores > least)
+        best = np.append(above, np.flatnonzero(scores == least)[: count - above.size])
+        best = best[np.argsort(-scores[best], kind="stable")]
     top = [(int(index), float(scores[index])) for index in best]
     if token is None:
         return top, float("nan"), 0
@@ -172,9 +183,9 @@ def as_processors(value: Any) -> tuple[Processor, ...]:
     if value is None:
         return ()
     many = tuple(value) if isinstance(value, Sequence) else (value,)
-    if not many or not all(callable(each) for each in many):
+    if not all(callable(each) and not isinstance(each, type) for each in many):
         raise ValueError(
-            f"SamplingParams.logits_processor = {value!r} is invalid: it must be a callable (req_id, logits, "
-            "token_ids, stream_ptr, client_id), or a list of them"
+            f"SamplingParams.logits_processor = {value!r} is invalid: give a function (req_id, logits, token_ids, "
+            "stream_ptr, client_id), an object of a subclass of LogitsProcessor, or a list of them"
         )
     return many

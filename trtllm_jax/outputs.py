@@ -46,7 +46,6 @@ class CompletionOutput:
         logprobs: for each id the alternatives asked for, the id itself always among them.
         prompt_logprobs: for each id of the prompt the alternatives asked for, the id itself among them; nothing ({})
             for the first.
-        generation_logits: float32 [ids, vocab], what each id was drawn from before any change, if that was asked for.
         finish_reason: "stop", "length" or "cancelled"; None while it runs.
         stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
     """
@@ -59,18 +58,22 @@ class CompletionOutput:
     prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    generation_logits: Any = None
 
     _prompt_tokens: int = field(default=0, repr=False)
     _seen_text: int = field(default=0, repr=False)
     _seen_tokens: int = field(default=0, repr=False)
     _seen_logprobs: int = field(default=0, repr=False)
-    _logits: list[Logits] = field(default_factory=list, repr=False)
+    _logits: list[Logits] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def length(self) -> int:
         """Generated ids so far."""
         return len(self.token_ids) - self._prompt_tokens
+
+    @property
+    def generation_logits(self) -> Logits | None:
+        """The model's logits that each id was drawn from, before any change: float32 [ids, vocab], if asked for."""
+        return _joined(self._logits)
 
     @property
     def text_diff(self) -> str:
@@ -99,9 +102,7 @@ class CompletionOutput:
         for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
             self.logprobs.append(alternatives)
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
-        if delta.generation_logits:
-            self._logits += delta.generation_logits
-            self.generation_logits = np.stack(self._logits)
+        self._logits += [logits[None] for logits in delta.generation_logits]
 
 
 class RequestOutput:
@@ -115,7 +116,6 @@ class RequestOutput:
         prompt: the text; None where token ids were given.
         prompt_token_ids: the ids.
         outputs: the n sequences; with best_of the n likeliest, best first.
-        context_logits: float32 [prompt, vocab], the model's logits after each id of the prompt, if asked for.
         finished: whether all of them ended.
         error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
     """
@@ -134,7 +134,6 @@ class RequestOutput:
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
         self.outputs = [CompletionOutput(index) for index in range(sequences)]
-        self.context_logits: Any = None
         self._keep = sequences if keep is None else keep
         self._context: list[Logits] = []
         self.finished = False
@@ -146,6 +145,11 @@ class RequestOutput:
         self._changed = threading.Condition()
         self._wakers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._iterated_to_end = False
+
+    @property
+    def context_logits(self) -> Logits | None:
+        """The model's logits after each id of the prompt: float32 [prompt, vocab], if asked for."""
+        return _joined(self._context)
 
     def result(self, timeout: float | None = None) -> "RequestOutput":
         """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
@@ -258,12 +262,17 @@ class RequestOutput:
         """The prompt is the same for all sequences."""
         for output in self.outputs if delta.prompt_logprobs else ():
             output.prompt_logprobs += delta.prompt_logprobs
-        if delta.context_logits:
-            self._context += delta.context_logits
-            self.context_logits = np.stack(self._context)
+        self._context += [logits[None] for logits in delta.context_logits]
 
     def _keep_best(self) -> None:
         self.outputs.sort(key=lambda output: -(output.cumulative_logprob or 0.0))
         del self.outputs[self._keep :]
         for index, output in enumerate(self.outputs):
             output.index = index
+
+
+def _joined(parts: list[Logits]) -> Logits | None:
+    """What arrived so far as one array [..., vocab], which takes the place of its parts; None for none."""
+    if len(parts) > 1:
+        parts[:] = [np.concatenate(parts)]
+    return parts[0] if parts else None

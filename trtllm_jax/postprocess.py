@@ -53,6 +53,8 @@ class Stream:
         if update.error is not None:
             self._ended = True
             self._output._deliver(Delta(self._index, error=update.error))
+            # The other samples of its prompt have nobody left to tell.
+            self._output._abort()
             return
         gained = self._gain(update)
         self._ended = gained.finish_reason is not None

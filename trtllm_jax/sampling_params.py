@@ -1,6 +1,7 @@
 """How one request is sampled and when it ends: what a user asks for, and what the engine computes with."""
 
 import os
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
@@ -9,7 +10,9 @@ import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from trtllm_jax.llm_args import NonNegativeInt, PositiveInt, StrictModel
+from trtllm_jax.logits_processing import BatchedLogitsProcessor as BatchedLogitsProcessor
 from trtllm_jax.logits_processing import Edits, NucleusDecay, as_processors
+from trtllm_jax.logits_processing import LogitsProcessor as LogitsProcessor
 
 _ALLOW_N_GREEDY = "TLLM_ALLOW_N_GREEDY_DECODING"
 _NO_NGRAM = 1 << 30
@@ -153,15 +156,16 @@ class SamplingParams(StrictModel):
         bad = (*bad, *((token,) for token in self.bad_token_ids or ()))
         penalties = (self.repetition_penalty or 1.0, self.presence_penalty or 0.0, self.frequency_penalty or 0.0)
         ngram = min(self.no_repeat_ngram_size or 0, _NO_NGRAM)
+        processors = as_processors(self.logits_processor)
         asked = (
-            self.logits_processor is not None, self.apply_batched_logits_processor, self.embedding_bias is not None,
+            bool(processors), self.apply_batched_logits_processor, self.embedding_bias is not None,
             penalties != (1.0, 0.0, 0.0), (self.min_tokens or 0) > 0, 0 < ngram < _NO_NGRAM, bool(bad),
         )  # fmt: skip
         if not any(asked):
             return None
         repetition, presence, frequency = penalties
         return Edits(
-            processors=as_processors(self.logits_processor),
+            processors=processors,
             batched=self.apply_batched_logits_processor,
             bias=None if self.embedding_bias is None else np.asarray(self.embedding_bias, np.float32),
             repetition=repetition,
@@ -234,12 +238,12 @@ class SamplingParams(StrictModel):
         if self.embedding_bias is None:
             return
         try:
-            bias = np.asarray(self.embedding_bias, np.float32)
+            with np.errstate(over="ignore"):
+                bias = np.asarray(self.embedding_bias, np.float32)
         except (TypeError, ValueError):
-            bias = np.zeros((0, 0), np.float32)
+            bias = np.zeros((), np.float32)
         if bias.ndim != 1 or np.isnan(bias).any() or not np.isfinite(bias).any() or np.isposinf(bias).any():
             raise ValueError(
-                "SamplingParams.embedding_bias is invalid: it must be one finite number, or -inf, for each id of the "
-                f"vocabulary, at least one of them finite; got {type(self.embedding_bias).__name__} of shape "
-                f"{np.shape(bias)}"
+                f"SamplingParams.embedding_bias = {reprlib.repr(self.embedding_bias)} is invalid: give one number for "
+                "each id of the vocabulary, finite or -inf, and at least one of them finite"
             )

@@ -70,7 +70,6 @@ def service(tiny_llama: Path) -> Iterator[Any]:
         service.llm.generate("x")
 
 
-# The penalty is not available yet; everything else that the method asks for is tested below.
 def test_texts(service: Any) -> None:
     results = service.generate_text(PROMPTS, **AS_THE_MANUAL)
     assert [result["prompt"] for result in results] == PROMPTS

@@ -81,10 +81,14 @@ def _tokens(request: Request) -> list[list[int]]:
 
 
 def _check(logits: Logits) -> None:
-    if np.isnan(logits).any() or not (logits > -np.inf).any() or np.isposinf(logits).any():
+    if np.isnan(logits).any() or np.isposinf(logits).any():
         raise ValueError(
-            "the logits hold NaN or +inf, or no token is left to draw; check the logits processors, which may set "
-            "logits to -inf but must leave one finite"
+            "the changed logits hold NaN or +inf; check the logits processors, embedding_bias and the penalties"
+        )
+    if not np.isfinite(logits).any():
+        raise ValueError(
+            "no token is left to draw: every logit is -inf; check the logits processors, embedding_bias, bad and "
+            "bad_token_ids"
         )
 
 

@@ -182,7 +182,10 @@ class Programs:
     def _lower_draw(self, rows: int) -> jax.stages.Lowered:
         layout = steps.draw_layout(rows)
         logits = self._array((rows, self._model.config.vocab), jnp.float32)
-        return jax.jit(partial(steps.draw, layout)).lower(logits, self._array((layout.size,), jnp.int32))
+        mapped = jax.shard_map(
+            partial(steps.draw, layout), mesh=self._mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
+        )
+        return jax.jit(mapped).lower(logits, self._array((layout.size,), jnp.int32))
 
     def _lower_copy(self) -> jax.stages.Lowered:
         return jax.jit(steps.copy_pages, donate_argnums=0).lower(

@@ -127,12 +127,15 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     """What a ragged step of `rows` rows is sent: the plan, rows beyond it empty and of the padding slot."""
     starts = np.full(rows + 1, plan.starts[-1], np.int32)
     starts[: len(plan.starts)] = plan.starts
+    slots = _padded_slots(plan.slots, rows, padding_slot)
+    # A sequence's last row alone has its slot: where several wrote to one, any of them could win.
+    slots[:-1][slots[:-1] == slots[1:]] = padding_slot
     return layout.pack(
         tokens=plan.tokens,
         starts=starts,
         first=plan.first,
         emits=plan.emits,
-        slots=_padded_slots(plan.slots, rows, padding_slot),
+        slots=slots,
         prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
         page_table=plan.page_table,
         **wish_arrays(plan.requests),

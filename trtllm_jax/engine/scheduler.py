@@ -343,8 +343,9 @@ class Scheduler:
     ) -> list[Update]:
         """Take the tokens that each row of a plan gained; returns what to tell the owners.
 
-        `logits` [vocab] of each row are there if the plan wants any; `failures` end the sequences of their rows. Rows
-        whose sequence ended while the step was in flight are ignored.
+        `logits` [vocab] of each row are there if the plan wants any, and what is reported of them is copied: the whole
+        step's would live as long as one row's. `failures` end the sequences of their rows. Rows whose sequence ended
+        while the step was in flight are ignored.
         """
         updates: list[Update] = []
         for index, request in enumerate(plan.requests):
@@ -359,7 +360,7 @@ class Scheduler:
             context: tuple[Logits, ...] = ()
             if logits and plan.context[index]:
                 request.context_sent += 1
-                context = (logits[index],)
+                context = (logits[index].copy(),)
             gained = tokens[index]
             if not gained:
                 if context:
@@ -373,7 +374,7 @@ class Scheduler:
             if request.finished is None and len(request.generated) >= request.max_tokens:
                 request.finished = FinishReason.LENGTH
             details = logprobs[index][: len(gained)] if logprobs and request.num_logprobs is not None else ()
-            kept = (logits[index],) if request.keep_logits else ()
+            kept = (logits[index].copy(),) if request.keep_logits else ()
             updates.append(Update(request, gained, details, request.finished, logits=kept, context=context))
             if request.slot is not None:
                 # The last token's key and value are not written yet.

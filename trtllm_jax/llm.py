@@ -278,6 +278,11 @@ class LLM:
         """Check every prompt, then queue them all; nothing is queued if one is wrong."""
         for each in params:
             self._check(each)
+            if streaming and each.sequences > each.n:
+                raise ValueError(
+                    f"SamplingParams.best_of = {each.best_of} is invalid with streaming: which n = {each.n} are "
+                    "the best is known at the end; leave best_of out or streaming"
+                )
         prompts = [
             read_prompt(one, each, self._tokenizer, self._vocab) for one, each in zip(inputs, params, strict=True)
         ]
@@ -296,8 +301,39 @@ class LLM:
             raise ValueError(f"SamplingParams.logprobs = {params.logprobs} is invalid: use at most {MAX_LOGPROBS}")
         if params.stop_strings and self._tokenizer is None:
             raise ValueError("SamplingParams.stop needs a tokenizer; use stop_token_ids with skip_tokenizer_init=True")
+        self._check_ids(params)
+        if params.bad_words and self._tokenizer is None:
+            raise ValueError("SamplingParams.bad needs a tokenizer; use bad_token_ids with skip_tokenizer_init=True")
+        if params.apply_batched_logits_processor and self._args.batched_logits_processor is None:
+            raise ValueError(
+                "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
+                "LLM(batched_logits_processor=...)"
+            )
         if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
             raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        """What speaks of the vocabulary must fit the model's."""
+        reset = [] if params.top_p_reset_ids is None else [params.top_p_reset_ids]
+        for field, ids in (("bad_token_ids", params.bad_token_ids or ()), ("top_p_reset_ids", reset)):
+            wrong = [token for token in ids if token >= self._vocab]
+            if wrong:
+                raise ValueError(
+                    f"SamplingParams.{field} holds {wrong[0]}; ids of this model are 0 to {self._vocab - 1}"
+                )
+        if params.embedding_bias is not None and len(params.embedding_bias) != self._vocab:
+            raise ValueError(
+                f"SamplingParams.embedding_bias has {len(params.embedding_bias)} entries; this model's vocabulary has "
+                f"{self._vocab}"
+            )
+
+    def _bad_ids(self, params: SamplingParams) -> list[tuple[int, ...]]:
+        """The ids of each bad word, at the beginning of a text and within one."""
+        if self._tokenizer is None:
+            return []
+        spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
+        encoded = [tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings]
+        return list(dict.fromkeys(ids for ids in encoded if ids))
 
     def _request(
         self, prompt: Prompt, params: SamplingParams, interval: int | None
@@ -309,6 +345,8 @@ class LLM:
             stops |= self._end_ids if params.end_id is None else {params.end_id}
         rule = params.resolved()
         seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
+        edits = params.edits(frozenset(stops), self._bad_ids(params))
+        best_of_more = params.sequences > params.n
         requests: list[Request] = []
         # The result must not keep this LLM alive, only the engine that fills it.
         end = self._engine.finish
@@ -317,8 +355,10 @@ class LLM:
             for request in requests:
                 end(request, FinishReason.CANCELLED)
 
-        output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.n, abort)
-        for index in range(params.n):
+        output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.sequences, abort, keep=params.n)
+        if not params.exclude_input_from_output:
+            output._begin_with(prompt.ids, self._text_of(prompt, params))
+        for index in range(params.sequences):
             stream = Stream(
                 output,
                 index,
@@ -333,13 +373,26 @@ class LLM:
                     max_tokens=max_tokens,
                     sampling=replace(rule, seed=(seed + index) % (1 << 64)),
                     stop_ids=frozenset(stops),
-                    num_logprobs=params.logprobs,
+                    # The best are chosen by log-probabilities.
+                    num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
+                    edits=edits,
+                    keep_logits=params.return_generation_logits,
+                    keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
+                    id=output.request_id,
                     salt=prompt.salt,
                     parent=requests[0] if requests else None,
                     owner=stream,
                 )
             )
         return output, requests
+
+    def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:
+        """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+        if self._tokenizer is None or not params.detokenize:
+            return ""
+        if prompt.text is not None and params.truncate_prompt_tokens is None:
+            return prompt.text
+        return self._tokenizer.decode(prompt.ids, params.skip_special_tokens)
 
     def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         length, limit = len(prompt.ids), self._engine.limits.max_seq_len
@@ -428,6 +481,7 @@ def _engine_config(args: LlmArgs) -> EngineConfig:
         reuse=cache.enable_block_reuse,
         policy=CapacityPolicy(args.scheduler_config.capacity_scheduler_policy.value),
         look_ahead=not args.disable_overlap_scheduler,
+        batched_processor=args.batched_logits_processor,
         event_buffer=cache.event_buffer_max_size,
         stats_length=stats,
     )

@@ -3,7 +3,7 @@
 import difflib
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
@@ -386,8 +386,6 @@ class LlmArgs(StrictModel, owner="LLM"):
         "lora_config": (None,),
         "peft_cache_config": (None,),
         "guided_decoding_backend": (None,),
-        "batched_logits_processor": (None,),
-        "gather_generation_logits": (False,),
         "normalize_log_probs": (False,),
         "weight_streaming": (False,),
         "multimodal_encoder": (None,),
@@ -433,6 +431,8 @@ class LlmArgs(StrictModel, owner="LLM"):
     skip_tokenizer_init: bool = False
     trust_remote_code: bool = False
     chat_template: str | Path | None = None
+    batched_logits_processor: Callable[..., object] | None = None
+    gather_generation_logits: bool = False
     allow_request_chat_template: bool = False
     revision: str | None = None
     tokenizer_revision: str | None = None

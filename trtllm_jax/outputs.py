@@ -6,6 +6,10 @@ from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequen
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from trtllm_jax.logits_processing import Logits
+
 
 @dataclass(frozen=True)
 class Logprob:
@@ -25,6 +29,9 @@ class Delta(NamedTuple):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: BaseException | None = None
+    prompt_logprobs: Sequence[dict[int, Logprob]] = ()
+    context_logits: Sequence[Logits] = ()
+    generation_logits: Sequence[Logits] = ()
 
 
 @dataclass
@@ -37,6 +44,8 @@ class CompletionOutput:
         token_ids: the generated ids.
         cumulative_logprob: sum of the ids' log-probabilities, None unless log-probabilities were asked for.
         logprobs: for each id the alternatives asked for, the id itself always among them.
+        prompt_logprobs: for each id of the prompt the alternatives asked for, the id itself among them; nothing ({})
+            for the first.
         finish_reason: "stop", "length" or "cancelled"; None while it runs.
         stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
     """
@@ -49,15 +58,22 @@ class CompletionOutput:
     prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
     finish_reason: str | None = None
     stop_reason: int | str | None = None
-    generation_logits: Any = None
 
+    _prompt_tokens: int = field(default=0, repr=False)
     _seen_text: int = field(default=0, repr=False)
     _seen_tokens: int = field(default=0, repr=False)
+    _seen_logprobs: int = field(default=0, repr=False)
+    _logits: list[Logits] = field(default_factory=list, repr=False, compare=False)
 
     @property
     def length(self) -> int:
         """Generated ids so far."""
-        return len(self.token_ids)
+        return len(self.token_ids) - self._prompt_tokens
+
+    @property
+    def generation_logits(self) -> Logits | None:
+        """The model's logits that each id was drawn from, before any change: float32 [ids, vocab], if asked for."""
+        return _joined(self._logits)
 
     @property
     def text_diff(self) -> str:
@@ -72,10 +88,11 @@ class CompletionOutput:
     @property
     def logprobs_diff(self) -> list[dict[int, Logprob]]:
         """The log-probabilities that the last step added."""
-        return self.logprobs[self._seen_tokens :]
+        return self.logprobs[self._seen_logprobs :]
 
     def _begin_step(self) -> None:
         self._seen_text, self._seen_tokens = len(self.text), len(self.token_ids)
+        self._seen_logprobs = len(self.logprobs)
 
     def _add(self, delta: Delta) -> None:
         self.text += delta.text
@@ -85,6 +102,7 @@ class CompletionOutput:
         for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
             self.logprobs.append(alternatives)
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
+        self._logits += [logits[None] for logits in delta.generation_logits]
 
 
 class RequestOutput:
@@ -97,19 +115,27 @@ class RequestOutput:
         request_id: counts the requests of one LLM.
         prompt: the text; None where token ids were given.
         prompt_token_ids: the ids.
-        outputs: the n sequences.
+        outputs: the n sequences; with best_of the n likeliest, best first.
         finished: whether all of them ended.
         error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
     """
 
     def __init__(
-        self, request_id: int, prompt: str | None, prompt_token_ids: list[int], n: int, abort: Callable[[], object]
+        self,
+        request_id: int,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        sequences: int,
+        abort: Callable[[], object],
+        *,
+        keep: int | None = None,
     ) -> None:
         self.request_id = request_id
         self.prompt = prompt
         self.prompt_token_ids = prompt_token_ids
-        self.outputs = [CompletionOutput(index) for index in range(n)]
-        self.context_logits: Any = None
+        self.outputs = [CompletionOutput(index) for index in range(sequences)]
+        self._keep = sequences if keep is None else keep
+        self._context: list[Logits] = []
         self.finished = False
         self.error: str | None = None
         self._abort = abort
@@ -119,6 +145,11 @@ class RequestOutput:
         self._changed = threading.Condition()
         self._wakers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._iterated_to_end = False
+
+    @property
+    def context_logits(self) -> Logits | None:
+        """The model's logits after each id of the prompt: float32 [prompt, vocab], if asked for."""
+        return _joined(self._context)
 
     def result(self, timeout: float | None = None) -> "RequestOutput":
         """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
@@ -171,6 +202,11 @@ class RequestOutput:
             f"prompt_token_ids={self.prompt_token_ids}, outputs={self.outputs}, finished={self.finished})"
         )
 
+    def _begin_with(self, token_ids: Sequence[int], text: str) -> None:
+        """Let every sequence hold the prompt first."""
+        for output in self.outputs:
+            output.token_ids, output.text, output._prompt_tokens = list(token_ids), text, len(token_ids)
+
     def _deliver(self, delta: Delta) -> None:
         """Called from the postprocessing thread."""
         with self._changed:
@@ -212,9 +248,31 @@ class RequestOutput:
                     output._begin_step()
             for delta in arrived:
                 self.outputs[delta.sequence]._add(delta)
+                self._add_context(delta)
                 self._failure = self._failure or delta.error
             self.finished = self.finished or all(output.finish_reason for output in self.outputs)
             if self._failure is not None:
                 self.error, self.finished = str(self._failure), True
                 raise self._failure
+            if self.finished and len(self.outputs) > self._keep:
+                self._keep_best()
         return self
+
+    def _add_context(self, delta: Delta) -> None:
+        """The prompt is the same for all sequences."""
+        for output in self.outputs if delta.prompt_logprobs else ():
+            output.prompt_logprobs += delta.prompt_logprobs
+        self._context += [logits[None] for logits in delta.context_logits]
+
+    def _keep_best(self) -> None:
+        self.outputs.sort(key=lambda output: -(output.cumulative_logprob or 0.0))
+        del self.outputs[self._keep :]
+        for index, output in enumerate(self.outputs):
+            output.index = index
+
+
+def _joined(parts: list[Logits]) -> Logits | None:
+    """What arrived so far as one array [..., vocab], which takes the place of its parts; None for none."""
+    if len(parts) > 1:
+        parts[:] = [np.concatenate(parts)]
+    return parts[0] if parts else None

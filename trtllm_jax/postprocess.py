@@ -5,7 +5,8 @@ import threading
 from collections.abc import Callable, Sequence
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
-from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
+from trtllm_jax.logits_processing import top_logprobs
 from trtllm_jax.outputs import Delta, Logprob, RequestOutput
 from trtllm_jax.sampling_params import SamplingParams
 
@@ -41,6 +42,8 @@ class Stream:
         self._tokens = 0
         self._steps = 0
         self._ended = False
+        self._prompt_ids = output.prompt_token_ids
+        self._context_seen = 0
         self._begin_gathering()
 
     def take(self, update: Update) -> None:
@@ -50,22 +53,53 @@ class Stream:
         if update.error is not None:
             self._ended = True
             self._output._deliver(Delta(self._index, error=update.error))
+            # The other samples of its prompt have nobody left to tell.
+            self._output._abort()
             return
         gained = self._gain(update)
         self._ended = gained.finish_reason is not None
         self._text.append(gained.text)
         self._token_ids += gained.token_ids
         self._logprobs += gained.logprobs
+        if self._params.return_generation_logits:
+            self._generation_logits += update.logits[: len(gained.token_ids)]
+        self._take_context(update.context)
         self._steps += 1
         if self._ended or (self._interval is not None and self._steps % self._interval == 0):
             text = "".join(self._text)
-            self._output._deliver(gained._replace(text=text, token_ids=self._token_ids, logprobs=self._logprobs))
+            self._output._deliver(
+                gained._replace(
+                    text=text,
+                    token_ids=self._token_ids,
+                    logprobs=self._logprobs,
+                    prompt_logprobs=self._prompt_logprobs,
+                    context_logits=self._context_logits,
+                    generation_logits=self._generation_logits,
+                )
+            )
             self._begin_gathering()
 
     def _begin_gathering(self) -> None:
         self._text: list[str] = []
         self._token_ids: list[int] = []
         self._logprobs: list[dict[int, Logprob]] = []
+        self._prompt_logprobs: list[dict[int, Logprob]] = []
+        self._context_logits: list[Logits] = []
+        self._generation_logits: list[Logits] = []
+
+    def _take_context(self, context: Sequence[Logits]) -> None:
+        """What the model said after the next tokens of the prompt."""
+        if self._params.return_context_logits:
+            self._context_logits += context
+        count = self._params.prompt_logprobs
+        for logits in context if count is not None else ():
+            if self._context_seen == 0:
+                self._prompt_logprobs.append({})
+            self._context_seen += 1
+            if self._context_seen < len(self._prompt_ids):
+                token = self._prompt_ids[self._context_seen]
+                top, own, rank = top_logprobs(logits, count or 0, token)
+                self._prompt_logprobs.append(_readable(TokenLogprobs(token, own, rank, tuple(top))))
 
     def _gain(self, update: Update) -> Delta:
         tokens, finish = list(update.tokens), update.finish

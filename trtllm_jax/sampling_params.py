@@ -1,19 +1,29 @@
 """How one request is sampled and when it ends: what a user asks for, and what the engine computes with."""
 
 import os
+import reprlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Self
 
+import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
 from trtllm_jax.llm_args import NonNegativeInt, PositiveInt, StrictModel
+from trtllm_jax.logits_processing import BatchedLogitsProcessor as BatchedLogitsProcessor
+from trtllm_jax.logits_processing import Edits, NucleusDecay, as_processors
+from trtllm_jax.logits_processing import LogitsProcessor as LogitsProcessor
 
 _ALLOW_N_GREEDY = "TLLM_ALLOW_N_GREEDY_DECODING"
+_NO_NGRAM = 1 << 30
+_LEAST_TOP_P, _RESET_ID = 1e-6, 1
+"""TensorRT-LLM's values where top_p_decay is given alone."""
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
 TokenIdOrNone = Annotated[int, Field(ge=-1)]
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
 LogprobCount = Annotated[
     NonNegativeInt | None,
@@ -26,7 +36,7 @@ class Sampling:
     """One row's sampling with nothing left open; where ``greedy``, the values that make sampling greedy too.
 
     ``temperature`` > 0; ``top_k`` 0 keeps all tokens; ``top_p`` in (0, 1]; ``min_p`` relative to the likeliest token,
-    in [0, 1]; ``seed`` in [0, 2**64), None where the engine draws one.
+    in [0, 1]; ``seed`` in [0, 2**64), None where the engine draws one. ``decay`` makes ``top_p`` fall, None for not.
     """
 
     temperature: float
@@ -35,6 +45,7 @@ class Sampling:
     min_p: float
     seed: int | None
     greedy: bool
+    decay: NucleusDecay | None = None
 
 
 class SamplingParams(StrictModel):
@@ -43,8 +54,8 @@ class SamplingParams(StrictModel):
     Greedy when none of ``temperature``, ``top_k``, ``top_p`` is given, or ``temperature`` or ``top_p`` is 0, or
     ``top_k`` is 1; otherwise those not given are 1.0, 0 (all tokens) and 1.0. Lengths are in tokens;
     ``truncate_prompt_tokens`` keeps a prompt's last tokens; ``end_id`` -1 means none; ``logprobs`` counts alternatives
-    (True: 1). ``length_penalty`` concerns beams and ``spaces_between_special_tokens`` slow tokenizers: neither changes
-    a result here.
+    (True: 1). ``length_penalty`` concerns beams, ``pad_id`` batches of one length and ``spaces_between_special_tokens``
+    slow tokenizers: none of them changes a result here.
     """
 
     _later: ClassVar = {
@@ -53,24 +64,6 @@ class SamplingParams(StrictModel):
         "beam_search_diversity_rate": (None, 0.0),
         "early_stopping": (None,),
         "beam_width_array": (None,),
-        "bad": (None,),
-        "bad_token_ids": (None,),
-        "embedding_bias": (None,),
-        "logits_processor": (None,),
-        "apply_batched_logits_processor": (False,),
-        "top_p_min": (None,),
-        "top_p_reset_ids": (None,),
-        "top_p_decay": (None, 1.0),
-        "min_tokens": (None, 0, 1),
-        "repetition_penalty": (None, 1.0),
-        "presence_penalty": (None, 0.0),
-        "frequency_penalty": (None, 0.0),
-        "no_repeat_ngram_size": (None, 1 << 30),
-        "prompt_ignore_length": (None, 0),
-        "prompt_logprobs": (None, False),
-        "return_context_logits": (False,),
-        "return_generation_logits": (False,),
-        "exclude_input_from_output": (True,),
         "return_encoder_output": (False,),
         "return_perf_metrics": (False,),
         "additional_model_outputs": (None,),
@@ -96,9 +89,9 @@ class SamplingParams(StrictModel):
     beam_width: PositiveInt = 1
     top_k: NonNegativeInt | None = None
     top_p: Fraction | None = None
-    top_p_min: Fraction | None = None
+    top_p_min: PositiveFraction | None = None
     top_p_reset_ids: NonNegativeInt | None = None
-    top_p_decay: Fraction | None = None
+    top_p_decay: PositiveFraction | None = None
     seed: Seed | None = None
     temperature: NonNegativeFloat | None = None
     min_tokens: NonNegativeInt | None = None
@@ -143,6 +136,48 @@ class SamplingParams(StrictModel):
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
+    @property
+    def bad_words(self) -> tuple[str, ...]:
+        """``bad`` as a tuple, empty where there is none."""
+        if self.bad is None:
+            return ()
+        return (self.bad,) if isinstance(self.bad, str) else tuple(self.bad)
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences are generated, of which the best n are returned."""
+        return self.best_of or self.n
+
+    def edits(self, ends: frozenset[int], bad: Sequence[tuple[int, ...]]) -> Edits | None:
+        """What changes the logits of a sequence that ``ends`` end, None if nothing does.
+
+        ``bad`` are the ids of the bad words, besides ``bad_token_ids``.
+        """
+        bad = (*bad, *((token,) for token in self.bad_token_ids or ()))
+        penalties = (self.repetition_penalty or 1.0, self.presence_penalty or 0.0, self.frequency_penalty or 0.0)
+        ngram = min(self.no_repeat_ngram_size or 0, _NO_NGRAM)
+        processors = as_processors(self.logits_processor)
+        asked = (
+            bool(processors), self.apply_batched_logits_processor, self.embedding_bias is not None,
+            penalties != (1.0, 0.0, 0.0), (self.min_tokens or 0) > 0, 0 < ngram < _NO_NGRAM, bool(bad),
+        )  # fmt: skip
+        if not any(asked):
+            return None
+        repetition, presence, frequency = penalties
+        return Edits(
+            processors=processors,
+            batched=self.apply_batched_logits_processor,
+            bias=None if self.embedding_bias is None else np.asarray(self.embedding_bias, np.float32),
+            repetition=repetition,
+            presence=presence,
+            frequency=frequency,
+            ignored_prompt=self.prompt_ignore_length or 0,
+            min_tokens=self.min_tokens or 0,
+            ends=ends,
+            no_repeat_ngram=0 if ngram == _NO_NGRAM else ngram,
+            bad=bad,
+        )
+
     def resolved(self) -> Sampling:
         """The values to compute with, all defaults applied."""
         if self.greedy:
@@ -154,7 +189,14 @@ class SamplingParams(StrictModel):
             min_p=self.min_p or 0.0,
             seed=self.seed,
             greedy=False,
+            decay=self._decay(),
         )
+
+    def _decay(self) -> NucleusDecay | None:
+        if self.top_p_decay is None or self.top_p_decay == 1.0:
+            return None
+        reset_id = _RESET_ID if self.top_p_reset_ids is None else self.top_p_reset_ids
+        return NucleusDecay(self.top_p_decay, self.top_p_min or _LEAST_TOP_P, reset_id)
 
     def copy(self) -> Self:  # type: ignore[override]
         """An independent record with equal values."""
@@ -166,15 +208,11 @@ class SamplingParams(StrictModel):
             raise ValueError(
                 f"SamplingParams.best_of = {self.best_of} is invalid: it should be at least n = {self.n}, or left out"
             )
-        if self.best_of is not None and self.best_of > self.n:
+        if self.sequences > 1 and self.greedy and os.environ.get(_ALLOW_N_GREEDY) != "1":
+            field, count = ("best_of", self.best_of) if (self.best_of or 1) > self.n else ("n", self.n)
             raise ValueError(
-                f"SamplingParams.best_of = {self.best_of} is not available in this release with n = {self.n}: "
-                "leave it out or use n"
-            )
-        if self.n > 1 and self.greedy and os.environ.get(_ALLOW_N_GREEDY) != "1":
-            raise ValueError(
-                f"SamplingParams.n = {self.n} is invalid: greedy decoding gives {self.n} equal answers; use n=1, "
-                "set temperature, top_k or top_p so that answers differ, or set the environment variable "
+                f"SamplingParams.{field} = {count} is invalid: greedy decoding gives {count} equal answers; use "
+                f"{field}=1, set temperature, top_k or top_p so that answers differ, or set the environment variable "
                 f"{_ALLOW_N_GREEDY}=1"
             )
         if self.stop_strings and not self.detokenize:
@@ -182,4 +220,30 @@ class SamplingParams(StrictModel):
                 f"SamplingParams.stop = {self.stop!r} is invalid with detokenize = False: stop strings are looked for "
                 "in the text; use stop_token_ids or detokenize=True"
             )
+        if (self.min_tokens or 0) > self.max_tokens:
+            raise ValueError(
+                f"SamplingParams.min_tokens = {self.min_tokens} is invalid: it should be at most max_tokens = "
+                f"{self.max_tokens}"
+            )
+        if self.greedy and (self.top_p_decay or 1.0) != 1.0:
+            raise ValueError(
+                f"SamplingParams.top_p_decay = {self.top_p_decay} is invalid: greedy decoding draws from no top_p; set "
+                "temperature or top_p, or leave it out"
+            )
+        as_processors(self.logits_processor)
+        self._check_bias()
         return self
+
+    def _check_bias(self) -> None:
+        if self.embedding_bias is None:
+            return
+        try:
+            with np.errstate(over="ignore"):
+                bias = np.asarray(self.embedding_bias, np.float32)
+        except (TypeError, ValueError):
+            bias = np.zeros((), np.float32)
+        if bias.ndim != 1 or np.isnan(bias).any() or not np.isfinite(bias).any() or np.isposinf(bias).any():
+            raise ValueError(
+                f"SamplingParams.embedding_bias = {reprlib.repr(self.embedding_bias)} is invalid: give one number for "
+                "each id of the vocabulary, finite or -inf, and at least one of them finite"
+            )

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 EOS = 256
@@ -32,20 +34,43 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def greedy_by_transformers(tiny_llama: Path) -> Callable[[list[int], int], list[int]]:
-    """Greedy ids of the tiny Llama by transformers in float32, on the CPU: (prompt, how many) -> ids."""
-    import torch
+def tiny_torch(tiny_llama: Path) -> Any:
+    """The tiny Llama as transformers' model, in float32 on the CPU."""
     from transformers import LlamaForCausalLM
 
-    model = LlamaForCausalLM.from_pretrained(tiny_llama).eval()
+    return LlamaForCausalLM.from_pretrained(tiny_llama).eval()
 
-    def greedy(prompt: list[int], count: int) -> list[int]:
+
+@pytest.fixture(scope="session")
+def generate_by_transformers(tiny_torch: Any) -> Callable[..., list[int]]:
+    """Greedy ids of the tiny Llama by transformers: (prompt, how many, further arguments of its generate) -> ids."""
+    import torch
+
+    def generate(prompt: list[int], count: int, **more: Any) -> list[int]:
         ids = torch.tensor([prompt])
         # Without a mask, generate would take a prompt's pad ids for padding.
-        out = model.generate(
-            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, eos_token_id=None,
-            pad_token_id=0,
-        )  # fmt: skip
+        more = {"eos_token_id": None, "pad_token_id": 0, **more}
+        out = tiny_torch.generate(
+            ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **more
+        )
         return out[0, len(prompt) :].tolist()
 
-    return greedy
+    return generate
+
+
+@pytest.fixture(scope="session")
+def greedy_by_transformers(generate_by_transformers: Callable[..., list[int]]) -> Callable[[list[int], int], list[int]]:
+    """Greedy ids of the tiny Llama by transformers: (prompt, how many) -> ids."""
+    return generate_by_transformers
+
+
+@pytest.fixture(scope="session")
+def logits_by_transformers(tiny_torch: Any) -> Callable[[list[int]], np.ndarray]:
+    """The tiny Llama's logits [ids, vocab] after each of some ids, by transformers."""
+    import torch
+
+    def logits(tokens: list[int]) -> np.ndarray:
+        with torch.no_grad():
+            return tiny_torch(torch.tensor([tokens])).logits[0].numpy()
+
+    return logits

@@ -70,8 +70,6 @@ def service(tiny_llama: Path) -> Iterator[Any]:
         service.llm.generate("x")
 
 
-# The penalty is not available yet; everything else that the method asks for is tested below.
-@pytest.mark.xfail(strict=True, raises=ValueError, reason="SamplingParams.repetition_penalty")
 def test_texts(service: Any) -> None:
     results = service.generate_text(PROMPTS, **AS_THE_MANUAL)
     assert [result["prompt"] for result in results] == PROMPTS

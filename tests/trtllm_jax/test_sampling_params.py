@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trtllm_jax.sampling_params import Sampling, SamplingParams
+from trtllm_jax import logits_processing
+from trtllm_jax.logits_processing import Edits, NucleusDecay
+from trtllm_jax.sampling_params import BatchedLogitsProcessor, LogitsProcessor, Sampling, SamplingParams
 
 TENSORRT_LLM_DEFAULTS = {
     "max_tokens": 32,
@@ -154,7 +156,7 @@ def test_every_valid_combination_resolves_to_computable_values(
         ({"seed": 0.5}, "seed = 0.5", "valid integer"),
         ({"n": 0}, "n = 0", "greater than or equal to 1"),
         ({"n": 3, "best_of": 2, "top_k": 5}, "best_of = 2", "at least n = 3"),
-        ({"n": 2, "best_of": 3, "top_k": 5}, "best_of = 3", "leave it out or use n"),
+        ({"best_of": 3}, "best_of = 3", "use best_of=1, set temperature, top_k or top_p"),
         ({"n": 2}, "n = 2", "use n=1, set temperature, top_k or top_p"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens = 0", "greater than or equal to 1"),
         ({"stop": ""}, "stop = ''", "at least 1 character"),
@@ -171,6 +173,46 @@ def test_every_valid_combination_resolves_to_computable_values(
         ({"logprobs": 1.5}, "logprobs = 1.5", "valid integer"),
         ({"ignore_eos": 1}, "ignore_eos = 1", "valid boolean"),
         ({"length_penalty": math.nan}, "length_penalty = nan", "finite number"),
+        ({"repetition_penalty": 0}, "repetition_penalty = 0", "greater than 0"),
+        ({"repetition_penalty": -1.5}, "repetition_penalty = -1.5", "greater than 0"),
+        ({"repetition_penalty": math.nan}, "repetition_penalty = nan", "finite number"),
+        ({"repetition_penalty": True}, "repetition_penalty = True", "valid number"),
+        ({"repetition_penalty": "1.1"}, "repetition_penalty = '1.1'", "valid number"),
+        ({"presence_penalty": math.inf}, "presence_penalty = inf", "finite number"),
+        ({"presence_penalty": [1.0]}, "presence_penalty = [1.0]", "valid number"),
+        ({"frequency_penalty": False}, "frequency_penalty = False", "valid number"),
+        ({"frequency_penalty": -math.inf}, "frequency_penalty = -inf", "finite number"),
+        ({"prompt_ignore_length": -1}, "prompt_ignore_length = -1", "greater than or equal to 0"),
+        ({"no_repeat_ngram_size": -1}, "no_repeat_ngram_size = -1", "greater than or equal to 0"),
+        ({"no_repeat_ngram_size": 2.5}, "no_repeat_ngram_size = 2.5", "valid integer"),
+        ({"min_tokens": -1}, "min_tokens = -1", "greater than or equal to 0"),
+        ({"min_tokens": True}, "min_tokens = True", "valid integer"),
+        ({"min_tokens": 33}, "min_tokens = 33", "at most max_tokens = 32"),
+        ({"bad": ""}, "bad = ''", "at least 1 character"),
+        ({"bad": ["a", 3]}, "bad = ['a', 3]", "item 1 should be a valid string"),
+        ({"bad_token_ids": [-1]}, "bad_token_ids = [-1]", "item 0 should be greater than or equal to 0"),
+        ({"bad_token_ids": 7}, "bad_token_ids = 7", "valid list"),
+        ({"top_p": 0.9, "top_p_decay": 0.0}, "top_p_decay = 0.0", "greater than 0"),
+        ({"top_p": 0.9, "top_p_decay": 1.5}, "top_p_decay = 1.5", "less than or equal to 1"),
+        ({"top_p": 0.9, "top_p_min": 0.0}, "top_p_min = 0.0", "greater than 0"),
+        ({"top_p": 0.9, "top_p_reset_ids": -1}, "top_p_reset_ids = -1", "greater than or equal to 0"),
+        ({"top_p_decay": 0.5}, "top_p_decay = 0.5", "set temperature or top_p, or leave it out"),
+        ({"prompt_logprobs": -1}, "prompt_logprobs = -1", "greater than or equal to 0"),
+        ({"return_context_logits": 1}, "return_context_logits = 1", "valid boolean"),
+        ({"exclude_input_from_output": "no"}, "exclude_input_from_output = 'no'", "valid boolean"),
+        ({"embedding_bias": 3.0}, "embedding_bias = 3.0", "one number for each id"),
+        ({"embedding_bias": "abc"}, "embedding_bias = 'abc'", "one number for each id"),
+        ({"embedding_bias": []}, "embedding_bias = []", "at least one of them finite"),
+        ({"embedding_bias": [[0.0, 1.0]]}, "embedding_bias = [[0.0, 1.0]]", "one number for each id"),
+        ({"embedding_bias": [0.0, math.nan]}, "embedding_bias = [0.0, nan]", "finite or -inf"),
+        ({"embedding_bias": [0.0, math.inf]}, "embedding_bias = [0.0, inf]", "finite or -inf"),
+        ({"embedding_bias": [0.0, 1e300]}, "embedding_bias = [0.0, 1e+300]", "finite or -inf"),
+        ({"embedding_bias": [-math.inf]}, "embedding_bias = [-inf]", "at least one of them finite"),
+        ({"logits_processor": 5}, "logits_processor = 5", "give a function"),
+        ({"logits_processor": [5, None]}, "logits_processor = [5, None]", "give a function"),
+        ({"logits_processor": "print"}, "logits_processor = 'print'", "give a function"),
+        ({"logits_processor": dict}, "logits_processor = <class 'dict'>", "an object of a subclass"),
+        ({"apply_batched_logits_processor": 1}, "apply_batched_logits_processor = 1", "valid boolean"),
     ],
 )
 def test_errors_name_field_value_and_remedy(arguments: dict[str, Any], field: str, remedy: str) -> None:
@@ -197,19 +239,17 @@ def test_an_unknown_field_without_a_similar_name_lists_all() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "neutral"),
     [
-        ("repetition_penalty", 1.1, [None, 1.0, 1]),
-        ("presence_penalty", 0.5, [None, 0.0]),
-        ("frequency_penalty", -0.5, [None, 0.0]),
-        ("min_tokens", 5, [None, 1]),
-        ("no_repeat_ngram_size", 3, [None, 1 << 30]),
         ("use_beam_search", True, [False]),
         ("beam_width", 4, [1]),
-        ("bad", ["x"], [None]),
-        ("prompt_logprobs", 1, [None]),
-        ("return_context_logits", True, [False]),
-        ("exclude_input_from_output", False, [True]),
+        ("beam_search_diversity_rate", 0.5, [None, 0.0]),
+        ("early_stopping", 1, [None]),
+        ("beam_width_array", [2, 3], [None]),
+        ("return_perf_metrics", True, [False]),
+        ("return_encoder_output", True, [False]),
+        ("additional_model_outputs", ["x"], [None]),
+        ("thinking_token_budget", 5, [None]),
+        ("lookahead_config", {}, [None]),
         ("guided_decoding", object(), [None]),
-        ("logits_processor", len, [None]),
     ],
 )
 def test_a_later_capability_is_refused_unless_neutral(field: str, value: Any, neutral: list[Any]) -> None:
@@ -221,7 +261,75 @@ def test_a_later_capability_is_refused_unless_neutral(field: str, value: Any, ne
 
 
 def test_an_array_is_not_compared_with_the_neutral_value() -> None:
-    assert "embedding_bias = array([0., 0.]) is not available" in message(embedding_bias=np.zeros(2))
+    assert "guided_decoding = array([0., 0.]) is not available" in message(guided_decoding=np.zeros(2))
+
+
+NOTHING_TO_EDIT: list[dict[str, Any]] = [
+    {},
+    {"repetition_penalty": 1, "presence_penalty": 0, "frequency_penalty": 0.0, "prompt_ignore_length": 4},
+    {"min_tokens": 0, "no_repeat_ngram_size": 1 << 30, "bad": [], "bad_token_ids": [], "logits_processor": []},
+    {"no_repeat_ngram_size": 0, "bad": None, "embedding_bias": None, "top_p": 0.9, "top_p_decay": 0.5},
+]
+
+
+@pytest.mark.parametrize("arguments", NOTHING_TO_EDIT)
+def test_what_changes_no_logits_leaves_the_draw_to_the_device(arguments: dict[str, Any]) -> None:
+    assert SamplingParams(**arguments).edits(frozenset({3}), ()) is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ({"repetition_penalty": 1.5}, {"repetition": 1.5}),
+        ({"presence_penalty": -2.0}, {"presence": -2.0}),
+        ({"frequency_penalty": 0.5, "prompt_ignore_length": 4}, {"frequency": 0.5, "ignored_prompt": 4}),
+        ({"min_tokens": 2}, {"min_tokens": 2}),
+        ({"no_repeat_ngram_size": 3}, {"no_repeat_ngram": 3}),
+        ({"bad_token_ids": [4, 5]}, {"bad": ((8, 9), (4,), (5,))}),
+        ({"logits_processor": print}, {"processors": (print,)}),
+        ({"logits_processor": [print, max]}, {"processors": (print, max)}),
+        ({"apply_batched_logits_processor": True}, {"batched": True}),
+    ],
+)
+def test_what_changes_logits_goes_to_the_engine(arguments: dict[str, Any], expected: dict[str, Any]) -> None:
+    bad = ((8, 9),) if "bad_token_ids" in arguments else ()
+    edits = SamplingParams(**arguments).edits(frozenset({3}), bad)
+    assert vars(edits) == vars(Edits(ends=frozenset({3}), **expected))
+
+
+@pytest.mark.parametrize("dtype", [list, np.float64, np.float32])
+def test_a_bias_of_any_numbers_becomes_float32(dtype: Any) -> None:
+    given = [0.0, -math.inf, 2.5] if dtype is list else np.array([0.0, -math.inf, 2.5], dtype)
+    edits = SamplingParams(embedding_bias=given).edits(frozenset(), ())
+    assert edits is not None
+    assert edits.bias is not None
+    assert edits.bias.dtype == np.float32
+    assert edits.bias.tolist() == [0.0, -math.inf, 2.5]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "decay"),
+    [
+        ({"top_p": 0.9}, None),
+        ({"top_p": 0.9, "top_p_decay": 1.0, "top_p_min": 0.1, "top_p_reset_ids": 5}, None),
+        ({"top_p": 0.9, "top_p_decay": 0.5}, NucleusDecay(0.5, 1e-6, 1)),
+        ({"top_k": 9, "top_p_decay": 0.5, "top_p_min": 0.25, "top_p_reset_ids": 0}, NucleusDecay(0.5, 0.25, 0)),
+    ],
+)
+def test_a_falling_top_p_has_tensorrt_llms_defaults(arguments: dict[str, Any], decay: NucleusDecay | None) -> None:
+    assert SamplingParams(**arguments).resolved().decay == decay
+
+
+@pytest.mark.parametrize(("arguments", "sequences"), [({}, 1), ({"n": 3}, 3), ({"n": 2, "best_of": 5}, 5)])
+def test_as_many_sequences_run_as_the_best_are_chosen_of(arguments: dict[str, Any], sequences: int) -> None:
+    assert SamplingParams(top_k=5, **arguments).sequences == sequences
+
+
+def test_processors_classes_have_tensorrt_llms_import_path() -> None:
+    assert (LogitsProcessor, BatchedLogitsProcessor) == (
+        logits_processing.LogitsProcessor,
+        logits_processing.BatchedLogitsProcessor,
+    )
 
 
 def test_several_greedy_answers_only_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -231,10 +339,12 @@ def test_several_greedy_answers_only_on_request(monkeypatch: pytest.MonkeyPatch)
     assert "TLLM_ALLOW_N_GREEDY_DECODING=1" in message(n=2)
 
 
+@pytest.mark.parametrize("field", ["logprobs", "prompt_logprobs"])
 @pytest.mark.parametrize(("given", "kept"), [(True, 1), (False, None), (0, 0), (5, 5), (None, None)])
-def test_logprobs_true_means_one(given: Any, kept: int | None) -> None:
-    assert SamplingParams(logprobs=given).logprobs == kept
-    assert not isinstance(SamplingParams(logprobs=given).logprobs, bool)
+def test_logprobs_true_means_one(field: str, given: Any, kept: int | None) -> None:
+    value = getattr(SamplingParams(**{field: given}), field)
+    assert value == kept
+    assert not isinstance(value, bool)
 
 
 @pytest.mark.parametrize(
@@ -250,7 +360,7 @@ def test_stop_strings_are_a_tuple(stop: Any, strings: tuple[str, ...]) -> None:
     [
         ("top_p", 3.0, "SamplingParams.top_p = 3.0 is invalid"),
         ("top_q", 0.5, "SamplingParams got invalid argument: top_q (= 0.5); did you mean top_p"),
-        ("repetition_penalty", 2.0, "SamplingParams.repetition_penalty = 2.0 is not available"),
+        ("beam_width", 2, "SamplingParams.beam_width = 2 is not available"),
         ("detokenize", False, "SamplingParams.stop = 'x' is invalid with detokenize = False"),
     ],
 )

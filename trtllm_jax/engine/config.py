@@ -1,5 +1,6 @@
 """What the engine is told: sizes, memory, policy. The public API resolves its arguments to this record."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -23,6 +24,7 @@ class EngineConfig:
         policy: when a sequence is admitted.
         max_decode_steps: tokens a row may gain in one dispatch.
         look_ahead: whether a step is dispatched before the one before it was read.
+        batched_processor: called once a step for the sequences that ask for it.
         event_buffer: cache events kept for `get_kv_cache_events`; 0 keeps none.
         stats_length: iteration statistics kept for `get_stats`.
     """
@@ -38,6 +40,7 @@ class EngineConfig:
     policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
     max_decode_steps: int | None = None
     look_ahead: bool = True
+    batched_processor: Callable[..., object] | None = None
     event_buffer: int = 0
     stats_length: int = 1000
 

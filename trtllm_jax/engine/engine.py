@@ -18,6 +18,7 @@ from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import EngineConfig, backend_defaults
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
+from trtllm_jax.engine.host_sampling import HostDrawn, draw_on_host
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
@@ -96,6 +97,7 @@ class Engine:
         caches = spec.allocate(pages, mesh)
         self._runner = Runner(programs, params, caches, mesh, self.limits.max_batch_size, table_width)
         self._look_ahead = config.look_ahead
+        self._batched_processor = config.batched_processor
         self._sink = sink
         self._stats: deque[Record] = deque(maxlen=config.stats_length)
         self._iteration = 0
@@ -256,7 +258,15 @@ class Engine:
     def _commit(self, flight: InFlight) -> None:
         started = time.perf_counter()
         tokens = flight.tokens()
-        updates = self._scheduler.commit(flight.plan, tokens, flight.token_logprobs(tokens))
+        logprobs, logits = flight.token_logprobs(tokens), flight.row_logits()
+        drawn = HostDrawn()
+        if flight.plan.drawn_on_host:
+            drawn = draw_on_host(flight.plan, logits, self._runner.draw, self._batched_processor)
+            logprobs = logprobs or [[] for _ in tokens]
+            for row in flight.plan.drawn_on_host:
+                tokens[row] = [drawn.tokens[row]] if row in drawn.tokens else []
+                logprobs[row] = [drawn.logprobs[row]] if row in drawn.logprobs else []
+        updates = self._scheduler.commit(flight.plan, tokens, logprobs, logits, drawn.failures)
         if updates:
             self._sink(updates)
         self._iteration += 1

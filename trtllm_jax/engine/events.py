@@ -70,7 +70,9 @@ def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: S
     pool: BlockPool = scheduler.pool
     counters = scheduler.counters
     looked_up = counters.reused_pages + counters.missed_pages
-    prompt_rows = int((plan.first >= 0).sum())
+    # A sequence may have several rows, and one that the host draws for has a known token in each step.
+    prompt_rows = [row for row, first in enumerate(plan.first.tolist()) if 0 <= first < plan.requests[row].prefill_end]
+    scheduled, prompts = set(plan.requests), {plan.requests[row] for row in prompt_rows}
     return {
         "iter": iteration,
         "timestamp": time.strftime("%m-%d-%Y %H:%M:%S"),
@@ -92,10 +94,10 @@ def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: S
             "cacheHitRate": counters.reused_pages / looked_up if looked_up else 0.0,
         },
         "inflightBatchingStats": {
-            "numScheduledRequests": len(plan.requests),
-            "numContextRequests": prompt_rows,
-            "numGenRequests": len(plan.requests) - prompt_rows,
+            "numScheduledRequests": len(scheduled),
+            "numContextRequests": len(prompts),
+            "numGenRequests": len(scheduled) - len(prompts),
             "numPausedRequests": counters.preempted,
-            "numCtxTokens": int((plan.tokens >= 0).sum()),
+            "numCtxTokens": sum(int(plan.starts[row + 1] - plan.starts[row]) for row in prompt_rows),
         },
     }

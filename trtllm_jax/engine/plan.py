@@ -28,6 +28,7 @@ class StepPlan:
         starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
         first: int32 [r], position of a row's first token; -1 where the device knows it. Empty for "decode".
         emits: bool [r], whether a token is drawn after the row's last one. Empty for "decode".
+        context: bool [r], whether the logits after the row's last token are the prompt's to report. Empty for "decode".
         steps: tokens each row may gain; 1 for a ragged step.
         copies: (source, destination) pages to copy before anything else.
     """
@@ -41,6 +42,7 @@ class StepPlan:
     starts: np.ndarray
     first: np.ndarray
     emits: np.ndarray
+    context: np.ndarray
     steps: int
     copies: tuple[tuple[int, int], ...] = ()
 
@@ -51,5 +53,17 @@ class StepPlan:
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether any row reports log-probabilities."""
-        return any(request.num_logprobs is not None for request in self.requests)
+        """Whether any row that the device draws for reports log-probabilities."""
+        return any(request.num_logprobs is not None and not request.host_bound for request in self.requests)
+
+    @property
+    def drawn_on_host(self) -> list[int]:
+        """The rows whose token the host draws."""
+        if self.kind == "decode":
+            return []
+        return [row for row, request in enumerate(self.requests) if request.host_bound and self.emits[row]]
+
+    @property
+    def wants_logits(self) -> bool:
+        """Whether the host needs the logits of any row."""
+        return bool(self.context.any()) or bool(self.drawn_on_host)

@@ -92,6 +92,15 @@ class Programs:
         """Log-probabilities of what the ragged step of a token bucket drew."""
         return self._programs["logprobs", self.rows_of(tokens)]
 
+    def logits(self, tokens: int) -> Compiled:
+        """The logits that the ragged step of a token bucket drew from, for the host."""
+        return self._programs["logits", self.rows_of(tokens)]
+
+    def draw(self, rows: int) -> tuple[int, Compiled]:
+        """The draw from logits that the host changed, for at least `rows` rows; how many it takes comes first."""
+        size = bucket_for(rows, tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets})))
+        return size, self._programs["draw", size]
+
     def copy(self) -> Compiled:
         """The page copy."""
         return self._programs["copy",]
@@ -121,7 +130,10 @@ class Programs:
         lowerings: dict[tuple[Hashable, ...], Callable[[], jax.stages.Lowered]] = {}
         for tokens in self.token_buckets:
             lowerings["ragged", tokens] = partial(self._lower_ragged, tokens)
-            lowerings["logprobs", self.rows_of(tokens)] = partial(self._lower_logprobs, self.rows_of(tokens))
+            rows = self.rows_of(tokens)
+            lowerings["logprobs", rows] = partial(self._lower_logprobs, rows)
+            lowerings["logits", rows] = partial(self._lower_logits, rows)
+            lowerings["draw", rows] = partial(self._lower_draw, rows)
         for rows in self.row_buckets:
             for greedy in (True, False):
                 lowerings["decode", rows, greedy] = partial(self._lower_decode, rows, greedy)
@@ -153,19 +165,27 @@ class Programs:
         )
 
     def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
-        config = self._model.config
-        count = min(MAX_LOGPROBS, config.vocab)
-        mapped = jax.shard_map(
-            partial(steps.token_logprobs, self._model, count),
-            mesh=self._mesh,
-            in_specs=(self._param_specs(), P(), P()),
-            out_specs=P(),
-            check_vma=False,
-        )
+        count = min(MAX_LOGPROBS, self._model.config.vocab)
+        drawn = self._array((rows, 2), jnp.int32)
+        return self._lower_head(partial(steps.token_logprobs, self._model, count), rows, drawn)
+
+    def _lower_logits(self, rows: int) -> jax.stages.Lowered:
+        return self._lower_head(partial(steps.last_logits, self._model), rows)
+
+    def _lower_head(self, function: Compiled, rows: int, *more: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
+        """A function of (params, last rows of a ragged step, ...)."""
+        specs = (self._param_specs(), *[P()] * (1 + len(more)))
+        mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False)
         dtype = activation_dtype(self._params["embed"].dtype)
-        return jax.jit(mapped).lower(
-            self._params, self._array((rows, config.embed), dtype), self._array((rows, 2), jnp.int32)
+        return jax.jit(mapped).lower(self._params, self._array((rows, self._model.config.embed), dtype), *more)
+
+    def _lower_draw(self, rows: int) -> jax.stages.Lowered:
+        layout = steps.draw_layout(rows)
+        logits = self._array((rows, self._model.config.vocab), jnp.float32)
+        mapped = jax.shard_map(
+            partial(steps.draw, layout), mesh=self._mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
         )
+        return jax.jit(mapped).lower(logits, self._array((layout.size,), jnp.int32))
 
     def _lower_copy(self) -> jax.stages.Lowered:
         return jax.jit(steps.copy_pages, donate_argnums=0).lower(

@@ -8,7 +8,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_jax.logits_processing import Edits
 from trtllm_jax.sampling_params import Sampling
+
+Logits = npt.NDArray[np.float32]
 
 
 class FinishReason(enum.StrEnum):
@@ -37,6 +43,8 @@ class Update(NamedTuple):
         logprobs: one entry a token where they were asked for, else empty.
         finish: why the sequence ended, None while it runs.
         error: the failure that ended it, if one did.
+        logits: for each token what it was drawn from, [vocab], before any change, where that was asked for.
+        context: logits [vocab] after the prompt's next tokens, where those were asked for.
     """
 
     request: "Request"
@@ -44,6 +52,8 @@ class Update(NamedTuple):
     logprobs: Sequence[TokenLogprobs] = ()
     finish: FinishReason | None = None
     error: BaseException | None = None
+    logits: Sequence[Logits] = ()
+    context: Sequence[Logits] = ()
 
 
 @dataclass(eq=False)
@@ -59,6 +69,10 @@ class Request:
         salt: what, besides its tokens, must agree before a prefix is shared (cache_salt, adapter, ...).
         parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
         owner: whoever submitted it; the engine only hands it back.
+        edits: changes to its logits before a draw, None for none.
+        keep_logits: whether to report what each token was drawn from.
+        keep_context: whether to report the logits after every token of the prompt.
+        id: the owner's number, which users' functions are told.
     """
 
     prompt: Sequence[int]
@@ -69,6 +83,10 @@ class Request:
     salt: bytes = b""
     parent: "Request | None" = None
     owner: Any = None
+    edits: Edits | None = None
+    keep_logits: bool = False
+    keep_context: bool = False
+    id: int = 0
 
     generated: list[int] = field(default_factory=list)
     slot: int | None = None
@@ -90,7 +108,19 @@ class Request:
     """Dispatched steps that hold this sequence and are not committed yet."""
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache had when the sequence was first admitted; None before."""
+    context_sent: int = 0
+    """Positions of the prompt whose logits were reported."""
     finished: FinishReason | None = None
+
+    @property
+    def host_bound(self) -> bool:
+        """Whether the host draws its tokens: it then has one step in flight at most."""
+        return self.edits is not None or self.keep_logits or self.sampling.decay is not None
+
+    @property
+    def reports_context(self) -> bool:
+        """Whether logits of its prompt are still to be reported."""
+        return self.keep_context and self.context_sent < len(self.prompt)
 
     @property
     def total(self) -> int:

@@ -14,8 +14,9 @@ from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
-from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
+from trtllm_jax.engine.steps import draw_layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,11 +26,16 @@ class InFlight:
     plan: StepPlan
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
+    logits: jax.Array | None = None
 
     def tokens(self) -> list[list[int]]:
         """What each row gained; waits for the device."""
         out = np.asarray(self.out)[: len(self.plan.requests)]
         return [row[1 : 1 + row[0]] for row in out.tolist()]
+
+    def row_logits(self) -> Sequence[Logits]:
+        """The logits [vocab] of each row, () where the plan wants none; waits for the device."""
+        return () if self.logits is None else list(np.asarray(self.logits)[: len(self.plan.requests)])
 
     def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
         """Log-probabilities of what each row gained, as far as it asked for them; None where no row did."""
@@ -71,7 +77,7 @@ class Runner:
         if plan.copies:
             self._copy(plan.copies)
         flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
-        for array in (flight.out, *flight.logprobs):
+        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits)):
             array.copy_to_host_async()
         return flight
 
@@ -100,9 +106,19 @@ class Runner:
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self.params, self._caches, self._state, packed
         )
-        if plan.wants_logprobs:
-            return InFlight(plan, out, self._programs.logprobs(tokens)(self.params, last, out))
-        return InFlight(plan, out)
+        logprobs = self._programs.logprobs(tokens)(self.params, last, out) if plan.wants_logprobs else ()
+        logits = self._programs.logits(tokens)(self.params, last) if plan.wants_logits else None
+        return InFlight(plan, out, logprobs, logits)
+
+    def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
+        """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""
+        size, program = self._programs.draw(len(requests))
+        layout = draw_layout(size)
+        position = np.array([request.total for request in requests], np.int32)
+        padded = np.zeros((size, logits.shape[1]), np.float32)
+        padded[: len(logits)] = logits
+        packed = layout.pack(position=position, **wish_arrays(requests))
+        return np.asarray(program(padded, packed))[: len(requests)].tolist()
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
@@ -124,12 +140,15 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     """What a ragged step of `rows` rows is sent: the plan, rows beyond it empty and of the padding slot."""
     starts = np.full(rows + 1, plan.starts[-1], np.int32)
     starts[: len(plan.starts)] = plan.starts
+    slots = _padded_slots(plan.slots, rows, padding_slot)
+    # A sequence's last row alone has its slot: where several wrote to one, any of them could win.
+    slots[:-1][slots[:-1] == slots[1:]] = padding_slot
     return layout.pack(
         tokens=plan.tokens,
         starts=starts,
         first=plan.first,
         emits=plan.emits,
-        slots=_padded_slots(plan.slots, rows, padding_slot),
+        slots=slots,
         prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
         page_table=plan.page_table,
         **wish_arrays(plan.requests),

@@ -6,8 +6,9 @@ position is written before it is read by its next owner.
 """
 
 import enum
+import itertools
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,10 +16,11 @@ import numpy as np
 
 from trtllm_jax.engine.block_pool import BlockPool, block_hash
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
 
 _NOTHING = np.zeros(0, np.int32)
 _NO_PAGES = np.zeros((0, 0), np.int32)
+_NO_FAILURES: Mapping[int, Exception] = {}
 
 
 def pages_a_dispatch(max_decode_steps: int, page_size: int) -> int:
@@ -101,9 +103,11 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next dispatch, or None when nothing can run before a step in flight is committed."""
-        decoding = self._grow([r for r in self.running if not r.prefilling and not r.exhausted])
+        ready = [r for r in self.running if not r.prefilling and not r.exhausted]
+        # What the host draws must be known before it can be computed.
+        decoding = self._grow([r for r in ready if not (r.host_bound and r.in_flight)])
         chunks, copies = self._plan_prefill(self.limits.max_num_tokens - len(decoding))
-        if chunks or any(r.num_logprobs is not None for r in decoding):
+        if chunks or any(r.num_logprobs is not None or r.host_bound for r in decoding):
             return self._ragged_plan(chunks, decoding, copies)
         return self._decode_plan(decoding, self._extend(decoding)) if decoding else None
 
@@ -155,7 +159,7 @@ class Scheduler:
             if request.prefilling and budget > 0:
                 budget -= self._plan_chunk(request, budget, chunks)
         skipped: list[Request] = []
-        while self.waiting and budget > 0 and self._free_slots:
+        while self.waiting and budget > 0 and len(self._free_slots) > self._extra_rows(chunks):
             request = self.waiting.popleft()
             if self._must_wait_for_others(request):
                 skipped.append(request)
@@ -176,10 +180,19 @@ class Scheduler:
 
     def _plan_chunk(self, request: Request, budget: int, chunks: dict[Request, int]) -> int:
         """Take as much of the prompt as the budget allows; returns the tokens taken."""
-        chunks[request] = chunk = min(request.prefill_end - request.computed, budget)
+        chunk = min(request.prefill_end - request.computed, budget)
+        if request.reports_context:
+            # Each of its tokens takes a row, because a row's last token alone has logits.
+            chunk = min(chunk, 1 + len(self._free_slots) - self._extra_rows(chunks))
+        chunks[request] = chunk
         request.computed += chunk
         self._register(request, request.computed)
         return chunk
+
+    @staticmethod
+    def _extra_rows(chunks: dict[Request, int]) -> int:
+        """Rows of a plan beyond one a sequence; slots that nobody holds leave room for them."""
+        return sum(chunk - 1 for request, chunk in chunks.items() if request.reports_context)
 
     def _admit(self, request: Request, copies: list[tuple[int, int]]) -> bool:
         """Give a waiting sequence a slot and pages for its known tokens, if there is room by the policy."""
@@ -230,7 +243,7 @@ class Scheduler:
         parent = request.parent
         if parent is not None and parent.slot is not None and not request.generated and self._is_current(parent):
             return parent.pages[:full], parent.pages[full] if rest else None
-        if not self.pool.reuse:
+        if not self.pool.reuse or request.reports_context:
             return [], None
         self._extend_hashes(request, full)
         return self.pool.match(request.hashes[:full]), None
@@ -268,22 +281,40 @@ class Scheduler:
     def _ragged_plan(
         self, chunks: dict[Request, int], decoding: Sequence[Request], copies: Sequence[tuple[int, int]]
     ) -> StepPlan:
-        rows = [*decoding, *chunks]
+        rows: list[Request] = []
+        parts: list[tuple[int, list[int], bool, bool]] = []
+        for request in decoding:
+            rows.append(request)
+            known = request.tokens(request.computed - 1, request.computed) if request.host_bound else [-1]
+            parts.append((request.computed - 1 if request.host_bound else -1, known, True, False))
+        for request, chunk in chunks.items():
+            first, emits = request.computed - chunk, not request.prefilling
+            known = request.tokens(first, request.computed)
+            if not request.reports_context:
+                rows.append(request)
+                parts.append((first, known, emits, False))
+                continue
+            for position, token in enumerate(known, start=first):
+                rows.append(request)
+                last = position + 1 == request.computed
+                reported = request.context_sent <= position < len(request.prompt)
+                parts.append((position, [token], emits and last, reported))
         starts = np.zeros(len(rows) + 1, np.int32)
-        starts[1 : len(decoding) + 1] = 1
-        starts[len(decoding) + 1 :] = list(chunks.values())
-        np.cumsum(starts, out=starts)
-        tokens = np.full(starts[-1], -1, np.int32)
-        first = np.full(len(rows), -1, np.int32)
-        emits = np.ones(len(rows), np.bool_)
-        for index, (request, chunk) in enumerate(chunks.items(), start=len(decoding)):
-            first[index] = request.computed - chunk
-            tokens[starts[index] : starts[index + 1]] = request.tokens(request.computed - chunk, request.computed)
-            emits[index] = not request.prefilling
-        return self._plan("step", rows, tokens, starts, first, emits, 1, tuple(copies))
+        np.cumsum([len(known) for _, known, _, _ in parts], out=starts[1:])
+        return self._plan(
+            "step",
+            rows,
+            np.fromiter(itertools.chain.from_iterable(known for _, known, _, _ in parts), np.int32, int(starts[-1])),
+            starts,
+            np.array([first for first, *_ in parts], np.int32),
+            np.array([emits for _, _, emits, _ in parts], np.bool_),
+            np.array([reported for *_, reported in parts], np.bool_),
+            1,
+            tuple(copies),
+        )
 
     def _decode_plan(self, decoding: Sequence[Request], steps: int) -> StepPlan:
-        return self._plan("decode", decoding, _NOTHING, _NOTHING, _NOTHING, _NOTHING, steps, ())
+        return self._plan("decode", decoding, _NOTHING, _NOTHING, _NOTHING, _NOTHING, _NOTHING, steps, ())
 
     def _plan(
         self,
@@ -293,6 +324,7 @@ class Scheduler:
         starts: np.ndarray,
         first: np.ndarray,
         emits: np.ndarray,
+        context: np.ndarray,
         steps: int,
         copies: tuple[tuple[int, int], ...],
     ) -> StepPlan:
@@ -306,22 +338,44 @@ class Scheduler:
             held = np.fromiter((len(request.pages) for request in rows), np.int32, len(rows))
             columns = np.maximum(held[:, None] - np.arange(self._pages_a_dispatch, 0, -1), 0)
             page_table, newest = _NO_PAGES, np.stack([columns, self._page_table[slots[:, None], columns]], axis=2)
-        return StepPlan(kind, tuple(rows), slots, page_table, newest, tokens, starts, first, emits, steps, copies)
+        return StepPlan(
+            kind, tuple(rows), slots, page_table, newest, tokens, starts, first, emits, context, steps, copies
+        )
 
     # ---- what came of it ----
 
     def commit(
-        self, plan: StepPlan, tokens: Sequence[Sequence[int]], logprobs: Sequence[Sequence[TokenLogprobs]] | None = None
+        self,
+        plan: StepPlan,
+        tokens: Sequence[Sequence[int]],
+        logprobs: Sequence[Sequence[TokenLogprobs]] | None = None,
+        logits: Sequence[Logits] = (),
+        failures: Mapping[int, Exception] = _NO_FAILURES,
     ) -> list[Update]:
         """Take the tokens that each row of a plan gained; returns what to tell the owners.
 
-        Rows whose sequence ended while the step was in flight are ignored.
+        `logits` [vocab] of each row are there if the plan wants any, and what is reported of them is copied: the whole
+        step's would live as long as one row's. `failures` end the sequences of their rows. Rows whose sequence ended
+        while the step was in flight are ignored.
         """
         updates: list[Update] = []
         for index, request in enumerate(plan.requests):
             request.in_flight -= 1
+            if request.finished is not None:
+                continue
+            if index in failures:
+                request.finished = FinishReason.CANCELLED
+                updates.append(Update(request, finish=request.finished, error=failures[index]))
+                self._remove(request)
+                continue
+            context: tuple[Logits, ...] = ()
+            if logits and plan.context[index]:
+                request.context_sent += 1
+                context = (logits[index].copy(),)
             gained = tokens[index]
-            if request.finished is not None or not gained:
+            if not gained:
+                if context:
+                    updates.append(Update(request, context=context))
                 continue
             if request.stop_ids and not request.stop_ids.isdisjoint(gained):
                 end = next(i for i, token in enumerate(gained) if token in request.stop_ids)
@@ -331,7 +385,8 @@ class Scheduler:
             if request.finished is None and len(request.generated) >= request.max_tokens:
                 request.finished = FinishReason.LENGTH
             details = logprobs[index][: len(gained)] if logprobs and request.num_logprobs is not None else ()
-            updates.append(Update(request, gained, details, request.finished))
+            kept = (logits[index].copy(),) if request.keep_logits else ()
+            updates.append(Update(request, gained, details, request.finished, logits=kept, context=context))
             if request.slot is not None:
                 # The last token's key and value are not written yet.
                 self._register(request, request.total - 1)

@@ -1,4 +1,4 @@
-"""The compiled steps as pure functions: one ragged step, one decode loop, a page copy, log-probabilities.
+"""The compiled steps as pure functions: a ragged step, a decode loop, a page copy, and what follows a ragged step.
 
 Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device state, v vocabulary.
 """
@@ -160,6 +160,23 @@ def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
 def token_logprobs(model: Model, count: int, params: Any, last: jax.Array, out: jax.Array) -> tuple[jax.Array, ...]:
     """`sampler.logprobs` of the tokens that a ragged step drew: its last rows [r, embed] and its result [r, 2]."""
     return sampler.logprobs(model.logits(params, last), out[:, 1], count)
+
+
+def last_logits(model: Model, params: Any, last: jax.Array) -> jax.Array:
+    """The logits [r, v] in float32 of a ragged step's last rows [r, embed], for the host."""
+    return model.logits(params, last).astype(jnp.float32)
+
+
+def draw_layout(rows: int) -> Layout:
+    """What the host sends with logits that it changed."""
+    return Layout((Field("position", (rows,)), *wish_fields(rows)))
+
+
+def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
+    """A token for each row of logits [r, v] that the host changed: int32 [r], as the ragged step would draw."""
+    plan = layout.unpack(packed)
+    wishes = Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
+    return sampler.sample(logits, wishes, plan["position"])
 
 
 def _batch(

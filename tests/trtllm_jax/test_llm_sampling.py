@@ -494,8 +494,19 @@ class TestFailures:
             failing.result(timeout=60)
         assert failing.error is not None
         assert [one.result(timeout=60).outputs[0].token_ids for one in running] == alone
-        assert llm.generate("x", free(max_tokens=1)).finished
-        assert llm.get_stats()[-1]["numActiveRequests"] <= 3  # the failed one's other samples, for a step at most
+
+    def test_the_other_samples_end_with_a_failed_one(self, llm: LLM) -> None:
+        left = iter(range(12))
+
+        def raise_once(req_id: int, logits: Logits, token_ids: Any, stream_ptr: Any, client_id: Any) -> None:
+            if next(left, None) == 11:
+                raise KeyError("once")
+
+        params = free(n=3, temperature=1.0, max_tokens=140, logits_processor=raise_once)
+        with pytest.raises(KeyError, match="once"):
+            llm.generate("x", params)
+        assert tokens_of(llm, "y", repetition_penalty=1.2)
+        assert llm.get_stats()[-1]["numActiveRequests"] == 0
 
     def test_a_batched_fault_fails_those_that_asked(self, llm: LLM, greedy_by_transformers: Any) -> None:
         DOUBLED.fails = True

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from trtllm_jax import SamplingParams
@@ -86,6 +87,24 @@ def test_what_the_texts_are_made_of(service: Any) -> None:
         assert output.prompt == prompt
         assert bytes_of(service, output.prompt_token_ids) == prompt.encode()
         assert 0 < output.outputs[0].length <= 150
+
+
+def test_penalties_and_reported_logits_on_two_devices(
+    service: Any, generate_by_transformers: Any, logits_by_transformers: Any
+) -> None:
+    prompt = list(PROMPTS[0].encode())
+    params = SamplingParams(
+        max_tokens=30,
+        ignore_eos=True,
+        repetition_penalty=1.3,
+        return_context_logits=True,
+        return_generation_logits=True,
+    )
+    output = service.llm.generate(prompt, params)
+    answer = output.outputs[0]
+    assert answer.token_ids == generate_by_transformers(prompt, 30, repetition_penalty=1.3)
+    told = np.concatenate([output.context_logits, answer.generation_logits[1:]])
+    np.testing.assert_allclose(told, logits_by_transformers([*prompt, *answer.token_ids])[:-1], atol=1e-4)
 
 
 def bytes_of(service: Any, ids: list[int]) -> bytes:

@@ -297,7 +297,7 @@ class Scheduler:
             for position, token in enumerate(known, start=first):
                 rows.append(request)
                 last = position + 1 == request.computed
-                reported = request.context_sent <= position < len(request.prompt)
+                reported = position >= request.context_sent
                 parts.append((position, [token], emits and last, reported))
         starts = np.zeros(len(rows) + 1, np.int32)
         np.cumsum([len(known) for _, known, _, _ in parts], out=starts[1:])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from trtllm_jax.engine.events import CacheEvents, iteration_stats
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Request
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.logits_processing import Edits
 from trtllm_jax.sampling_params import SamplingParams
 
 
@@ -149,6 +151,21 @@ def test_statistics_of_a_step_with_prompts_and_decoding_rows() -> None:
         "missedBlocks": 4,
         "cacheHitRate": 0.0,
     }
+
+
+def test_statistics_count_sequences_though_some_have_several_rows_and_others_known_tokens() -> None:
+    scheduler = make_scheduler()
+    scheduler.submit(edited := replace(make_request([1], max_tokens=5), edits=Edits()))
+    first = scheduler.schedule()
+    assert first is not None
+    commit(scheduler, first)
+    scheduler.submit(replace(make_request(range(3)), keep_context=True))
+    plan = scheduler.schedule()
+    assert plan is not None
+    assert (plan.requests[0], len(plan.requests)) == (edited, 4)
+    inflight = iteration_stats(1, 0.0, plan, scheduler)["inflightBatchingStats"]
+    kinds = ("ScheduledRequests", "ContextRequests", "GenRequests", "CtxTokens")
+    assert [inflight[f"num{kind}"] for kind in kinds] == [2, 1, 1, 3]
 
 
 def test_statistics_of_a_decode_loop_count_no_prompt() -> None:

@@ -334,6 +334,9 @@ class TestLife:
                 llm.generate(prompts, SamplingParams(max_tokens=9, ignore_eos=True))
                 llm.generate(prompts, SamplingParams(max_tokens=9, temperature=0.8, top_p=0.9, top_k=9, logprobs=2))
             llm.generate(ids(20), SamplingParams(n=4, temperature=1.0, max_tokens=5))
+            changed = SamplingParams(max_tokens=5, repetition_penalty=1.2, logprobs=1, prompt_logprobs=1)
+            for count in (1, 4):
+                llm.generate([ids(9 * n + 30, n) for n in range(count)], changed)
             assert COMPILED not in compiled
             # The listener does hear a compile: this shape is new to the process.
             jax.jit(lambda x: x * 3 + 1)(np.ones((3, 5, 7), np.float32))

@@ -97,12 +97,15 @@ class Checkpoint:
         return load_tokenizer(found, self.llama2c.vocab_size, path.parent)
 
 
-def open_checkpoint(model: str | Path, *, revision: str | None = None, token: str | None = None) -> Checkpoint:
+def open_checkpoint(
+    model: str | Path, *, revision: str | None = None, token: str | None = None, weights: bool = True
+) -> Checkpoint:
     """The checkpoint that `model` names: a Hugging Face or Orbax folder, a GGUF or llama2.c file, else a hub name.
 
-    `revision` and `token` are for the hub. ValueError names what is missing or cannot be read, and the remedy.
+    `revision` and `token` are for the hub, from where `weights=False` downloads the configuration and the tokenizer
+    only. ValueError names what is missing or cannot be read, and the remedy.
     """
-    path = locate(model, revision=revision, token=token)
+    path = locate(model, revision=revision, token=token, weights=weights)
     if _is_llama2c(path):
         from checkpoints.llama2c import Llama2cFile
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
+from checkpoints.shown import one_line
 from checkpoints.source import TensorInfo
 
 
@@ -19,7 +20,7 @@ def require_fit(
     problems = [f"missing: {name}" for name in sorted(expected.keys() - found.keys())]
     for name in sorted(found.keys() - expected.keys()):
         if not any(fnmatch.fnmatchcase(name, pattern) for pattern in ignore):
-            problems.append(f"unused: {name}")
+            problems.append(f"unused: {one_line(name, 200)}")
     for name in sorted(expected.keys() & found.keys()):
         if found[name].shape != expected[name]:
             problems.append(f"{name}: expected the shape {expected[name]}, found {found[name].shape}")

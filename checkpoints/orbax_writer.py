@@ -5,6 +5,7 @@ all that it wants to find later; tensorstore, which it writes with, then puts th
 """
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ import tensorstore as ts
 from checkpoints.load import Progress
 from checkpoints.pieces import chunk_shape, grid, rounded
 from checkpoints.shards import read_shard
+from checkpoints.shown import one_line
 from checkpoints.source import TensorInfo, TensorSource
 from checkpoints.table import Sizes, Weight, assemble, blocks, shape
 
@@ -47,10 +49,12 @@ def write_orbax(
     """The arrays of the expanded `rows`, unpadded, as an Orbax checkpoint in `folder`, which must not exist yet.
 
     `infos` is what `array_infos` said, `split` has the logical axes that meshes split. `progress(done, total)` counts
-    bytes written. At most a few pieces of PIECE_BYTES are in memory.
+    bytes written. At most a few pieces of PIECE_BYTES are in memory. OSError where the system refuses to write.
     """
-    with ocp.PyTreeCheckpointer() as checkpointer:
-        checkpointer.save(folder.resolve(), assemble((path, np.zeros((), info.dtype)) for path, info in infos.items()))
+    tree = assemble((path, np.zeros((), info.dtype)) for path, info in infos.items())
+    # Interrupted here, Orbax would go on in threads of its own; leaving this block waits until it is done.
+    with ocp.PyTreeCheckpointer() as checkpointer, ThreadPoolExecutor(1) as thread:
+        thread.submit(checkpointer.save, folder.resolve(), tree).result()
     total = sum(info.nbytes for info in infos.values())
     done = 0
     for row in rows:
@@ -61,10 +65,20 @@ def write_orbax(
         store = _create(folder, row.path, info, chunk)
         for window in grid(info.shape, chunk):
             values = rounded(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
-            store[tuple(slice(*part) for part in window)].write(values).result()
+            _write(store[tuple(slice(*part) for part in window)], values, f"{folder}: the array {row.path!r}")
             done += values.nbytes
             if progress is not None:
                 progress(done, total)
+
+
+def _write(place: ts.TensorStore, values: npt.NDArray[Any], what: str) -> None:
+    writing = place.write(values)
+    try:
+        writing.result()
+    except ValueError as error:  # of a full disk, too
+        raise OSError(f"{what}: {one_line(str(error).partition(' [')[0], 300)}") from error
+    finally:
+        writing.exception()  # waits: interrupted, it would go on too
 
 
 def _create(folder: Path, path: str, info: TensorInfo, chunk: tuple[int, ...]) -> ts.TensorStore:

@@ -14,9 +14,20 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
 
     It lies beside `output`, hidden. What a killed process left there is cleaned up by the next one, which refuses to
     start while the first still runs. All files are on the disk before the name is there. With `overwrite` the model
-    that `output` was is replaced at the end; ValueError where it exists otherwise, or is no model's folder.
+    that `output` was is replaced at the end; ValueError where it exists otherwise, is no model's folder, or where the
+    system refuses to write: a full disk, a folder that is read-only.
     """
-    output = output.expanduser().absolute()
+    try:
+        with _locked_folder(output.expanduser().absolute(), overwrite) as folder:
+            yield folder
+    except OSError as error:
+        raise ValueError(
+            f"output = {output} cannot be written: {error}; free some room, or choose another place"
+        ) from error
+
+
+@contextmanager
+def _locked_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     partial, replaced = (output.with_name(f".{output.name}.{state}") for state in ("partial", "replaced"))
     output.parent.mkdir(parents=True, exist_ok=True)
     lock = _lock(partial, output)
@@ -33,6 +44,7 @@ def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
+        _recover(output, replaced)
         raise
     finally:
         os.close(lock)
@@ -54,7 +66,7 @@ def _lock(partial: Path, output: Path) -> int:
 
 
 def _recover(output: Path, replaced: Path) -> None:
-    """Finish what a process killed between the two renames left."""
+    """Finish what was stopped between the two renames."""
     if replaced.exists():
         if output.exists():
             shutil.rmtree(replaced)

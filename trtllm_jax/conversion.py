@@ -60,7 +60,7 @@ def convert_checkpoint(
 
     Raises:
         ValueError: an argument is wrong, the source cannot be read or does not fit its configuration, or `output`
-            exists or has no room.
+            exists, has no room or cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"format = {format!r} is unknown: use one of {', '.join(FORMATS)}")
@@ -98,7 +98,7 @@ def _open(source: str | Path, config: str | Path | None, revision: str | None) -
     arrays = find_arrays(folder) if folder.is_dir() else None
     if arrays is None:
         raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
-    return replace(open_checkpoint(config, revision=revision), orbax=arrays)
+    return replace(open_checkpoint(config, revision=revision, weights=False), orbax=arrays)
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:

@@ -92,11 +92,16 @@ def generate_fn(
             where the process has one GPU and no other device.
 
     Raises:
-        ValueError: max_new_tokens is less than 1.
+        ValueError: an argument is of another kind, or max_new_tokens is less than 1.
     """
-    if max_new_tokens < 1:
-        raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens}; it must be at least 1")
-    ends = np.array(sorted(model.end_ids if end_ids is None else end_ids), np.int32)
+    if not isinstance(model, Model):
+        raise ValueError(f"generate_fn.model is a {type(model).__name__}; give the first of what load_model returns")
+    if not _is_int(max_new_tokens) or max_new_tokens < 1:
+        raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens!r}; it must be at least 1, and an integer")
+    stated = model.end_ids if end_ids is None else end_ids
+    if not _are_ids(stated):
+        raise ValueError(f"generate_fn.end_ids = {end_ids!r}; give a list of token ids, () for none")
+    ends = np.array(sorted(stated), np.int32)
     if kernels is None:
         kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
     plain = not kernels
@@ -188,6 +193,14 @@ def generate_fn(
     return generate
 
 
+def _is_int(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _are_ids(value: object) -> bool:
+    return isinstance(value, Collection) and all(map(_is_int, value))
+
+
 class _State(NamedTuple):
     """A step of the loop: the newest token of each row, its place, whether the row goes on, and what was generated."""
 
@@ -265,6 +278,8 @@ def _sampler(key: jax.Array, rows: int, plain: bool, **wishes: ArrayLike | None)
         value = jnp.asarray(default if wishes[name] is None else wishes[name])
         if value.shape not in ((), (rows,)):
             raise ValueError(f"generate got {name} of shape {value.shape} for {rows} rows; want a number or [{rows}]")
+        if name == "top_k" and not jnp.issubdtype(value.dtype, jnp.integer):
+            raise ValueError(f"generate got top_k of dtype {value.dtype}; want integers")
         each[name] = jnp.broadcast_to(value.astype(jnp.int32 if name == "top_k" else jnp.float32), (rows,))
     seed = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row), (2,), jnp.uint32))(jnp.arange(rows))
 

@@ -76,8 +76,9 @@ class Model:
     ) -> jax.Array:
         """The log-probability of every token after those before it, float32 [..., s]; their sum is the sequence's.
 
-        0 for the first token, which nothing predicts, and for padding. Arguments and errors as for a call; logits are
-        made a part at a time, and again in a backward pass, so that they never are in memory together.
+        0 for the first token, which nothing predicts, for padding, and for negative ids, which `generate_fn` pads with;
+        NaN for ids beyond the vocabulary. Arguments and errors as for a call; logits are made a part at a time, and
+        again in a backward pass, so that they never are in memory together.
         """
         x = self._hidden(params, tokens, lengths, remat)
         tokens = jnp.asarray(tokens)
@@ -102,7 +103,8 @@ class Model:
         chosen = lax.map(of_part, (by_part(x.reshape(rows, width, embed)[:, :-1]), by_part(flat[:, 1:])))
         found = jnp.moveaxis(chosen, 0, 1).reshape(rows, -1)[:, : width - 1]
         found = jnp.pad(found, ((0, 0), (1, 0))).reshape(*lead, width)
-        return found if lengths is None else jnp.where(jnp.arange(width) < jnp.asarray(lengths)[..., None], found, 0.0)
+        real = tokens >= 0 if lengths is None else (jnp.arange(width) < jnp.asarray(lengths)[..., None]) & (tokens >= 0)
+        return jnp.where(real, found, 0.0)
 
     def _hidden(self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None, remat: bool) -> jax.Array:
         """The residual stream [..., s, embed] after the last layer."""
@@ -171,10 +173,11 @@ def load_model(
         MemoryError: the weights do not fit the devices.
     """
     args = LoadModelArgs(model=model, dtype=dtype, load_format=load_format, revision=revision, attention=attention)
-    if mesh is not None and ("tp" not in mesh.shape or set(mesh.axis_types) != {AxisType.Auto}):
+    if mesh is not None and not _takes_weights(mesh):
         raise ValueError(
-            f"load_model.mesh = {mesh} needs an axis named 'tp', and all its axes automatic: jax.make_mesh(shape, "
-            "names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or place the weights yourself without mesh"
+            f"load_model.mesh = {mesh} must be a Mesh that has an axis named 'tp', and whose axes are all automatic: "
+            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or place the "
+            "weights yourself without mesh"
         )
     checkpoint = open_checkpoint(args.model, revision=args.revision)
     module = architecture(checkpoint.config)
@@ -183,6 +186,10 @@ def load_model(
         checkpoint, module, config, mesh or sharding.make_mesh(), dtype=args.dtype, load_format=args.load_format
     )
     return Model(module, config, stated_end_ids(checkpoint), args.attention, checkpoint), params
+
+
+def _takes_weights(mesh: object) -> bool:
+    return isinstance(mesh, Mesh) and "tp" in mesh.shape and set(mesh.axis_types) == {AxisType.Auto}
 
 
 def checked_tokens(tokens: ArrayLike, ndim: int | None = None) -> jax.Array:

@@ -207,6 +207,13 @@ def test_one_error_lists_every_missing_unused_and_misshapen_tensor() -> None:
     ]
 
 
+def test_the_name_of_an_unused_tensor_is_shown_on_one_short_line() -> None:
+    tensors = stored_tensors() | {"\n\x1b[2J" + "x" * 10**6: np.zeros(3, np.float32)}
+    with pytest.raises(ValueError, match="does not fit") as caught:
+        load(CountingSource(tensors), mesh_of(1, 1, 1))
+    assert str(caught.value).splitlines()[1:] == [f"  unused:   [2J{'x' * 195}"]
+
+
 def test_what_may_be_ignored_is_the_callers_choice() -> None:
     tensors = stored_tensors()
     tensors["lm_head.weight"] = tensors["embed.weight"]

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import signal
+import threading
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -14,9 +19,10 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore as ts
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from checkpoints import pieces
+from checkpoints import orbax_writer, pieces
 from checkpoints.load import load_params
 from checkpoints.orbax_folder import find_arrays
 from checkpoints.orbax_source import OrbaxSource
@@ -194,6 +200,51 @@ def test_values_are_rounded_to_the_wanted_dtype(tmp_path: Path) -> None:
     write(tmp_path / "params", tensors(np.float32), BF16)
     found = OrbaxSource(tmp_path / "params").read("embed", np.s_[:, :])
     np.testing.assert_array_equal(found, tensors(np.float32)["embed.weight"].astype(BF16))
+
+
+@pytest.fixture
+def interrupt() -> Iterator[None]:
+    """Ctrl-C in 0.2 s."""
+    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
+    timer.start()
+    yield
+    timer.join()
+
+
+def test_an_interrupt_waits_for_what_is_being_saved(
+    tmp_path: Path, interrupt: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = threading.Event()
+
+    def save(*_: Any) -> None:
+        time.sleep(0.5)
+        saved.set()
+
+    monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", save)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "params", tensors())
+    assert saved.is_set()
+
+
+def test_an_interrupt_waits_for_what_is_being_written(interrupt: None) -> None:
+    promise, future = ts.Promise.new()
+    later = threading.Timer(0.5, promise.set_result, [None])
+    later.start()
+    with pytest.raises(KeyboardInterrupt):
+        orbax_writer._write(SimpleNamespace(write=lambda _: future), np.zeros(3), "it")
+    assert future.done()
+
+
+def test_what_the_system_refuses_to_write_is_an_os_error(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    metadata = {"shape": [3], "chunks": [3], "dtype": "<f4", "compressor": None}
+    files = {"driver": "file", "path": f"{folder}/x/"}
+    store = ts.open(
+        {"driver": "zarr", "kvstore": files, "metadata": metadata}, open=True, assume_metadata=True
+    ).result()
+    with pytest.raises(OSError, match="the array 'x': "):
+        orbax_writer._write(store, np.zeros(3, np.float32), "the array 'x'")
 
 
 def test_the_arrays_are_found_in_the_folder_or_one_below_it(folder: Path, tmp_path: Path) -> None:

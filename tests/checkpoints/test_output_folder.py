@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from checkpoints import output_folder
 from checkpoints.output_folder import new_folder
 
 FILLS = """
@@ -83,6 +85,43 @@ def test_control_c_leaves_nothing(tmp_path: Path) -> None:
     process.send_signal(signal.SIGINT)
     process.communicate()
     assert names(tmp_path) == []
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_an_interrupt_at_the_end_leaves_the_old_or_the_new(
+    renamed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = tmp_path / "model"
+    fill(output, "old")
+    rename, calls = Path.rename, []
+
+    def interrupted(path: Path, target: Path) -> Path:
+        calls.append(path)
+        if len(calls) == renamed + 1:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", interrupted)
+        if renamed == 2:
+            patch.setattr(output_folder, "_sync", lambda path: interrupted(path, path) if path == tmp_path else None)
+        with pytest.raises(KeyboardInterrupt):
+            fill(output, "new", overwrite=True)
+    assert (output / "config.json").read_text() == ("new" if renamed == 2 else "old")
+    assert names(tmp_path) == ["model"]
+
+
+def test_where_nothing_can_be_written_the_error_names_the_output(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for output in (tmp_path / "file" / "model", tmp_path / ("x" * 250)):
+        with pytest.raises(ValueError, match=f"output = {output} cannot be written: .*; free some room, or choose"):
+            fill(output)
+    with (
+        pytest.raises(ValueError, match=r"model cannot be written: .*No space left on device"),
+        new_folder(tmp_path / "model"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert names(tmp_path) == ["file"]
 
 
 def test_two_processes_do_not_write_the_same_folder(tmp_path: Path) -> None:

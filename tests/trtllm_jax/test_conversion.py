@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import huggingface_hub
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -156,6 +157,24 @@ def test_a_pytree_that_a_user_saved_becomes_a_hugging_face_folder(how: str, tiny
     shutil.copy(tiny_llama / "config.json", tmp_path / "trained")
     _, again = load_model(tmp_path / "trained", dtype="float32")
     assert jax.tree.all(jax.tree.map(np.array_equal, again, trained))
+
+
+def test_of_a_hub_model_that_gives_the_configuration_no_weights_are_downloaded(
+    tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, params = load_model(tiny_llama, dtype="float32")
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(tmp_path / "trained", params)
+    wanted = []
+
+    def download(name: str, *, allow_patterns: list[str], **_: Any) -> str:
+        wanted.append((name, "*.safetensors" in allow_patterns))
+        return str(tiny_llama)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    folder = convert_checkpoint(tmp_path / "trained", tmp_path / "hf", config="org/name")
+    assert wanted == [("org/name", False)]
+    assert_same(tensors_of(folder), tensors_of(tiny_llama))
 
 
 def write_gguf(path: Path) -> None:

@@ -247,6 +247,7 @@ def test_kernels_are_a_choice(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -
     [
         ({"temperature": 0.5}, r"generate got temperature and no key: give a jax.random key, or leave temperature out"),
         ({"key": KEY, "top_p": np.ones(3)}, r"top_p of shape \(3,\) for 5 rows; want a number or \[5\]"),
+        ({"key": KEY, "top_k": 2.5}, r"top_k of dtype float32; want integers"),
         ({"lengths": [1, 2]}, r"lengths are int32\[2\] for tokens \[5, 40\]"),
         ({"prompts": PROMPTS[0]}, r"shape \(40,\); want \[rows, tokens\]"),
         ({"prompts": PROMPTS.repeat(6, 1)}, r"prompts of 240 tokens and max_new_tokens=24 exceed the model's 256"),
@@ -259,6 +260,18 @@ def test_arguments_that_are_wrong(loaded: Loaded, arguments: dict[str, Any], mes
         generate(loaded[1], **{"prompts": PROMPTS, **arguments})
 
 
-def test_at_least_one_token(loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match=r"generate_fn.max_new_tokens = 0; it must be at least 1"):
-        generate_fn(loaded[0], 0)
+@pytest.mark.parametrize("new", [0, 16.0, "16", True])
+def test_at_least_one_token(new: Any, loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match=rf"generate_fn.max_new_tokens = {new!r}; it must be at least 1"):
+        generate_fn(loaded[0], new)
+
+
+@pytest.mark.parametrize("end_ids", [2, "2", [2.0], ["</s>"]])
+def test_end_ids_are_ids(end_ids: Any, loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match=r"generate_fn.end_ids = .*; give a list of token ids"):
+        generate_fn(loaded[0], 4, end_ids=end_ids)
+
+
+def test_the_model_alone_is_wanted(loaded: Loaded) -> None:
+    with pytest.raises(ValueError, match=r"generate_fn\.model is a tuple; give the first of what load_model returns"):
+        generate_fn(loaded, 4)  # type: ignore[arg-type]

@@ -70,6 +70,15 @@ def test_logprobs_are_those_of_the_softmax(loaded: Loaded) -> None:
     assert logprobs(params, TOKENS[:, :1]).tolist() == [[0.0]] * 4
 
 
+def test_no_token_has_no_logprob(loaded: Loaded) -> None:
+    """What `generate_fn` pads with counts for nothing, also without lengths; an id beyond the vocabulary shows."""
+    model, params = loaded
+    padded = np.where(np.arange(24) < LENGTHS[:, None], TOKENS, -1)
+    logprobs = jax.jit(model.logprobs)
+    assert_close(logprobs(params, padded), logprobs(params, TOKENS, LENGTHS))
+    assert np.isnan(logprobs(params, np.array([5, VOCAB, 7]))).tolist() == [False, True, False]
+
+
 def loss(model: Model, params: Any, tokens: jax.Array, remat: bool = False) -> jax.Array:
     return -model.logprobs(params, tokens, LENGTHS[: len(tokens)], remat=remat).mean()
 
@@ -199,12 +208,13 @@ def test_explicit_axes_are_refused(tiny_llama: Path, loaded: Loaded) -> None:
         ({"dtype": "int8"}, r"load_model.dtype = 'int8' is invalid"),
         ({"load_format": "pickle"}, r"load_model.load_format = 'pickle' is invalid"),
         ({"attention": "flash"}, r"load_model.attention = 'flash' is invalid"),
-        ({"mesh": "x"}, r"load_model.mesh = .* needs an axis named 'tp'"),
+        ({"mesh": "x"}, r"load_model.mesh = .* must be a Mesh that has an axis named 'tp'"),
+        ({"mesh": 2}, r"load_model.mesh = 2 must be a Mesh"),
     ],
 )
 def test_arguments_that_are_wrong(tiny_llama: Path, arguments: dict[str, Any], message: str) -> None:
-    if "mesh" in arguments:
-        arguments = {"mesh": auto_mesh(**{arguments["mesh"]: 1})}
+    if arguments.get("mesh") == "x":
+        arguments = {"mesh": auto_mesh(x=1)}
     with pytest.raises(ValueError, match=message):
         load_model(tiny_llama, **arguments)
 

@@ -52,20 +52,17 @@ def main(
     from trtllm_jax import convert_checkpoint
 
     with readable_errors():
-        try:
-            folder = convert_checkpoint(
-                source,
-                output,
-                format=format,
-                dtype=dtype,
-                max_shard_size=max_shard_size,
-                tokenizer=tokenizer,
-                config=config,
-                revision=revision,
-                overwrite=overwrite,
-            )
-        except OSError as error:  # a full disk, a folder that may not be written
-            raise click.ClickException(str(error)) from error
+        folder = convert_checkpoint(
+            source,
+            output,
+            format=format,
+            dtype=dtype,
+            max_shard_size=max_shard_size,
+            tokenizer=tokenizer,
+            config=config,
+            revision=revision,
+            overwrite=overwrite,
+        )
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     click.echo(f"{output}: {size / 1e6:.1f} MB")
 

@@ -322,17 +322,23 @@ class TestReports:
     def test_a_stream_tells_the_prompts_logits_as_they_come(
         self, llm: LLM, logits_by_transformers: LogitsAfter
     ) -> None:
-        prompt, seen = ids(20, 25), []
-        params = free(prompt_logprobs=1, return_context_logits=True, return_generation_logits=True)
-        for output in llm.generate_async(prompt, params, streaming=True):
+        prompt, seen, first_seen = ids(20, 25), [], threading.Event()
+
+        def wait(*_: Any) -> None:
+            """Keeps the first id back until the test has seen an update of the prompt alone."""
+            assert first_seen.wait(60)
+
+        reports = {"prompt_logprobs": 1, "return_context_logits": True, "return_generation_logits": True}
+        for output in llm.generate_async(prompt, free(**reports, logits_processor=wait), streaming=True):
             sample = output.outputs[0]
             # The logits after an id tell the next one's log-probability.
             assert len(sample.prompt_logprobs) == min(len(output.context_logits) + 1, len(prompt))
             generated = 0 if sample.generation_logits is None else len(sample.generation_logits)
             assert generated == sample.length
             seen.append(len(output.context_logits))
+            first_seen.set()
         assert seen == sorted(seen)
-        assert len(set(seen)) > 1
+        assert seen[0] < len(prompt) == seen[-1]
         np.testing.assert_allclose(output.context_logits, logits_by_transformers(prompt), atol=1e-4)
 
     @pytest.mark.parametrize("edits", [{}, {"repetition_penalty": 2.0}, {"temperature": 1.0, "seed": 1}])

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
-    from trtllm_jax.engine.engine import EngineDeadError as EngineDeadError
+    from trtllm_jax.errors import EngineBusyError as EngineBusyError
+    from trtllm_jax.errors import EngineDeadError as EngineDeadError
     from trtllm_jax.generation import generate_fn as generate_fn
     from trtllm_jax.llm import LLM as LLM
     from trtllm_jax.llm_args import BuildConfig as BuildConfig
@@ -31,7 +32,8 @@ _HOME_OF = {
     "CompletionOutput": "trtllm_jax.outputs",
     "RequestOutput": "trtllm_jax.outputs",
     "SamplingParams": "trtllm_jax.sampling_params",
-    "EngineDeadError": "trtllm_jax.engine.engine",
+    "EngineBusyError": "trtllm_jax.errors",
+    "EngineDeadError": "trtllm_jax.errors",
     "convert_checkpoint": "trtllm_jax.conversion",
     "generate_fn": "trtllm_jax.generation",
     "load_model": "trtllm_jax.research",

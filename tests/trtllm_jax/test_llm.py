@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, RequestOutput, SamplingParams
-from trtllm_jax.engine.engine import EngineDeadError
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.runner import InFlight
+from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig, SchedulerConfig
 
 EOS = 256

@@ -25,14 +25,11 @@ from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
 from trtllm_jax.engine.steps import Model
+from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.models.config import CacheGroup
 
 NOMINAL_PAGES = 1024
 """Pool size of the compile that measures a step's temporary bytes; they do not depend on it."""
-
-
-class EngineDeadError(RuntimeError):
-    """The engine's thread ended by a failure, which is this error's cause; nothing it held can be completed."""
 
 
 @dataclass(frozen=True)

@@ -463,7 +463,8 @@ def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: bool) -> None:
     case = make_case(rows, ON_HOPPER[shape], Kind(rotated=rotated, scale=0.1), tokens=1100, dtype=jnp.bfloat16)
     case = replace(case, qkv=case.qkv.astype(jnp.bfloat16))
     out, cache = case.run(partial(ragged_attention, config=None), decode=False)
-    got, expected = np.asarray(out, np.float64)[case.answered], case.expected()[case.answered]
+    # Rows that nobody owns are not written: what lies there may not even be a number.
+    got, expected = np.asarray(out)[case.answered].astype(np.float64), case.expected()[case.answered]
     assert np.linalg.norm(got - expected) < 6e-3 * np.linalg.norm(expected)
     np.testing.assert_allclose(got, expected, atol=0.05)
     written, kept = np.asarray(cache, np.float64)[1:], case.expected_cache().astype(np.float64)[1:]

@@ -12,15 +12,14 @@ from jax.sharding import Mesh
 import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import dummy_params, ignorable, load_params
-from checkpoints.shown import shown
 from checkpoints.table import param_shapes
 from trtllm_jax import device_memory
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import progress
 from trtllm_jax.models import architecture
-from trtllm_jax.models.config import INT32_MAX
 from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.tokenizer_loading import load_tokenizer, stated_end_ids
 
 
 @dataclass(frozen=True)
@@ -48,7 +47,7 @@ def load(args: LlmArgs) -> LoadedModel:
     module = architecture(checkpoint.config)
     model = Model(module, module.Config.from_hf(checkpoint.config))
     mesh = sharding.make_mesh(args.tensor_parallel_size)
-    tokenizer = _tokenizer(args, checkpoint)
+    tokenizer = load_tokenizer(args, checkpoint)
     return LoadedModel(
         model=model,
         params=load_weights(checkpoint, module, model.config, mesh, dtype=args.dtype, load_format=args.load_format),
@@ -109,25 +108,3 @@ def load_weights(
         if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
         return load_params(table, checkpoint.tensors, progress=show, ignore=ignorable(checkpoint.config), **where)
-
-
-def _tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:
-    if args.skip_tokenizer_init:
-        return None
-    if args.tokenizer is None or isinstance(args.tokenizer, str | Path):
-        hf = checkpoint.load_tokenizer(args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
-    else:
-        hf = args.tokenizer
-    return hf if isinstance(hf, Tokenizer) else Tokenizer(hf)
-
-
-def stated_end_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """The ids that end a sequence according to the generation config, or the model's where that says nothing."""
-    stated = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
-    ids = stated if isinstance(stated, list) else [stated] if stated is not None else []
-    if not all(type(i) is int and 0 <= i <= INT32_MAX for i in ids):
-        raise ValueError(
-            f"{checkpoint.path} has eos_token_id={shown(stated)}; it must be a token id or a list of them: correct "
-            "generation_config.json or config.json"
-        )
-    return frozenset(ids)

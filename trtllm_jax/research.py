@@ -16,9 +16,10 @@ import sharding
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from trtllm_jax.batch import Batch
 from trtllm_jax.llm_args import DType, StrictModel
-from trtllm_jax.loading import load_weights, stated_end_ids
+from trtllm_jax.loading import load_weights
 from trtllm_jax.models import architecture
 from trtllm_jax.models.forward import hidden_states
+from trtllm_jax.tokenizer_loading import stated_end_ids
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits that `Model.logprobs` holds at a time, of which a backward pass needs a few times four bytes each."""

@@ -206,11 +206,16 @@ class Engine:
 
     def _refusal(self) -> RuntimeError | None:
         """Why nothing more can be asked of this engine, if that is so."""
-        if self._failure is not None:
-            error = EngineDeadError(f"the engine stopped: {self._failure!r}")
-            error.__cause__ = self._failure
-            return error
-        return RuntimeError("LLM is shutting down") if self._closed else None
+        return self.failure or (RuntimeError("LLM is shutting down") if self._closed else None)
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """What ended the engine's thread, None while it lives or where it was closed."""
+        if self._failure is None:
+            return None
+        error = EngineDeadError(f"the engine stopped: {self._failure!r}")
+        error.__cause__ = self._failure
+        return error
 
     # ---- the engine's thread ----
 
@@ -279,7 +284,7 @@ class Engine:
             except queue.Empty:
                 break
         unfinished = [*self._scheduler.running, *self._scheduler.waiting]
-        error = self._refusal() if self._failure is not None else None
+        error = self.failure
         for request in unfinished:
             request.finished = FinishReason.CANCELLED
         if unfinished:

@@ -17,13 +17,11 @@ from trtllm_jax.engine import steps
 from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.kv_cache import CACHE_AXES
 from trtllm_jax.engine.packing import Layout
+from trtllm_jax.engine.request import MAX_LOGPROBS
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
 from trtllm_jax.engine.steps import Model
 from trtllm_jax.layers import activation_dtype
-
-MAX_LOGPROBS = 20
-"""Most alternatives a position that log-probabilities are computed for."""
 
 LONG_STEP = 1024
 """Tokens from which on a step's kernels take longer than their launches."""

@@ -16,6 +16,9 @@ from trtllm_jax.sampling_params import Sampling
 
 Logits = npt.NDArray[np.float32]
 
+MAX_LOGPROBS = 20
+"""Most alternatives a position that log-probabilities are computed for."""
+
 
 class FinishReason(enum.StrEnum):
     """Why a sequence ended; the values are what users see."""

@@ -1,0 +1,220 @@
+"""What every `LLM` offers, wherever its engine runs: prompts in, text out. Knows no jax."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, overload
+
+from trtllm_jax.chat import Chat, Conversation, Tool
+from trtllm_jax.engine.request import FinishReason, Request
+from trtllm_jax.errors import EngineDeadError
+from trtllm_jax.inputs import PromptInputs, is_single
+from trtllm_jax.intake import EngineFacts, Intake
+from trtllm_jax.logger import progress
+from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.tokenizer import Tokenizer
+
+
+class EnginePort(Protocol):
+    """Where sequences are sent; their updates come back to their owners."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue sequences, all or none."""
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a sequence soon; no effect if it has ended."""
+
+
+class BaseLLM(ABC):
+    """Generation over an engine; all methods may be called from any thread."""
+
+    _tokenizer: Tokenizer | None
+    _chat: Chat
+    _intake: Intake
+    _port: EnginePort
+
+    def _connect(self, tokenizer: Tokenizer | None, chat: Chat, facts: EngineFacts, port: EnginePort) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self._port = port
+        self._intake = Intake(facts, tokenizer, port.finish)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What requests must fit: the vocabulary, the lengths, and what ends a sequence."""
+        return self._intake.facts
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; `tokenizer.hf` is the transformers object. None with skip_tokenizer_init=True."""
+        return self._tokenizer
+
+    @overload
+    def generate(
+        self,
+        inputs: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> Any: ...
+
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """The finished output of one prompt, or the outputs of a list of prompts in their order.
+
+        Args:
+            inputs: a str, a list of token ids, a dict with "prompt" or "prompt_token_ids", or a list of those.
+            sampling_params: for all prompts, or one each; greedy decoding of 32 tokens by default.
+            use_tqdm: show progress on a terminal.
+            streaming: return at once; iterating an output gives it after every step.
+            lora_request: not available in this release.
+
+        Raises:
+            ValueError, TypeError: an input or a parameter is wrong; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        _refuse_lora(lora_request)
+        single = is_single(inputs)
+        prompts = [inputs] if single else list(inputs)
+        outputs = self._submit(prompts, _one_each(sampling_params, len(prompts)), streaming)
+        if not streaming:
+            self._wait(outputs, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def generate_async(
+        self,
+        inputs: PromptInputs,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput:
+        """The output of one prompt, at once: call `result()`, await it, or iterate it with `for` or `async for`."""
+        _refuse_lora(lora_request)
+        if not is_single(inputs):
+            raise TypeError("generate_async takes one prompt; call it for each, or use generate for a list")
+        return self._submit([inputs], [sampling_params or SamplingParams()], streaming)[0]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        tools: Sequence[Tool] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: None = None,
+    ) -> Any:
+        """`generate` for a conversation, or for a list of them: the model's chat template makes the prompt of each.
+
+        Args:
+            messages: dicts with "role" and "content" (a str, or OpenAI's text parts), or a list of such lists.
+            sampling_params: as in `generate`, and so are `use_tqdm`, `streaming` and `lora_request`.
+            tools: for the template: JSON schemas, or functions with type hints and a docstring that names arguments.
+            documents: for the template: dicts with "title" and "text".
+            chat_template: a Jinja text in place of the model's, where allow_request_chat_template=True was set.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            continue_final_message: whether the answer goes on with the last message.
+            chat_template_kwargs: the template's further variables.
+
+        Raises:
+            ValueError: a message or an argument is wrong, or the template refuses; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        prompts = self._chat.prompts(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.generate(prompts, sampling_params, use_tqdm, streaming=streaming, lora_request=lora_request)
+
+    @abstractmethod
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The statistics of the engine's steps since the last call, in TensorRT-LLM's form."""
+
+    @abstractmethod
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+
+    @abstractmethod
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        """The KV pool's size in blocks and in tokens."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> EngineDeadError | None:
+        """What ended the engine, None while it lives or where it was shut down."""
+
+    async def get_stats_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_stats` for callers that await."""
+        return await asyncio.to_thread(self.get_stats, timeout)
+
+    async def get_kv_cache_events_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_kv_cache_events` for callers that await."""
+        return await asyncio.to_thread(self.get_kv_cache_events, timeout)
+
+    def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
+        """Check every prompt, then queue them all; nothing is queued if one is wrong."""
+        made = self._intake.requests(inputs, params, streaming)
+        self._port.submit([request for _, requests in made for request in requests])
+        return [output for output, _ in made]
+
+    @staticmethod
+    def _wait(outputs: Sequence[RequestOutput], show_progress: bool) -> None:
+        """Wait for all; if this is interrupted or one fails, none of them goes on."""
+        try:
+            if not show_progress:
+                for output in outputs:
+                    output.result()
+                return
+            with progress(len(outputs), "Processed requests") as bar:
+                for output in outputs:
+                    output.result()
+                    bar.update()
+        except BaseException:
+            for output in outputs:
+                output.abort()
+            raise
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, prompts: int) -> list[SamplingParams]:
+    if isinstance(params, Sequence):
+        if len(params) != prompts:
+            raise ValueError(f"sampling_params has {len(params)} entries for {prompts} prompts; give one or one each")
+        return list(params)
+    return [SamplingParams() if params is None else params] * prompts
+
+
+def _refuse_lora(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise ValueError("lora_request is not available in this release; leave it out")

@@ -1,0 +1,202 @@
+"""From prompts and parameters to sequences for an engine: what is wrong with them is found here, before any runs."""
+
+import itertools
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
+from trtllm_jax.inputs import Prompt, read_prompt
+from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.postprocess import Stream
+from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What requests must fit, and what applies where they say nothing.
+
+    Attributes:
+        vocab: ids of the model are 0 to vocab - 1.
+        end_ids: what ends a sequence.
+        max_seq_len: tokens of prompt and answer.
+        max_input_len: tokens of a prompt, None for no bound of its own.
+        stream_interval: steps between two updates of a stream.
+        batched_processor: whether the engine has a `BatchedLogitsProcessor`.
+    """
+
+    vocab: int
+    end_ids: frozenset[int]
+    max_seq_len: int
+    max_input_len: int | None
+    stream_interval: int
+    batched_processor: bool
+
+
+class Intake:
+    """Makes the result and the sequences of each prompt; may be called from any thread.
+
+    Args:
+        facts: what they must fit.
+        tokenizer: None where prompts are ids and no text is wanted.
+        finish: ends a sequence of the engine early. Results hold it, and nothing else of the engine's.
+    """
+
+    def __init__(
+        self, facts: EngineFacts, tokenizer: Tokenizer | None, finish: Callable[[Request, FinishReason], None]
+    ) -> None:
+        self.facts = facts
+        self._tokenizer = tokenizer
+        self._finish = finish
+        self._seeds = np.random.default_rng(0)
+        self._request_ids = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def requests(
+        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool
+    ) -> list[tuple[RequestOutput, list[Request]]]:
+        """For each prompt its result and the sequences that will fill it. ValueError or TypeError if one is wrong."""
+        for each in params:
+            self._check(each)
+            if streaming and each.sequences > each.n:
+                raise ValueError(
+                    f"SamplingParams.best_of = {each.best_of} is invalid with streaming: which n = {each.n} are "
+                    "the best is known at the end; leave best_of out or streaming"
+                )
+        prompts = [
+            read_prompt(one, each, self._tokenizer, self.facts.vocab) for one, each in zip(inputs, params, strict=True)
+        ]
+        interval = self.facts.stream_interval if streaming else None
+        with self._lock:
+            return [self._request(prompt, each, interval) for prompt, each in zip(prompts, params, strict=True)]
+
+    def _check(self, params: Any) -> None:
+        if not isinstance(params, SamplingParams):
+            raise TypeError(
+                f"sampling_params must be a SamplingParams or a list of them, one a prompt; got {type(params).__name__}"
+            )
+        if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
+            raise ValueError(f"SamplingParams.logprobs = {params.logprobs} is invalid: use at most {MAX_LOGPROBS}")
+        if params.stop_strings and self._tokenizer is None:
+            raise ValueError("SamplingParams.stop needs a tokenizer; use stop_token_ids with skip_tokenizer_init=True")
+        self._check_ids(params)
+        if params.bad_words and self._tokenizer is None:
+            raise ValueError("SamplingParams.bad needs a tokenizer; use bad_token_ids with skip_tokenizer_init=True")
+        if params.apply_batched_logits_processor and not self.facts.batched_processor:
+            raise ValueError(
+                "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
+                "LLM(batched_logits_processor=...)"
+            )
+        if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
+            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        """What speaks of the vocabulary must fit the model's."""
+        reset = [] if params.top_p_reset_ids is None else [params.top_p_reset_ids]
+        for field, ids in (("bad_token_ids", params.bad_token_ids or ()), ("top_p_reset_ids", reset)):
+            wrong = [token for token in ids if token >= self.facts.vocab]
+            if wrong:
+                raise ValueError(
+                    f"SamplingParams.{field} holds {wrong[0]}; ids of this model are 0 to {self.facts.vocab - 1}"
+                )
+        if params.embedding_bias is not None and len(params.embedding_bias) != self.facts.vocab:
+            raise ValueError(
+                f"SamplingParams.embedding_bias has {len(params.embedding_bias)} entries; this model's vocabulary has "
+                f"{self.facts.vocab}"
+            )
+
+    def _bad_ids(self, params: SamplingParams) -> list[tuple[int, ...]]:
+        """The ids of each bad word, at the beginning of a text and within one."""
+        if self._tokenizer is None:
+            return []
+        spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
+        encoded = [tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings]
+        return list(dict.fromkeys(ids for ids in encoded if ids))
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, interval: int | None
+    ) -> tuple[RequestOutput, list[Request]]:
+        """A result and the sequences that will fill it."""
+        max_tokens = self._fitting_max_tokens(prompt, params)
+        stops = set(params.stop_token_ids or ())
+        if not params.ignore_eos:
+            stops |= self.facts.end_ids if params.end_id is None else {params.end_id}
+        rule = params.resolved()
+        seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
+        edits = params.edits(frozenset(stops), self._bad_ids(params))
+        best_of_more = params.sequences > params.n
+        requests: list[Request] = []
+        # The result must not keep the LLM alive, only the engine that fills it.
+        end = self._finish
+
+        def abort() -> None:
+            for request in requests:
+                end(request, FinishReason.CANCELLED)
+
+        output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.sequences, abort, keep=params.n)
+        if not params.exclude_input_from_output:
+            output._begin_with(prompt.ids, self._text_of(prompt, params))
+        for index in range(params.sequences):
+            stream = Stream(
+                output,
+                index,
+                params,
+                self._detokenizer(params),
+                interval,
+                lambda request: end(request, FinishReason.STOP),
+            )
+            requests.append(
+                Request(
+                    prompt=prompt.ids,
+                    max_tokens=max_tokens,
+                    sampling=replace(rule, seed=(seed + index) % (1 << 64)),
+                    stop_ids=frozenset(stops),
+                    # The best are chosen by log-probabilities.
+                    num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
+                    edits=edits,
+                    keep_logits=params.return_generation_logits,
+                    keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
+                    id=output.request_id,
+                    salt=prompt.salt,
+                    parent=requests[0] if requests else None,
+                    owner=stream,
+                )
+            )
+        return output, requests
+
+    def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:
+        """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+        if self._tokenizer is None or not params.detokenize:
+            return ""
+        if prompt.text is not None and params.truncate_prompt_tokens is None:
+            return prompt.text
+        return self._tokenizer.decode(prompt.ids, params.skip_special_tokens)
+
+    def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
+        length, limit = len(prompt.ids), self.facts.max_seq_len
+        if self.facts.max_input_len is not None and length > self.facts.max_input_len:
+            raise ValueError(
+                f"the prompt has {length} tokens, max_input_len is {self.facts.max_input_len}; shorten the prompt, set "
+                "truncate_prompt_tokens or raise max_input_len"
+            )
+        if length >= limit:
+            raise ValueError(
+                f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
+                "shorten the prompt, set truncate_prompt_tokens or raise max_seq_len"
+            )
+        return min(params.max_tokens, limit - length)
+
+    def _detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer | None:
+        if self._tokenizer is None or not params.detokenize:
+            return None
+        return IncrementalDetokenizer(
+            self._tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            stop=params.stop_strings,
+            include_stop=params.include_stop_str_in_output,
+        )

@@ -32,12 +32,13 @@ class BaseLLM(ABC):
     _tokenizer: Tokenizer | None
     _chat: Chat
     _intake: Intake
-    _port: EnginePort
+    port: EnginePort
+    """For those who bring sequences of their own."""
 
     def _connect(self, tokenizer: Tokenizer | None, chat: Chat, facts: EngineFacts, port: EnginePort) -> None:
         self._tokenizer = tokenizer
         self._chat = chat
-        self._port = port
+        self.port = port
         self._intake = Intake(facts, tokenizer, port.finish)
 
     @property
@@ -186,7 +187,7 @@ class BaseLLM(ABC):
     def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
         """Check every prompt, then queue them all; nothing is queued if one is wrong."""
         made = self._intake.requests(inputs, params, streaming)
-        self._port.submit([request for _, requests in made for request in requests])
+        self.port.submit([request for _, requests in made for request in requests])
         return [output for output, _ in made]
 
     @staticmethod

@@ -24,6 +24,7 @@ class EngineFacts:
     Attributes:
         vocab: ids of the model are 0 to vocab - 1.
         end_ids: what ends a sequence.
+        max_batch_size: sequences that run at once.
         max_seq_len: tokens of prompt and answer.
         max_input_len: tokens of a prompt, None for no bound of its own.
         stream_interval: steps between two updates of a stream.
@@ -32,6 +33,7 @@ class EngineFacts:
 
     vocab: int
     end_ids: frozenset[int]
+    max_batch_size: int
     max_seq_len: int
     max_input_len: int | None
     stream_interval: int

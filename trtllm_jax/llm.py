@@ -59,6 +59,7 @@ class LLM(BaseLLM):
         facts = EngineFacts(
             vocab=loaded.model.config.vocab,
             end_ids=loaded.end_ids,
+            max_batch_size=self._engine.limits.max_batch_size,
             max_seq_len=self._engine.limits.max_seq_len,
             max_input_len=self._args.max_input_len,
             stream_interval=self._args.stream_interval,
@@ -68,6 +69,11 @@ class LLM(BaseLLM):
         self._connect(loaded.tokenizer, chat, facts, self._engine)
         self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
         _alive.add(self)
+
+    @property
+    def args(self) -> LlmArgs:
+        """The arguments, checked."""
+        return self._args
 
     @property
     def llm_id(self) -> str:

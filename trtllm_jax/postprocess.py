@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
@@ -34,7 +34,7 @@ class Stream:
     ) -> None:
         self._output = output
         self._index = index
-        self._params = params
+        self.params = params
         self._detokenizer = detokenizer
         self._interval = interval
         self._stop = stop
@@ -42,8 +42,8 @@ class Stream:
         self._tokens = 0
         self._steps = 0
         self._ended = False
-        self._prompt_ids = output.prompt_token_ids
-        self._context_seen = 0
+        self._scores = PromptLogprobs(output.prompt_token_ids, params.prompt_logprobs)
+        self._prompt_begun = False
         self._begin_gathering()
 
     def take(self, update: Update) -> None:
@@ -61,9 +61,9 @@ class Stream:
         self._text.append(gained.text)
         self._token_ids += gained.token_ids
         self._logprobs += gained.logprobs
-        if self._params.return_generation_logits:
+        if self.params.return_generation_logits:
             self._generation_logits += update.logits[: len(gained.token_ids)]
-        self._take_context(update.context)
+        self._take_context(update)
         self._steps += 1
         if self._ended or (self._interval is not None and self._steps % self._interval == 0):
             text = "".join(self._text)
@@ -87,26 +87,24 @@ class Stream:
         self._context_logits: list[Logits] = []
         self._generation_logits: list[Logits] = []
 
-    def _take_context(self, context: Sequence[Logits]) -> None:
+    def _take_context(self, update: Update) -> None:
         """What the model said after the next tokens of the prompt."""
-        if self._params.return_context_logits:
-            self._context_logits += context
-        count = self._params.prompt_logprobs
-        for logits in context if count is not None else ():
-            if self._context_seen == 0:
-                self._prompt_logprobs.append({})
-            self._context_seen += 1
-            if self._context_seen < len(self._prompt_ids):
-                token = self._prompt_ids[self._context_seen]
-                top, own, rank = top_logprobs(logits, count or 0, token)
-                self._prompt_logprobs.append(_readable(TokenLogprobs(token, own, rank, tuple(top))))
+        if self.params.return_context_logits:
+            self._context_logits += update.context
+        if self.params.prompt_logprobs is None:
+            return
+        if not self._prompt_begun and (update.context or update.prompt_logprobs or update.tokens):
+            self._prompt_begun = True
+            self._prompt_logprobs.append({})  # nothing comes before the first token
+        entries = update.prompt_logprobs or self._scores.take(update.context)
+        self._prompt_logprobs += map(_readable, entries)
 
     def _gain(self, update: Update) -> Delta:
         tokens, finish = list(update.tokens), update.finish
         stop_reason: int | str | None = None
         if finish is FinishReason.STOP and tokens:
             stop_reason = tokens[-1] if tokens[-1] in self._user_stops else None
-            if not self._params.include_stop_str_in_output:
+            if not self.params.include_stop_str_in_output:
                 tokens.pop()
         text = ""
         if self._detokenizer is not None:
@@ -123,6 +121,26 @@ class Stream:
         self._tokens += len(tokens)
         details = [_readable(entry) for entry in update.logprobs[: len(tokens)]]
         return Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason)
+
+
+class PromptLogprobs:
+    """The log-probabilities of a prompt's tokens but the first, with `count` alternatives, as logits of it come."""
+
+    def __init__(self, prompt: Sequence[int], count: int | None) -> None:
+        self._prompt = prompt
+        self._count = count
+        self._seen = 0
+
+    def take(self, context: Sequence[Logits]) -> list[TokenLogprobs]:
+        """One entry for each of the next logits [vocab], but the last of the prompt, which no token of it follows."""
+        entries = []
+        for logits in context if self._count is not None else ():
+            self._seen += 1
+            if self._seen < len(self._prompt):
+                token = self._prompt[self._seen]
+                top, own, rank = top_logprobs(logits, self._count or 0, token)
+                entries.append(TokenLogprobs(token, own, rank, tuple(top)))
+        return entries
 
 
 def _readable(entry: TokenLogprobs) -> dict[int, Logprob]:
@@ -151,9 +169,13 @@ class Postprocessor:
 
     def _run(self) -> None:
         while (updates := self._updates.get()) is not None:
-            for update in updates:
-                try:
-                    update.request.owner.take(update)
-                except Exception as failure:
-                    # One sequence's fault must reach its owner and nobody else.
-                    update.request.owner.take(Update(update.request, error=failure))
+            hand_out(updates)
+
+
+def hand_out(updates: Iterable[Update]) -> None:
+    """Give each update to its owner. One sequence's fault reaches its owner and nobody else."""
+    for update in updates:
+        try:
+            update.request.owner.take(update)
+        except Exception as failure:
+            update.request.owner.take(Update(update.request, error=failure))

@@ -48,6 +48,7 @@ class Update(NamedTuple):
         error: the failure that ended it, if one did.
         logits: for each token what it was drawn from, [vocab], before any change, where that was asked for.
         context: logits [vocab] after the prompt's next tokens, where those were asked for.
+        prompt_logprobs: what follows from them, where another process has computed that.
     """
 
     request: "Request"
@@ -57,6 +58,7 @@ class Update(NamedTuple):
     error: BaseException | None = None
     logits: Sequence[Logits] = ()
     context: Sequence[Logits] = ()
+    prompt_logprobs: Sequence[TokenLogprobs] = ()
 
 
 @dataclass(eq=False)

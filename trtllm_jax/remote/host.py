@@ -1,0 +1,217 @@
+"""The engine's side: takes sequences from other processes, and sends back what every step brought them."""
+
+import queue
+import socket
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.engine.request import FinishReason, Request, Update
+from trtllm_jax.errors import EngineBusyError
+from trtllm_jax.logger import logger
+from trtllm_jax.postprocess import PromptLogprobs
+from trtllm_jax.remote import wire
+from trtllm_jax.remote.errors import described
+
+
+class EngineHost:
+    """An `LLM` for other processes, one connected socket each.
+
+    A connection that ends, however it ended, has its sequences ended at once.
+
+    Args:
+        llm: generates; it may be used here as well.
+        max_queue_size: sequences that may wait, besides those that run; further ones are refused as busy.
+    """
+
+    def __init__(self, llm: BaseLLM, max_queue_size: int) -> None:
+        self.llm = llm
+        self.most = llm.facts.max_batch_size + max_queue_size
+        self._lock = threading.Lock()
+        self._unfinished = 0
+        self._connections: set[_Connection] = set()
+
+    def connect(self, connected: socket.socket) -> None:
+        """Serve this socket, in threads of its own, until it ends."""
+        connection = _Connection(self, connected)
+        with self._lock:
+            self._connections.add(connection)
+        connection.start()
+
+    @property
+    def unfinished(self) -> int:
+        """Sequences that were taken and have not ended."""
+        return self._unfinished
+
+    def close(self) -> None:
+        """End every connection."""
+        with self._lock:
+            connections = list(self._connections)
+        for connection in connections:
+            connection.close()
+
+    def reserve(self, count: int) -> None:
+        """Make room for `count` sequences. EngineBusyError where there is none, ValueError where there never is."""
+        if count > self.most:
+            raise ValueError(f"{count} sequences are asked for at once, and at most {self.most} may run and wait")
+        with self._lock:
+            if self._unfinished + count > self.most:
+                raise EngineBusyError(
+                    f"{self._unfinished} sequences run or wait, and at most {self.most} may: try again later"
+                )
+            self._unfinished += count
+
+    def release(self, count: int) -> None:
+        """Give room back."""
+        with self._lock:
+            self._unfinished -= count
+
+    def forget(self, connection: "_Connection") -> None:
+        """A connection has ended."""
+        with self._lock:
+            self._connections.discard(connection)
+
+
+class _Sequence:
+    """The owner of a request that came from elsewhere; called from the postprocessing thread."""
+
+    def __init__(self, connection: "_Connection", new: wire.NewSequence, prompt: Sequence[int]) -> None:
+        self._connection = connection
+        self._number = new.number
+        self._scores = PromptLogprobs(prompt, new.prompt_logprobs)
+        self._ended = False
+
+    def take(self, update: Update) -> None:
+        if self._ended:
+            return
+        self._ended = update.finish is not None or update.error is not None
+        self._connection.put(
+            wire.SequenceStep(
+                self._number,
+                list(update.tokens),
+                update.finish.value if update.finish else None,
+                wire.positions_on_wire(update.logprobs),
+                wire.positions_on_wire(self._scores.take(update.context)),
+                None if update.error is None else described(update.error),
+            )
+        )
+        if self._ended:
+            self._connection.ended(self._number)
+
+
+class _Connection:
+    """One process that sends sequences: a thread that reads, one that writes."""
+
+    def __init__(self, host: EngineHost, connected: socket.socket) -> None:
+        self._host = host
+        self._channel = wire.Channel(connected, wire.ToEngine)
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._requests: dict[int, Request] = {}
+
+    def start(self) -> None:
+        self.put(wire.Welcome(self._host.llm.facts))
+        for task in (self._read, self._write):
+            threading.Thread(target=task, name=f"trtllm_jax-host{task.__name__}", daemon=True).start()
+
+    def put(self, message: Any) -> None:
+        """Have it sent; never blocks."""
+        self._outgoing.put(message)
+
+    def ended(self, number: int) -> None:
+        with self._lock:
+            known = self._requests.pop(number, None)
+        if known is not None:
+            self._host.release(1)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _read(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                self._obey(message)
+        except Exception:
+            logger.exception("a connection to the engine ends: what it sent cannot be understood")
+        finally:
+            self._channel.close()
+            self._host.forget(self)
+            with self._lock:
+                left = list(self._requests.values())
+            for request in left:
+                self._host.llm.port.finish(request, FinishReason.CANCELLED)
+            self.put(None)
+
+    def _obey(self, message: Any) -> None:
+        match message:
+            case wire.Submit(sequences):
+                self._submit(sequences)
+            case wire.Finish(number, reason):
+                with self._lock:
+                    request = self._requests.get(number)
+                if request is not None:
+                    self._host.llm.port.finish(request, FinishReason(reason))
+            case wire.Ask(number, what):
+                self.put(wire.Reply(number, getattr(self._host.llm, QUESTIONS[what])()))
+
+    def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
+        try:
+            self._host.reserve(len(sequences))
+            made: dict[int, Request] = {}
+            try:
+                for new in sequences:
+                    made[new.number] = self._request(new, made.get(new.parent))
+                with self._lock:
+                    self._requests |= made
+                self._host.llm.port.submit(list(made.values()))
+            except BaseException:
+                with self._lock:
+                    for number in made:
+                        self._requests.pop(number, None)
+                self._host.release(len(sequences))
+                raise
+        except Exception as failure:
+            for new in sequences:
+                self.put(wire.SequenceStep(new.number, [], error=described(failure)))
+
+    def _request(self, new: wire.NewSequence, parent: Request | None) -> Request:
+        prompt = np.frombuffer(new.prompt, np.int32).tolist()
+        return Request(
+            prompt=prompt,
+            max_tokens=new.max_tokens,
+            sampling=new.sampling,
+            stop_ids=frozenset(new.stop_ids),
+            num_logprobs=new.num_logprobs,
+            salt=new.salt,
+            parent=parent,
+            owner=_Sequence(self, new, prompt),
+            edits=wire.edits_from_wire(new.edits),
+            keep_context=new.prompt_logprobs is not None,
+            id=new.request_id,
+        )
+
+    def _write(self) -> None:
+        """Send what is there, all steps in one message."""
+        while True:
+            batch = [self._outgoing.get()]
+            while not self._outgoing.empty():
+                batch.append(self._outgoing.get())
+            steps = [message for message in batch if isinstance(message, wire.SequenceStep)]
+            others = [message for message in batch if not isinstance(message, wire.SequenceStep)]
+            try:
+                for message in others:
+                    if message is not None:
+                        self._channel.send(message)
+                if steps:
+                    self._channel.send(wire.Steps(steps))
+            except OSError:
+                return  # the reading thread sees the end, too
+            if None in others:
+                return
+
+
+QUESTIONS = {"stats": "get_stats", "events": "get_kv_cache_events", "capacity": "get_kv_cache_capacity"}
+"""What may be asked, and the method that answers."""

@@ -1,0 +1,193 @@
+"""The requests' side: an `LLM` that sends its sequences to an engine in another process. Knows no jax."""
+
+import contextlib
+import itertools
+import socket
+import threading
+from collections.abc import Sequence
+from concurrent.futures import Future
+from typing import Any
+
+import numpy as np
+
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.chat import Chat, read_template
+from trtllm_jax.engine.request import FinishReason, Request, Update
+from trtllm_jax.errors import EngineDeadError
+from trtllm_jax.llm_args import LlmArgs
+from trtllm_jax.postprocess import Stream, hand_out
+from trtllm_jax.remote import wire
+from trtllm_jax.remote.errors import as_exception
+from trtllm_jax.tokenizer_loading import load_tokenizer
+
+
+class RemoteLLM(BaseLLM):
+    """`LLM` without an engine of its own: everything but the weights. All methods may be called from any thread.
+
+    Text is made in this process, by a thread that receives what the engine sends. What the engine's process refuses,
+    its queue being full for one, ends the request that it concerns: `result()` and iteration raise it.
+
+    Args:
+        connected: a socket whose other end an `EngineHost` serves.
+        args: what the engine's `LLM` was given.
+
+    Raises:
+        EngineDeadError: there is no engine at the other end.
+        ValueError: the tokenizer or the chat template cannot be read.
+    """
+
+    def __init__(self, connected: socket.socket, args: LlmArgs) -> None:
+        tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, _checkpoint(args))
+        chat = Chat(tokenizer, read_template(args.chat_template), args.allow_request_chat_template)
+        self._line = _Line(connected)
+        self._connect(tokenizer, chat, self._line.welcome.facts, self._line)
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """Why the engine is gone, None while it is there."""
+        return self._line.failure
+
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The statistics of the engine's steps since anybody asked last; TimeoutError after `timeout` seconds."""
+        stats: list[dict[str, Any]] = self._line.ask("stats", timeout)
+        return stats
+
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The prefix cache's events since anybody asked last; TimeoutError after `timeout` seconds."""
+        events: list[dict[str, Any]] = self._line.ask("events", timeout)
+        return events
+
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        """The KV pool's size in blocks and in tokens."""
+        capacity: dict[str, int] = self._line.ask("capacity", None)
+        return capacity
+
+    def shutdown(self) -> None:
+        """End the connection, and with it every request; the engine goes on for others."""
+        self._line.close()
+
+
+def _checkpoint(args: LlmArgs) -> Any:
+    return open_checkpoint(args.model, revision=args.revision, weights=False)
+
+
+class _Line:
+    """The connection: sequences and questions out, steps and answers in."""
+
+    def __init__(self, connected: socket.socket) -> None:
+        self._channel = wire.Channel(connected, wire.FromEngine)
+        self._sending = threading.Lock()
+        self._lock = threading.Lock()
+        self._numbers = itertools.count()
+        self._requests: dict[int, Request] = {}
+        self._number_of: dict[int, int] = {}
+        self._questions: dict[int, Future[Any]] = {}
+        self.failure: EngineDeadError | None = None
+        welcome = self._channel.receive()
+        if not isinstance(welcome, wire.Welcome):
+            raise EngineDeadError("the engine's process ended before it said anything")
+        self.welcome = welcome
+        threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True).start()
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Send sequences. EngineDeadError where the engine is gone, ValueError where one cannot be sent."""
+        numbers = {id(request): next(self._numbers) for request in requests}
+        message = wire.Submit([_on_wire(request, numbers) for request in requests])
+        with self._lock:
+            if self.failure is not None:
+                raise self.failure
+            for request in requests:
+                number = numbers[id(request)]
+                self._requests[number] = request
+                self._number_of[id(request)] = number
+        self._send(message)
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """Have a sequence ended soon; no effect if it has ended."""
+        with self._lock:
+            number = self._number_of.get(id(request))
+        if number is not None:
+            self._send(wire.Finish(number, reason.value))
+
+    def ask(self, what: str, timeout: float | None) -> Any:
+        """What the engine answers."""
+        number, answer = next(self._numbers), Future[Any]()
+        with self._lock:
+            if self.failure is not None:
+                raise self.failure
+            self._questions[number] = answer
+        self._send(wire.Ask(number, what))
+        return answer.result(timeout)
+
+    def close(self) -> None:
+        self._channel.close()
+
+    def _send(self, message: Any) -> None:
+        # The receiving thread sees the end, too, and tells everybody.
+        with self._sending, contextlib.suppress(OSError):
+            self._channel.send(message)
+
+    def _run(self) -> None:
+        while (message := self._channel.receive()) is not None:
+            match message:
+                case wire.Steps(steps):
+                    hand_out(filter(None, map(self._update, steps)))
+                case wire.Reply(number, value):
+                    self._questions.pop(number).set_result(value)
+        self._channel.close()
+        self._fail(self.failure or EngineDeadError("the engine's process is gone"))
+
+    def _update(self, step: wire.SequenceStep) -> Update | None:
+        """A step as this process's postprocessing knows it; None for a sequence that has ended here."""
+        over = step.finish is not None or step.error is not None
+        with self._lock:
+            request = self._requests.pop(step.number, None) if over else self._requests.get(step.number)
+            if request is None:
+                return None
+            if over:
+                del self._number_of[id(request)]
+            error = None if step.error is None else as_exception(step.error)
+            if isinstance(error, EngineDeadError):
+                self.failure = error
+        return Update(
+            request,
+            step.tokens,
+            wire.positions_from_wire(step.logprobs),
+            None if step.finish is None else FinishReason(step.finish),
+            error,
+            prompt_logprobs=wire.positions_from_wire(step.prompt_logprobs),
+        )
+
+    def _fail(self, failure: EngineDeadError) -> None:
+        """Everybody who waits is told."""
+        with self._lock:
+            self.failure = failure
+            requests, self._requests = list(self._requests.values()), {}
+            self._number_of.clear()
+            questions, self._questions = list(self._questions.values()), {}
+        hand_out(Update(request, error=failure) for request in requests)
+        for question in questions:
+            question.set_exception(failure)
+
+
+def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
+    owner: Stream = request.owner
+    if request.keep_logits or owner.params.return_context_logits:
+        raise ValueError(
+            "SamplingParams.return_context_logits and return_generation_logits are not available where the engine runs "
+            "in another process: use logprobs and prompt_logprobs, or an LLM in the same process"
+        )
+    return wire.NewSequence(
+        number=numbers[id(request)],
+        prompt=np.asarray(request.prompt, np.int32).tobytes(),
+        max_tokens=request.max_tokens,
+        sampling=request.sampling,
+        stop_ids=sorted(request.stop_ids),
+        num_logprobs=request.num_logprobs,
+        salt=request.salt,
+        parent=-1 if request.parent is None else numbers[id(request.parent)],
+        edits=wire.edits_on_wire(request.edits),
+        prompt_logprobs=owner.params.prompt_logprobs if request.keep_context else None,
+        request_id=request.id,
+    )

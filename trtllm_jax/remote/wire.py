@@ -1,0 +1,170 @@
+"""What an engine's process and those that send it requests say to each other, over a connected socket.
+
+A message is its length in four bytes, then msgpack. Nothing in it is code, and a peer's end is seen at once, whatever
+ended it, because its socket closes.
+"""
+
+import contextlib
+import socket
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any, TypeVar
+
+import msgspec
+import numpy as np
+
+from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.intake import EngineFacts
+from trtllm_jax.logits_processing import Edits
+from trtllm_jax.sampling_params import Sampling
+
+Positions = list[tuple[int, float, int, list[tuple[int, float]]]]
+"""`TokenLogprobs`, one a position."""
+
+
+class NewSequence(msgspec.Struct, array_like=True):
+    """The wishes of an `engine.request.Request`; the sender numbers its sequences.
+
+    `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
+    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt.
+    """
+
+    number: int
+    prompt: bytes
+    max_tokens: int
+    sampling: Sampling
+    stop_ids: list[int]
+    num_logprobs: int | None
+    salt: bytes
+    parent: int
+    edits: dict[str, Any] | None
+    prompt_logprobs: int | None
+    request_id: int
+
+
+class Submit(msgspec.Struct, array_like=True, tag="submit"):
+    """Sequences to queue, all or none."""
+
+    sequences: list[NewSequence]
+
+
+class Finish(msgspec.Struct, array_like=True, tag="finish"):
+    """A sequence to end soon."""
+
+    number: int
+    reason: str
+
+
+class Ask(msgspec.Struct, array_like=True, tag="ask"):
+    """A question about the engine, which a `Reply` of the same number answers."""
+
+    number: int
+    what: str
+
+
+class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
+    """The first message of an engine."""
+
+    facts: EngineFacts
+
+
+class SequenceStep(msgspec.Struct, array_like=True):
+    """What a step of the engine brought a sequence; `error` is the kind of failure and its message."""
+
+    number: int
+    tokens: list[int]
+    finish: str | None = None
+    logprobs: Positions = []
+    prompt_logprobs: Positions = []
+    error: tuple[str, str] | None = None
+
+
+class Steps(msgspec.Struct, array_like=True, tag="steps"):
+    """What came since the last message."""
+
+    steps: list[SequenceStep]
+
+
+class Reply(msgspec.Struct, array_like=True, tag="reply"):
+    """An answer."""
+
+    number: int
+    value: Any
+
+
+ToEngine = Submit | Finish | Ask
+FromEngine = Welcome | Steps | Reply
+Message = TypeVar("Message")
+
+
+class Channel:
+    """One end of a connection; one thread sends at a time, and one receives."""
+
+    def __init__(self, connected: socket.socket, receives: Any) -> None:
+        self._socket = connected
+        self._incoming = connected.makefile("rb", buffering=1 << 20)
+        self._decoder = msgspec.msgpack.Decoder(receives)
+        self._encoder = msgspec.msgpack.Encoder()
+
+    def send(self, message: Any) -> None:
+        """Returns when the system has taken it. OSError if the other end is gone."""
+        payload = self._encoder.encode(message)
+        self._socket.sendall(len(payload).to_bytes(4, "big") + payload)
+
+    def receive(self) -> Any:
+        """The next message; None if the other end is gone, or this one is closed."""
+        with contextlib.suppress(OSError, ValueError):
+            size = int.from_bytes(self._exactly(4), "big")
+            return self._decoder.decode(self._exactly(size))
+        self._incoming.close()
+        return None
+
+    def _exactly(self, size: int) -> bytes:
+        data = self._incoming.read(size)
+        if len(data) < size:
+            raise OSError("the other end is gone")
+        return data
+
+    def close(self) -> None:
+        """Both ends see the connection's end."""
+        with contextlib.suppress(OSError):  # the other end was faster
+            self._socket.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+def edits_on_wire(edits: Edits | None) -> dict[str, Any] | None:
+    """The fields of `edits`. ValueError if users' functions are among them: they cannot leave their process."""
+    if edits is None:
+        return None
+    if edits.processors:
+        raise ValueError(
+            "SamplingParams.logits_processor is a function, which cannot be sent to the engine's process: use "
+            "embedding_bias, or an LLM in the same process"
+        )
+    named = {field.name: getattr(edits, field.name) for field in fields(edits) if field.name != "processors"}
+    return named | {"bias": None if edits.bias is None else edits.bias.tobytes()}
+
+
+def edits_from_wire(named: dict[str, Any] | None) -> Edits | None:
+    """What `edits_on_wire` took apart."""
+    if named is None:
+        return None
+    bias = named["bias"]
+    return Edits(
+        **named
+        | {
+            "bias": None if bias is None else np.frombuffer(bias, np.float32),
+            "ends": frozenset(named["ends"]),
+            "bad": tuple(map(tuple, named["bad"])),
+        }
+    )
+
+
+def positions_on_wire(entries: Sequence[TokenLogprobs]) -> Positions:
+    """Log-probabilities as plain tuples."""
+    return [(entry.token, entry.logprob, entry.rank, list(entry.top)) for entry in entries]
+
+
+def positions_from_wire(positions: Positions) -> list[TokenLogprobs]:
+    """What `positions_on_wire` took apart."""
+    return [TokenLogprobs(token, logprob, rank, tuple(top)) for token, logprob, rank, top in positions]

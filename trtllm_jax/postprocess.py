@@ -91,8 +91,8 @@ class Stream:
         """What the model said after the next tokens of the prompt."""
         if self.params.return_context_logits:
             self._context_logits += update.context
-        if self.params.prompt_logprobs is None:
-            return
+        if self.params.prompt_logprobs is None or self._index > 0:
+            return  # the first of the samples speaks for all
         if not self._prompt_begun and (update.context or update.prompt_logprobs or update.tokens):
             self._prompt_begun = True
             self._prompt_logprobs.append({})  # nothing comes before the first token

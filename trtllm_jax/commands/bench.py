@@ -1,14 +1,12 @@
 """`trtllm-bench`: how fast a model is here. This file is its command line; nothing heavy is imported before it runs."""
 
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import click
 from click.core import ParameterSource
 
+from trtllm_jax.commands.bench_dataset import prepare_dataset
 from trtllm_jax.commands.bench_options import (
     POSITIVE,
     PRESENT,
@@ -21,6 +19,8 @@ from trtllm_jax.commands.bench_options import (
     option,
     positive_ints,
 )
+from trtllm_jax.commands.bench_serve import serve
+from trtllm_jax.commands.user_errors import readable_errors as readable_errors
 
 # Click wraps paragraphs anew, except those that begin with a backspace.
 HELP = """Measure how fast a model generates.
@@ -30,6 +30,8 @@ trtllm-bench --model M --batch_size 1,8,32 --input_len 128 --output_len 128
 trtllm-bench --model M throughput --num_requests 500 --concurrency 64
 trtllm-bench --model M latency --target_input_len 1024
 trtllm-bench --model M startup
+trtllm-bench serve --base_url http://localhost:8000/v1 --request_rate 1,4,16
+trtllm-bench --model M prepare-dataset token-norm-dist --help
 
 Without a command: fixed batches, every combination of the three lists, in one engine. Prompts are random token ids,
 decoding is greedy, no end-of-sequence id ends it, and prefixes are not reused.
@@ -39,17 +41,6 @@ Options are written with _ or with -. All but those of the workload also stand a
 BATCH_OPTIONS = ("batch_size", "input_len", "output_len")
 DATASET = option("--dataset", type=PRESENT, help="JSON lines as TensorRT-LLM's prepare-dataset writes them.")
 PROMPT_LENGTH = option("--target_input_len", type=POSITIVE, default=512, help="Tokens of each random prompt.")
-
-
-@contextmanager
-def readable_errors() -> Iterator[None]:
-    """What a user can mend is one line without a traceback; the log levels from VERBOSE on show all of it."""
-    try:
-        yield
-    except (ValueError, MemoryError) as error:
-        if os.environ.get("TRTLLM_LOG_LEVEL", "").upper() in ("VERBOSE", "DEBUG", "TRACE"):
-            raise
-        raise click.ClickException(str(error)) from error
 
 
 @click.group(cls=SectionedGroup, invoke_without_command=True, context_settings=SETTINGS, help=HELP)
@@ -155,6 +146,9 @@ def startup(ctx: click.Context, /, target_input_len: int, **_: Any) -> None:
 
         starts(common, target_input_len)
 
+
+main.add_command(serve)
+main.add_command(prepare_dataset)
 
 if __name__ == "__main__":
     main()

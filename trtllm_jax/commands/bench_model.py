@@ -11,6 +11,8 @@ Encode = Callable[[str], Sequence[int]]
 class ModelFacts:
     """Facts of the model at `location` (a folder, a .gguf file or a hub name), read from its configuration.
 
+    Without `weights` a hub's are not downloaded.
+
     Attributes:
         vocab: how many token ids it has.
         max_position: tokens of its longest sequence, or more where its rope is scaled; None if it does not say.
@@ -19,10 +21,10 @@ class ModelFacts:
         ValueError: there is no such model, or its configuration names no vocabulary.
     """
 
-    def __init__(self, location: str) -> None:
+    def __init__(self, location: str, *, weights: bool = True) -> None:
         from checkpoints.checkpoint import open_checkpoint
 
-        self._checkpoint = open_checkpoint(location)
+        self._checkpoint = open_checkpoint(location, weights=weights)
         config = self._checkpoint.config
         text = config | _record(config, "text_config")
         if not isinstance(text.get("vocab_size"), int):

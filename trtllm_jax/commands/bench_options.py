@@ -1,7 +1,7 @@
 """The options that every form of `trtllm-bench` takes, before or after the name of the form, and what they mean."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields
 from itertools import groupby
 from pathlib import Path
@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
+
+from trtllm_jax.commands.yaml_file import read_yaml
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -138,6 +140,28 @@ _COMMON = (
 )  # fmt: skip
 
 
+def nearest(ctx: click.Context, name: str) -> Any:
+    """An option's value as given after the command's name, else before it, else its default."""
+    near, *outer = [one for one in _chain(ctx) if name in one.params]
+    given = (one for one in (near, *outer) if one.get_parameter_source(name) is not ParameterSource.DEFAULT)
+    return next(given, near).params[name]
+
+
+def refuse_others(ctx: click.Context) -> None:
+    """UsageError where an option before the command's name is none of the command's own, and would do nothing."""
+    for outer in _chain(ctx.parent):
+        for name in outer.params.keys() - ctx.params.keys():
+            if outer.get_parameter_source(name) is not ParameterSource.DEFAULT:
+                raise click.UsageError(f"--{name} does nothing for {ctx.info_name!r}: leave it out", ctx)
+
+
+def _chain(ctx: click.Context | None) -> Iterator[click.Context]:
+    """The context and those around it."""
+    while ctx is not None:
+        yield ctx
+        ctx = ctx.parent
+
+
 def common_options(command: Command) -> Command:
     """Give `command` every option of `Common`."""
     for add in reversed(_COMMON):
@@ -177,13 +201,7 @@ class Common:
     @classmethod
     def of(cls, ctx: click.Context) -> "Common":
         """The options given after the form's name, else those before it, else the defaults; sets the log level."""
-
-        def value(name: str) -> Any:
-            given_here = ctx.get_parameter_source(name) is not ParameterSource.DEFAULT
-            where = ctx if given_here or ctx.parent is None else ctx.parent
-            return where.params[name]
-
-        values = {field.name: value(field.name) for field in fields(cls)}
+        values = {field.name: nearest(ctx, field.name) for field in fields(cls)}
         if not values["model"]:
             raise click.UsageError("Missing option '--model' / '-m': a folder, a .gguf file or a hub name.", ctx)
         if values["profile"] in ("throughput", "latency", "startup"):
@@ -191,7 +209,7 @@ class Common:
             raise click.UsageError(f"--profile took {form!r} for its folder: write --profile=DIR {form}", ctx)
         common = cls(**values)
         if common.log_level:
-            _set_log_level(common.log_level)
+            set_log_level(common.log_level)
         return common
 
     @property
@@ -238,18 +256,7 @@ class Common:
         return arguments
 
     def _file(self) -> dict[str, Any]:
-        if self.config is None:
-            return {}
-        import yaml
-
-        try:
-            content = yaml.safe_load(self.config.read_text()) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise click.UsageError(f"--config = {self.config} cannot be read as YAML: {error}") from error
-        if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-            raise click.UsageError(f"--config = {self.config} is no mapping: write lines such as 'max_batch_size: 8'")
-        if not isinstance(content.get("kv_cache_config") or {}, dict):
-            raise click.UsageError(f"--config = {self.config}: kv_cache_config is no mapping")
+        content = read_yaml(self.config)
         for name in ("max_batch_size", "max_seq_len"):
             value = content.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
@@ -261,7 +268,7 @@ def _given(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _set_log_level(name: str) -> None:
+def set_log_level(name: str) -> None:
     """The level of this process and, through the environment, of those it starts."""
     from trtllm_jax.logger import set_level
 

@@ -3,7 +3,8 @@
 import importlib.util
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from trtllm_jax.commands.bench_profile import TRACE_LIMIT, Profile
 from trtllm_jax.commands.bench_results import BatchResult, RequestsResult, StartUpResult
+from trtllm_jax.commands.bench_serve_results import ServeResult
 from trtllm_jax.commands.bench_trace import GROUPS, Program
 
 WIDTH = 120
@@ -36,9 +38,43 @@ def print_json(result: Result) -> None:
     sys.stdout.flush()
 
 
-def write_report(path: Path, engine: dict[str, Any], results: Sequence[Result]) -> None:
-    """A JSON file of the engine's arguments and all results."""
-    report = {"llm": engine, "results": [result.record() for result in results]}
+@contextmanager
+def reporting(
+    about: Mapping[str, Any],
+    json_lines: bool = False,
+    report_json: Path | None = None,
+    plot_file: Path | None = None,
+) -> Iterator[Callable[[Result], None]]:
+    """Collects results and reports them all at the end, also when the measuring is interrupted.
+
+    Args:
+        about: what was measured; the report file begins with it.
+        json_lines: print a line of JSON a result, at once, in place of tables.
+        report_json: the report file.
+        plot_file: for a plot, in PNG.
+    """
+    results: list[Result] = []
+
+    def report(result: Result) -> None:
+        results.append(result)
+        if json_lines:
+            print_json(result)
+
+    try:
+        yield report
+    finally:
+        if results:
+            if not json_lines:
+                print_results(results)
+            if report_json:
+                write_report(report_json, about, results)
+            if plot_file:
+                plot(plot_file, results)
+
+
+def write_report(path: Path, about: Mapping[str, Any], results: Sequence[Result]) -> None:
+    """A JSON file of what was measured and all results."""
+    report = {**about, "results": [result.record() for result in results]}
     path.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
@@ -51,7 +87,9 @@ def print_results(results: Sequence[Result]) -> None:
         console.print(startup_table(starts))
     for result in results:
         if isinstance(result, RequestsResult):
-            console.print(_title(result), throughput_table(result), latency_table(result), sep="\n")
+            tables = [throughput_table(result), latency_table(result)] if result.requests else []
+            notes = result.notes if isinstance(result, ServeResult) else []
+            console.print(_title(result), *tables, *notes, sep="\n", markup=False, soft_wrap=True)
         if isinstance(result, Profile):
             _print_profile(console, result)
 
@@ -144,7 +182,7 @@ def plot(path: Path, results: Sequence[Result]) -> None:
             lines.setdefault(label, []).append((one.step_s * 1e3, one.output_tokens_per_s, str(one.batch)))
         elif isinstance(one, RequestsResult) and (latency := one.latencies["E2E Latency"]):
             rate = one.throughputs["Total Output Throughput (tokens/sec)"]
-            lines.setdefault("requests", []).append((latency.avg, rate, str(one.concurrency or "")))
+            lines.setdefault("requests", []).append((latency.avg, rate, one.name))
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     for label, points in lines.items():
@@ -154,7 +192,7 @@ def plot(path: Path, results: Sequence[Result]) -> None:
     requests = "requests" in lines
     axes.set_xlabel("average request latency, ms" if requests else "decode step, ms")
     axes.set_ylabel("output tokens/s")
-    axes.set_title(f"Points are named by their {'concurrency' if requests else 'batch size'}")
+    axes.set_title(f"Points are named by their {'concurrency or request rate' if requests else 'batch size'}")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
     if lines:  # noise may have hidden every step

@@ -120,11 +120,20 @@ def _deviation(values: Sequence[float]) -> float:
 
 @dataclass(frozen=True)
 class RequestTimes:
-    """When one request was submitted and when each of its tokens arrived, in seconds of one clock."""
+    """When one request was submitted and when its tokens arrived, in seconds of one clock.
+
+    `tokens` says how many there were where `arrivals` does not hold one time for each.
+    """
 
     input_tokens: int
     submitted: float
     arrivals: tuple[float, ...]
+    tokens: int | None = None
+
+    @property
+    def output_tokens(self) -> int:
+        """Tokens generated."""
+        return len(self.arrivals) if self.tokens is None else self.tokens
 
     @property
     def first_token_s(self) -> float:
@@ -138,14 +147,15 @@ class RequestTimes:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between consecutive tokens (ITL); 0 between those that arrive together."""
+        """Between consecutive arrivals (ITL); 0 between tokens that arrive together and each have a time."""
         return np.diff(self.arrivals).tolist()
 
     @property
     def per_token_s(self) -> float | None:
-        """Time per output token after the first (TPOT); None where there is only one."""
-        later = len(self.arrivals) - 1
-        return (self.latency_s - self.first_token_s) / later if later else None
+        """Time per output token after the first (TPOT); None where there is only one, or all arrived at once."""
+        if self.output_tokens < 2 or len(self.arrivals) < 2:
+            return None
+        return (self.latency_s - self.first_token_s) / (self.output_tokens - 1)
 
 
 @dataclass(frozen=True)
@@ -179,12 +189,19 @@ class RequestsResult:
     @cached_property
     def output_tokens(self) -> int:
         """Tokens generated."""
-        return sum(len(one.arrivals) for one in self.requests)
+        return sum(one.output_tokens for one in self.requests)
+
+    @property
+    def name(self) -> str:
+        """What tells this point of a sweep from the others."""
+        bound = str(self.concurrency or "")
+        rate = f"{self.request_rate:g}/s" if self.request_rate else ""
+        return ", ".join(filter(None, (bound, rate)))
 
     @property
     def throughputs(self) -> dict[str, float]:
         """TensorRT-LLM's names and what they say, in its units; per user is the mean of the requests' own rates."""
-        rates = [len(one.arrivals) / one.latency_s for one in self.requests]
+        rates = [one.output_tokens / one.latency_s for one in self.requests]
         return {
             "Request Throughput (req/sec)": len(self.requests) / self.seconds,
             "Total Output Throughput (tokens/sec)": self.output_tokens / self.seconds,

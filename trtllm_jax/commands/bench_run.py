@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -204,23 +204,5 @@ def _engine(
         yield llm, report, bar.update
 
 
-@contextmanager
-def _reporting(common: Common, arguments: dict[str, Any]) -> Iterator[Report]:
-    """Collects results and reports them all at the end, also when the measuring is interrupted."""
-    results: list[bench_report.Result] = []
-
-    def report(result: bench_report.Result) -> None:
-        results.append(result)
-        if common.json_lines:
-            bench_report.print_json(result)
-
-    try:
-        yield report
-    finally:
-        if results:
-            if not common.json_lines:
-                bench_report.print_results(results)
-            if common.report_json:
-                bench_report.write_report(common.report_json, arguments, results)
-            if common.plot:
-                bench_report.plot(common.plot, results)
+def _reporting(common: Common, arguments: dict[str, Any]) -> AbstractContextManager[Report]:
+    return bench_report.reporting({"llm": arguments}, common.json_lines, common.report_json, common.plot)

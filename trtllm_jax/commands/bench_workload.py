@@ -11,6 +11,9 @@ import numpy as np
 SEED = 420
 """The seed that TensorRT-LLM's prepare-dataset uses."""
 
+Prompt = str | list[int]
+"""A text or token ids."""
+
 
 @dataclass(frozen=True)
 class BenchRequest:
@@ -53,25 +56,33 @@ def arrival_times(count: int, rate: float | None, *, seed: int = SEED) -> list[f
 def read_dataset(
     path: Path, *, vocab: int, encode: Callable[[str], Sequence[int]], limit: int | None = None
 ) -> list[BenchRequest]:
-    """The first `limit` requests of JSON lines as TensorRT-LLM's prepare-dataset writes them.
+    """The first `limit` requests of `read_prompts`, whose texts `encode` turns into ids."""
+    return [
+        BenchRequest(list(encode(prompt)) if isinstance(prompt, str) else prompt, tokens)
+        for prompt, tokens in read_prompts(path, vocab=vocab, limit=limit)
+    ]
 
-    A line holds "output_tokens" and either "prompt", which `encode` turns into ids, or "input_ids" (once "logits").
-    ValueError names the line, the field, its value and the remedy.
+
+def read_prompts(path: Path, *, vocab: int | None = None, limit: int | None = None) -> list[tuple[Prompt, int]]:
+    """The first `limit` prompts of JSON lines as TensorRT-LLM's prepare-dataset writes them, and their output tokens.
+
+    A line holds "output_tokens" and either "prompt", a text, or "input_ids" (once "logits"), ids below `vocab` where
+    that is known. ValueError names the line, the field, its value and the remedy.
     """
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text().split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"dataset = {path} cannot be read: {error}; give a file of JSON lines") from error
-    requests: list[BenchRequest] = []
+    prompts: list[tuple[Prompt, int]] = []
     for number, line in enumerate(lines, start=1):
-        if line.strip() and len(requests) != limit:
-            requests.append(_request(line, f"dataset {path}, line {number}", vocab, encode))
-    if not requests:
+        if line.strip() and len(prompts) != limit:
+            prompts.append(_entry(line, f"dataset {path}, line {number}", vocab))
+    if not prompts:
         raise ValueError(f"dataset = {path} holds no request; give a file of JSON lines, one a request")
-    return requests
+    return prompts
 
 
-def _request(line: str, where: str, vocab: int, encode: Callable[[str], Sequence[int]]) -> BenchRequest:
+def _entry(line: str, where: str, vocab: int | None) -> tuple[Prompt, int]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
@@ -81,24 +92,25 @@ def _request(line: str, where: str, vocab: int, encode: Callable[[str], Sequence
     tokens: Any = entry.get("output_tokens")
     if not _is_int(tokens) or tokens < 1:
         raise ValueError(f"{where}: output_tokens = {tokens!r} is not a positive integer; say how many to generate")
-    return BenchRequest(_prompt(entry, where, vocab, encode), tokens)
+    return _prompt(entry, where, vocab), tokens
 
 
-def _prompt(entry: dict[str, Any], where: str, vocab: int, encode: Callable[[str], Sequence[int]]) -> list[int]:
+def _prompt(entry: dict[str, Any], where: str, vocab: int | None) -> Prompt:
     text, ids = entry.get("prompt"), entry.get("input_ids", entry.get("logits"))
     if ids is None:
         if not isinstance(text, str) or not text:
             raise ValueError(f'{where}: prompt = {text!r} is not a text; give "prompt" (a text) or "input_ids" (ids)')
-        return list(encode(text))
+        return text
     if not isinstance(ids, list) or not ids:
         raise ValueError(f"{where}: input_ids = {str(ids)[:40]} is not a list of token ids; give at least one")
     for wrong in _outside(ids, vocab):
-        raise ValueError(f"{where}: input_ids holds {wrong!r}; ids of this model are 0 to {vocab - 1}")
+        allowed = "positive integers or 0" if vocab is None else f"0 to {vocab - 1}"
+        raise ValueError(f"{where}: input_ids holds {wrong!r}; ids of this model are {allowed}")
     return ids
 
 
-def _outside(ids: list[Any], vocab: int) -> Iterator[Any]:
-    return (token for token in ids if not _is_int(token) or not 0 <= token < vocab)
+def _outside(ids: list[Any], vocab: int | None) -> Iterator[Any]:
+    return (token for token in ids if not _is_int(token) or token < 0 or (vocab is not None and token >= vocab))
 
 
 def _is_int(value: Any) -> bool:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import click
 
-from trtllm_jax.commands.bench import readable_errors
 from trtllm_jax.commands.bench_options import SETTINGS
+from trtllm_jax.commands.user_errors import readable_errors
 
 # Click wraps paragraphs anew, except those that begin with a backspace.
 HELP = """Convert a model: SOURCE becomes the folder OUTPUT.

@@ -4,6 +4,8 @@ import asyncio
 import itertools
 import json
 import os
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+import trtllm_jax
 from trtllm_jax.commands.bench import main
 from trtllm_jax.commands.bench_workload import arrival_times
 
@@ -166,6 +169,30 @@ def test_options_of_an_engine_are_refused() -> None:
     result = run("--tp", "2", "serve")
     assert (result.exit_code, "--tp does nothing for 'serve': leave it out" in result.stderr) == (2, True)
     assert "--batch_size is for fixed batches" in run("--batch_size", "2", "serve").stderr
+
+
+def documented() -> list[list[str]]:
+    text = Path(trtllm_jax.__file__).parents[1].joinpath("docs", "benchmarking.md").read_text()
+    lines = text.split("## Servers\n")[1].split("\n## Reports\n")[0].splitlines()
+    return [shlex.split(line)[1:] for line in lines if line.startswith("trtllm-bench ")]
+
+
+@pytest.mark.parametrize("words", documented(), ids=" ".join)
+def test_documented_commands_run(
+    words: list[str], server: ScriptedServer, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As written, but for the model, the server and how much is sent."""
+    monkeypatch.chdir(tmp_path)
+    talk = [{"from": "human", "value": "hello"}, {"from": "gpt", "value": "yes"}]
+    Path("conversations.json").write_text(json.dumps([{"conversations": talk}]))
+    Path("preprocessed_dataset.json").write_text('{"task_id": 0, "prompt": "hello", "output_tokens": 3}\n')
+    # Its vocabulary is wanted, and not its context of 256 tokens.
+    config = json.loads((tiny_llama / "config.json").read_text()) | {"max_position_embeddings": 4096}
+    shutil.copytree(tiny_llama, "M")
+    Path("M", "config.json").write_text(json.dumps(config))
+    less = ["--base_url", server.base_url, "--num_requests", "2", "--input_len", "3", "--output_len", "2"]
+    result = run(*words, *(less if "serve" in words else []))
+    assert result.exit_code == 0, result.output
 
 
 def test_arrivals_are_a_poisson_process() -> None:

@@ -159,6 +159,14 @@ class BaseLLM(ABC):
         )
         return self.generate(prompts, sampling_params, use_tqdm, streaming=streaming, lora_request=lora_request)
 
+    def chat_prompt(self, messages: Conversation, **how: Any) -> dict[str, Any]:
+        """The prompt that `chat` makes of one conversation, with its arguments: `generate_async` takes it."""
+        if not messages or not isinstance(messages[0], Mapping):
+            raise ValueError("messages is no conversation: give a list of at least one message")
+        prompt = self._chat.prompts(messages, **how)
+        assert isinstance(prompt, dict)
+        return prompt
+
     @abstractmethod
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """The statistics of the engine's steps since the last call, in TensorRT-LLM's form."""

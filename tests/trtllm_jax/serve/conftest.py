@@ -1,0 +1,83 @@
+"""A served tiny model: uvicorn in a thread on a port of its own, and OpenAI's client."""
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import pytest
+import uvicorn
+from openai import OpenAI
+
+from trtllm_jax import LLM
+from trtllm_jax.llmapi import KvCacheConfig
+from trtllm_jax.serve.app import create_app
+from trtllm_jax.serve.settings import ServeSettings
+
+TEMPLATE = """
+{%- if tools %}{{ tools | tojson }}{% endif %}
+{%- for message in messages %}{{ message.role }}: {{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}
+{% endfor %}
+{%- if add_generation_prompt %}assistant:{% endif %}
+"""
+
+
+@contextmanager
+def _served(app: Any) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning", access_log=False, timeout_keep_alive=60))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            threading.Event().wait(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def served() -> Callable[[Any], AbstractContextManager[str]]:
+    """(application) -> a context with its address."""
+    return _served
+
+
+@pytest.fixture(scope="session")
+def tiny_llm(tiny_llama: Path) -> Iterator[LLM]:
+    with LLM(
+        tiny_llama,
+        dtype="float32",
+        max_batch_size=4,
+        max_num_tokens=32,
+        max_seq_len=160,
+        chat_template=TEMPLATE,
+        kv_cache_config=KvCacheConfig(max_tokens=2048, tokens_per_block=8, event_buffer_max_size=1000),
+    ) as llm:
+        yield llm
+
+
+@pytest.fixture(scope="session")
+def app(tiny_llm: LLM) -> Any:
+    return create_app(tiny_llm, ServeSettings(model_names=("tiny", "tiny/alias")))
+
+
+@pytest.fixture(scope="session")
+def address(app: Any) -> Iterator[str]:
+    with _served(app) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client:
+        yield client
+
+
+@pytest.fixture
+def http(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=60) as client:
+        yield client

@@ -1,0 +1,83 @@
+"""`create_app`: the HTTP application over an `LLM`."""
+
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.serve import chat, completions, system
+from trtllm_jax.serve.errors import ApiError
+from trtllm_jax.serve.front import Front
+from trtllm_jax.serve.metrics import Metrics
+from trtllm_jax.serve.openapi import describe, route_facts
+from trtllm_jax.serve.server import Server, package_version
+from trtllm_jax.serve.settings import ServeSettings
+
+Endpoint = Callable[[Server, Request], Awaitable[Response]]
+
+_ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
+    ("POST", "/v1/completions", completions.answer),
+    ("POST", "/v1/chat/completions", chat.answer),
+    ("GET", "/v1/models", system.models),
+    ("GET", "/v1/models/{model:path}", system.model),
+    ("GET", "/health", system.health),
+    ("GET", "/health_generate", system.health_generate),
+    ("GET", "/version", system.version),
+    ("GET", "/metrics", system.statistics),
+    ("GET", "/prometheus/metrics", system.prometheus),
+    ("POST", "/kv_cache_events", system.kv_cache_events),
+)
+
+
+def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
+    """OpenAI's HTTP API for `llm`, which stays its owner's to shut down; `app.state.server` is the `Server`.
+
+    Raises:
+        ValueError: a parser's name is unknown.
+    """
+    server = Server(llm, settings, Metrics(settings.model_names[0]))
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        yield
+        server.pool.shutdown(wait=False, cancel_futures=True)
+
+    app = FastAPI(
+        title="trtllm_jax",
+        version=package_version(),
+        docs_url=None,  # its page loads scripts from elsewhere
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=lifespan,
+    )
+    app.state.server = server
+    for method, path, endpoint in _ROUTES:
+        app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(path))
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_middleware(Front, server=server)  # which answers all other failures
+    describe(app, authenticated=bool(settings.api_keys))
+    return app
+
+
+def _bound(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        return await endpoint(server, request)
+
+    answer.__name__ = f"{endpoint.__module__.rpartition('.')[2]}_{endpoint.__name__}"
+    answer.__doc__ = endpoint.__doc__
+    return answer
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    """What the router refuses: unknown paths and methods."""
+    assert isinstance(error, HTTPException)
+    known = {
+        404: f"there is no {request.url.path[:200]!r} here: see /openapi.json for what there is",
+        405: f"{request.method} is not a method of {request.url.path[:200]!r}",
+    }
+    message = known.get(error.status_code, str(error.detail))
+    return ApiError(error.status_code, message, headers=error.headers).response()

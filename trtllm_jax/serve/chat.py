@@ -1,0 +1,148 @@
+"""POST /v1/chat/completions."""
+
+from collections.abc import AsyncIterator, Sequence
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trtllm_jax.outputs import CompletionOutput, RequestOutput
+from trtllm_jax.serve.body import read_model
+from trtllm_jax.serve.chat_prompt import chat_prompt
+from trtllm_jax.serve.chat_reader import Reading, merged_message
+from trtllm_jax.serve.errors import bad
+from trtllm_jax.serve.exchange import Exchange
+from trtllm_jax.serve.limits import check_chat
+from trtllm_jax.serve.logprobs import for_chat
+from trtllm_jax.serve.protocol_chat import ChatRequest
+from trtllm_jax.serve.sampling import guidance, sampling_params
+from trtllm_jax.serve.server import Server
+from trtllm_jax.serve.sse import Envelope, EventStream, as_json
+from trtllm_jax.serve.usage import usage
+
+
+async def answer(server: Server, request: Request) -> Response:
+    """The assistant's messages, at once or as a stream."""
+    exchange = Exchange(server, request, "chatcmpl")
+    body, heavy = await read_model(request, ChatRequest, server.settings, server.pool)
+    model = server.check_model(body.model)
+    check_chat(body, server.settings.limits)
+    reading = Reading(server, body)
+    params = sampling_params(
+        body,
+        server.llm.facts.vocab,
+        guided_decoding=reading.guidance() or guidance(body.response_format),
+        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+        max_tokens=_max_tokens(body) or server.llm.facts.max_seq_len,
+        skip_special_tokens=body.skip_special_tokens and not reading.keeps_special_tokens,
+    )
+
+    def submit() -> list[RequestOutput]:
+        prompt = chat_prompt(server.llm, body)
+        return [server.llm.generate_async(prompt, params, streaming=bool(body.stream))]
+
+    await exchange.submit(submit, heavy)
+    head = {
+        "id": exchange.id,
+        "object": "chat.completion.chunk" if body.stream else "chat.completion",
+        "created": exchange.created,
+        "model": model,
+        "system_fingerprint": server.fingerprint,
+    }
+    if body.stream:
+        return EventStream(exchange, _events(exchange, body, reading, head))
+    async with exchange.guarded(request.receive):
+        output = await exchange.outputs[0].aresult()
+        exchange.check()
+    choices = [_choice(server, body, reading, one) for one in output.outputs]
+    whole = {**head, "choices": choices, "usage": usage([output])}
+    return Response(as_json(whole), media_type="application/json")
+
+
+def _max_tokens(body: ChatRequest) -> int | None:
+    if body.max_tokens and body.max_completion_tokens and body.max_tokens != body.max_completion_tokens:
+        raise bad(
+            "max_tokens",
+            f"max_tokens = {body.max_tokens} and max_completion_tokens = {body.max_completion_tokens} disagree: give "
+            "max_completion_tokens alone",
+        )
+    return body.max_completion_tokens or body.max_tokens
+
+
+def _choice(server: Server, body: ChatRequest, reading: Reading, one: CompletionOutput) -> dict[str, Any]:
+    reader = reading.start()
+    message = merged_message([*reader.feed(one.text), *reader.finish()])
+    return {
+        "index": one.index,
+        "message": message,
+        "logprobs": _logprobs(server, body, one.token_ids, one.logprobs),
+        "finish_reason": "tool_calls" if reader.called else one.finish_reason,
+        "stop_reason": one.stop_reason,
+    }
+
+
+def _logprobs(server: Server, body: ChatRequest, tokens: Sequence[int], positions: Sequence[Any]) -> Any:
+    return for_chat(server.texts, tokens, positions, body.top_logprobs or 0) if body.logprobs else None
+
+
+async def _events(
+    exchange: Exchange, body: ChatRequest, reading: Reading, head: dict[str, Any]
+) -> AsyncIterator[bytes]:
+    server, (output,) = exchange.server, exchange.outputs
+    options = body.stream_options
+    envelope = Envelope(head, usage=options is not None and options.include_usage)
+    counted = options is not None and options.continuous_usage_stats
+    readers = [reading.start() for _ in output.outputs]
+    begun: set[int] = set()
+    ended: set[int] = set()
+
+    def event(choice: bytes) -> bytes:
+        return envelope.with_usage(choice, usage([output])) if counted else envelope.around(choice)
+
+    def of_one(one: CompletionOutput) -> list[bytes]:
+        """The events of what one answer's last step added."""
+        finish = one.finish_reason
+        reader = readers[one.index]
+        first = one.index not in begun
+        if reader.plain and not first and not finish and not body.logprobs:
+            text = one.text_diff
+            return [event(_CONTENT % (one.index, as_json(text)))] if text else []
+        deltas = reader.feed(one.text_diff) if one.text_diff else []
+        if finish:
+            deltas += reader.finish()
+        if first:
+            begun.add(one.index)
+            deltas.insert(0, {"role": "assistant", "content": ""})
+        logprobs = _logprobs(server, body, one.token_ids_diff, one.logprobs_diff) if one.token_ids_diff else None
+        if logprobs and not deltas[first:]:
+            deltas.append({})
+        # The tokens of a step go with the last of its deltas: text may be held back, tokens are not.
+        choices = [_delta(one.index, delta) for delta in deltas]
+        if logprobs:
+            choices[-1] = _delta(one.index, deltas[-1], logprobs)
+        if finish and finish != "cancelled":
+            ended.add(one.index)
+            choices.append(_delta(one.index, {}, None, "tool_calls" if reader.called else finish, one.stop_reason))
+        return [event(choice) for choice in choices]
+
+    async for step in output:
+        exchange.seen()
+        events = [each for one in step.outputs if one.index not in ended for each in of_one(one)]
+        if events:
+            yield b"".join(events)
+    if options is not None and options.include_usage and not exchange.gone:
+        yield envelope.with_usage(b"", usage([output]))
+
+
+_CONTENT = b'{"index":%d,"delta":{"content":%b},"logprobs":null,"finish_reason":null}'
+
+
+def _delta(
+    index: int,
+    delta: dict[str, Any],
+    logprobs: dict[str, Any] | None = None,
+    finish: str | None = None,
+    stop_reason: int | str | None = None,
+) -> bytes:
+    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    return as_json(choice if finish is None else {**choice, "stop_reason": stop_reason})

@@ -1,0 +1,125 @@
+"""Prometheus metrics with TensorRT-LLM's names.
+
+With the environment variable PROMETHEUS_MULTIPROC_DIR set before `prometheus_client` is imported, the values of all
+processes that share that folder are added up.
+"""
+
+import os
+from collections import deque
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+_FIRST_TOKEN = (
+    0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
+)  # fmt: skip
+_PER_TOKEN = (
+    0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
+)  # fmt: skip
+_WHOLE = (
+    0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
+)  # fmt: skip
+
+_LABELS = ("model_name", "engine_type")
+_KEPT_STATS = 1000
+
+_GAUGES: dict[str, tuple[str, str]] = {
+    "num_requests_running": ("numActiveRequests", "Sequences that the engine works on."),
+    "num_requests_waiting": ("numQueuedRequests", "Sequences that wait for room in the engine."),
+    "max_num_active_requests": ("maxNumActiveRequests", "Sequences that the engine works on at most."),
+    "iteration_latency_seconds": ("iterLatencyMS", "Time of the engine's last step."),
+    "cpu_memory_usage_bytes": ("cpuMemUsage", "Most memory that the engine's process ever had."),
+    "num_scheduled_requests": ("inflightBatchingStats.numScheduledRequests", "Sequences in the last step."),
+    "num_context_requests": ("inflightBatchingStats.numContextRequests", "Prompts in the last step."),
+    "num_generation_requests": ("inflightBatchingStats.numGenRequests", "Answers in the last step."),
+    "num_paused_requests": ("inflightBatchingStats.numPausedRequests", "Sequences that had to give up their pages."),
+    "kv_cache_hit_rate": ("kvCacheStats.cacheHitRate", "Share of the prompts' blocks that were known already."),
+    "kv_cache_max_blocks": ("kvCacheStats.maxNumBlocks", "Blocks of the KV cache."),
+    "kv_cache_free_blocks": ("kvCacheStats.freeNumBlocks", "Blocks that nobody holds."),
+    "kv_cache_used_blocks": ("kvCacheStats.usedNumBlocks", "Blocks that sequences hold."),
+    "kv_cache_tokens_per_block": ("kvCacheStats.tokensPerBlock", "Tokens of one block."),
+    "kv_cache_reused_blocks_total": ("kvCacheStats.reusedBlocks", "Blocks that were known already."),
+    "kv_cache_missed_blocks_total": ("kvCacheStats.missedBlocks", "Blocks that had to be computed."),
+    "num_requests_completed_total": ("numCompletedRequests", "Sequences that the engine completed."),
+}
+
+
+class Metrics:
+    """One application's counters, histograms and gauges, and the engine's statistics that nobody has read yet."""
+
+    def __init__(self, model_name: str) -> None:
+        self._registry = CollectorRegistry()
+        self._labels = (model_name, "trtllm_jax")
+        self.stats: deque[dict[str, Any]] = deque(maxlen=_KEPT_STATS)
+        self._finished = self._counter("request_success", "Answers, by how they ended.", "finished_reason")
+        self._errors = self._counter("request_error", "Requests that failed, by their status.", "status")
+        self._prompt = self._counter("prompt_tokens", "Tokens of prompts.").labels(*self._labels)
+        self._generated = self._counter("generation_tokens", "Generated tokens.").labels(*self._labels)
+        self._whole = self._histogram("e2e_request_latency_seconds", "From a request to its answer's end.", _WHOLE)
+        self._first = self._histogram(
+            "time_to_first_token_seconds", "From a streamed request to its first token.", _FIRST_TOKEN
+        )
+        self._each = self._histogram(
+            "time_per_output_token_seconds", "Mean time between an answer's streamed tokens.", _PER_TOKEN
+        )
+        self._gauges = {path: self._gauge(name, text) for name, (path, text) in _GAUGES.items()}
+        self._utilization = self._gauge("kv_cache_utilization", "Share of the KV cache that sequences hold.")
+
+    def _counter(self, name: str, text: str, *more: str) -> Counter:
+        return Counter(f"trtllm_{name}", text, (*_LABELS, *more), registry=self._registry)
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float]) -> Histogram:
+        histogram = Histogram(f"trtllm_{name}", text, _LABELS, registry=self._registry, buckets=buckets)
+        return histogram.labels(*self._labels)
+
+    def _gauge(self, name: str, text: str) -> Gauge:
+        # Every process asks the one engine: what was heard last is true.
+        gauge = Gauge(f"trtllm_{name}", text, _LABELS, registry=self._registry, multiprocess_mode="mostrecent")
+        return gauge.labels(*self._labels)
+
+    def answered(
+        self, seconds: float, first: float | None, prompt_tokens: int, answers: Sequence[tuple[str, int]]
+    ) -> None:
+        """A request was answered, by answers of (finish reason, tokens); `first`: seconds to a stream's first token."""
+        self._whole.observe(seconds)
+        self._prompt.inc(prompt_tokens)
+        if first is not None:
+            self._first.observe(first)
+        for reason, tokens in answers:
+            self._finished.labels(*self._labels, reason).inc()
+            self._generated.inc(tokens)
+            if first is not None and tokens > 1:
+                self._each.observe((seconds - first) / (tokens - 1))
+
+    def failed(self, status: int) -> None:
+        """A generating request was not answered."""
+        self._errors.labels(*self._labels, str(status)).inc()
+
+    def hear(self, stats: Sequence[Mapping[str, Any]]) -> None:
+        """Take the engine's statistics: gauges show the last of them, and all are kept for who wants to read them."""
+        self.stats.extend(map(dict, stats))
+        if not stats:
+            return
+        last = stats[-1]
+        for path, gauge in self._gauges.items():
+            value = _found(last, path)
+            gauge.set(value / 1e3 if path.endswith("MS") else value)
+        most = _found(last, "kvCacheStats.maxNumBlocks")
+        self._utilization.set(_found(last, "kvCacheStats.usedNumBlocks") / most if most else 0.0)
+
+    def exposition(self) -> bytes:
+        """Everything in Prometheus' text form, of all processes where several share a folder."""
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self._registry)
+        everybody = CollectorRegistry()
+        MultiProcessCollector(everybody)
+        return generate_latest(everybody)
+
+
+def _found(stats: Mapping[str, Any], path: str) -> float:
+    value: Any = stats
+    for name in path.split("."):
+        value = value.get(name, {})
+    return float(value) if isinstance(value, int | float) else 0.0

@@ -1,0 +1,134 @@
+"""What requests and answers of both generating endpoints have in common."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Count = Annotated[int, Field(ge=1, lt=2**31)]
+CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+class ApiModel(BaseModel):
+    """A record without unknown names and coerced types."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(ApiModel):
+    """What a stream tells besides the text."""
+
+    include_usage: bool = True
+    continuous_usage_stats: bool = False
+
+
+class JsonSchemaFormat(ApiModel):
+    """OpenAI's wrapping of a JSON schema."""
+
+    name: str | None = None
+    description: str | None = None
+    schema_: dict[str, Any] | bool | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class ResponseFormat(ApiModel):
+    """What the answer's text must be; `schema`, `regex` and `ebnf` go with types "json", "regex" and "ebnf"."""
+
+    type: Literal["text", "json", "json_object", "json_schema", "regex", "ebnf"]
+    json_schema: JsonSchemaFormat | None = None
+    schema_: dict[str, Any] | None = Field(None, alias="schema")
+    regex: str | None = None
+    ebnf: str | None = None
+
+
+class GenerationRequest(ApiModel):
+    """OpenAI's fields, then TensorRT-LLM's further ones. What is not given does what it does there."""
+
+    model: str
+    frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Bias] | None = None
+    n: Count | None = None
+    presence_penalty: Penalty | None = None
+    response_format: ResponseFormat | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**64)] | None = None
+    stop: str | list[str] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    temperature: Annotated[float, Field(ge=0)] | None = None
+    top_p: Fraction | None = None
+    user: str | None = None
+
+    best_of: Count | None = None
+    cache_salt: str | None = None
+    detokenize: bool = True
+    early_stopping: bool | None = None
+    ignore_eos: bool = False
+    include_stop_str_in_output: bool = False
+    length_penalty: float | None = None
+    min_p: Fraction | None = None
+    min_tokens: CountOrZero | None = None
+    no_repeat_ngram_size: CountOrZero | None = None
+    prompt_ignore_length: CountOrZero | None = None
+    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
+    skip_special_tokens: bool = True
+    spaces_between_special_tokens: bool = True
+    stop_token_ids: list[TokenId] | None = None
+    top_k: CountOrZero | None = None
+    top_p_min: Annotated[float, Field(gt=0, le=1)] | None = None
+    truncate_prompt_tokens: Count | None = None
+    use_beam_search: bool = False
+
+    @property
+    def stops(self) -> list[str]:
+        """`stop` as a list."""
+        return [self.stop] if isinstance(self.stop, str) else self.stop or []
+
+
+class PromptTokensDetails(BaseModel):
+    """How much of the prompt was known already; 0 where that is not told."""
+
+    cached_tokens: int = 0
+
+
+class Usage(BaseModel):
+    """How many tokens were read and written."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
+
+
+class ErrorInfo(BaseModel):
+    """What went wrong; `param` is the field of the request, if it is one."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorResponse(BaseModel):
+    """The answer to a request that failed."""
+
+    error: ErrorInfo
+
+
+class ModelCard(BaseModel):
+    """One name of the model."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "trtllm_jax"
+    max_model_len: int
+
+
+class ModelList(BaseModel):
+    """The model's names."""
+
+    object: Literal["list"] = "list"
+    data: list[ModelCard]

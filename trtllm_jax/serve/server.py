@@ -1,0 +1,68 @@
+"""What all endpoints of one application share."""
+
+import hashlib
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+from starlette.types import Scope
+
+from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.logger import logger
+from trtllm_jax.serve.errors import ApiError, unavailable
+from trtllm_jax.serve.logprobs import TokenTexts
+from trtllm_jax.serve.metrics import Metrics
+from trtllm_jax.serve.settings import ServeSettings
+
+
+def package_version() -> str:
+    """The installed package's version."""
+    try:
+        return version("trtllm-jax")
+    except PackageNotFoundError:  # run from a source tree
+        return "0"
+
+
+@dataclass
+class Server:
+    """One application's state; `draining` is set once no new requests are to be taken.
+
+    Attributes:
+        llm: where answers come from.
+        settings: how they are served.
+        metrics: what Prometheus is told.
+        draining: whether the server is about to end.
+    """
+
+    llm: BaseLLM
+    settings: ServeSettings
+    metrics: Metrics
+    draining: bool = False
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    def __post_init__(self) -> None:
+        self.texts = TokenTexts(self.llm.tokenizer)
+        self.pool = ThreadPoolExecutor(self.settings.tokenizer_threads, "trtllm_jax-tokenize")
+        named = f"{self.settings.model_names[0]} {package_version()} {self.llm.facts}"
+        self.fingerprint = f"fp_{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+
+    def check_ready(self) -> None:
+        """ApiError 503 where no request can be taken."""
+        if self.llm.failure is not None:
+            raise unavailable("the engine failed; the server is about to end", self.settings.retry_after)
+        if self.draining:
+            raise unavailable("the server is shutting down", self.settings.retry_after)
+
+    def check_model(self, name: str) -> str:
+        """The name; ApiError 404 where the model is not called so."""
+        if name not in self.settings.model_names:
+            known = ", ".join(map(repr, self.settings.model_names))
+            raise ApiError(
+                404, f"the model {name[:200]!r} does not exist: use {known}", param="model", code="model_not_found"
+            )
+        return name
+
+    def log_failure(self, scope: Scope, error: BaseException) -> None:
+        """What nobody foresaw, for whoever runs the server; clients are told its id only."""
+        logger.error("request=%s failed", scope.get("trtllm_jax.request_id"), exc_info=error)

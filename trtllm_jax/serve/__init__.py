@@ -1,0 +1,1 @@
+"""The OpenAI server: an HTTP application over any `LLM`, without jax."""

@@ -3,9 +3,9 @@
 from trtllm_jax.serve.parsers.base import NAME_CHARACTERS, ToolParser
 from trtllm_jax.serve.parsers.scanner import Malformed, Steps
 
-CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"  # noqa: RUF001
-CALL_BEGIN, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001
-SEPARATOR, SENTENCE_END = "<｜tool▁sep｜>", "<｜end▁of▁sentence｜>"  # noqa: RUF001
+CALLS_BEGIN, CALLS_END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"
+CALL_BEGIN, CALL_END = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>"
+SEPARATOR, SENTENCE_END = "<｜tool▁sep｜>", "<｜end▁of▁sentence｜>"
 
 
 class DeepSeekV31Parser(ToolParser):

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from trtllm_jax.serve.parsers import deepseek, harmony, thinking
+from trtllm_jax.serve.parsers.qwen3_coder import types_of
 
 Tool = Mapping[str, Any]
 
@@ -147,8 +148,8 @@ def _tagged(index: int, schema: Mapping[str, Any]) -> tuple[str, list[str]]:
         rule = f"call_{index}_{number}"
         opening = json.dumps(f"<parameter={key}>\n", ensure_ascii=False)
         closing = json.dumps("\n</parameter>\n")
-        if isinstance(value, dict) and value.get("type") == "string":
-            values = [item for item in value.get("enum") or () if isinstance(item, str)]
+        if isinstance(value, dict) and types_of(value) == {"string"}:
+            values = value.get("enum") or ()
             choices = " | ".join(json.dumps(item, ensure_ascii=False) for item in values)
             body = f"({choices}) {closing}" if values else "value_end"
         else:

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from trtllm_jax.serve.parsers.base import NAME_CHARACTERS, ToolParser
@@ -36,7 +37,7 @@ class Qwen3CoderParser(ToolParser):
             key = yield from scanner.run(_KEY)
             yield from scanner.require(">")
             self._argue(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
-            yield from self._read_value(_types(self._schemas.get(name), key))
+            yield from self._read_value(types_of(_property(self._schemas.get(name), key)))
             separator = ", "
         yield from scanner.require("</function>")
         self._argue("}")
@@ -73,11 +74,18 @@ class Qwen3CoderParser(ToolParser):
             raise Malformed
 
 
-def _types(schema: Any, key: str) -> frozenset[str]:
-    """The types that a schema gives a property; none where it does not say."""
-    properties = schema.get("properties") if isinstance(schema, dict) else None
-    found = properties.get(key) if isinstance(properties, dict) else None
-    types = found.get("type") if isinstance(found, dict) else None
+def _property(schema: Any, key: str) -> Any:
+    properties = schema.get("properties") if isinstance(schema, Mapping) else None
+    return properties.get(key) if isinstance(properties, Mapping) else None
+
+
+def types_of(schema: Any) -> frozenset[str]:
+    """The types that a schema allows; none where it does not say."""
+    if not isinstance(schema, Mapping):
+        return frozenset()
+    types, values = schema.get("type"), schema.get("enum")
+    if isinstance(values, list) and values and all(isinstance(value, str) for value in values):
+        return frozenset(["string"])
     return frozenset([types] if isinstance(types, str) else types if isinstance(types, list) else ())
 
 

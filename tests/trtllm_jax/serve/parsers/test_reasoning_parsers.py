@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import pytest
@@ -60,7 +61,7 @@ def test_examples(name: str, prompt: str, text: str, expected: tuple[str, str] |
 @given(text=st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_size=12).map("".join), data=st.data())
 def test_any_text_gives_the_same_however_cut(name: str, text: str, data: Any) -> None:
     at = sorted({0, len(text), *data.draw(st.lists(st.integers(0, len(text)), max_size=8))})
-    pieces = [text[start:end] for start, end in zip(at, at[1:], strict=False)]
+    pieces = [text[start:end] for start, end in itertools.pairwise(at)]
     assert parse(name, pieces) == parse(name, [text]) == parse(name, list(text))
 
 

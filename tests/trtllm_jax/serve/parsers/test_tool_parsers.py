@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from typing import Any
 
@@ -11,7 +12,14 @@ from hypothesis import strategies as st
 from transformers.utils.chat_parsing import parse_response
 
 from trtllm_jax.serve.parsers.base import (
-    CallArguments, CallBroken, CallStart, ContentText, Parsed, ToolEvent, ToolParser, collect,
+    CallArguments,
+    CallBroken,
+    CallStart,
+    ContentText,
+    Parsed,
+    ToolEvent,
+    ToolParser,
+    collect,
 )  # fmt: skip
 from trtllm_jax.serve.parsers.registry import TOOL_PARSERS, make_tool_parser
 
@@ -26,11 +34,11 @@ KEYS = st.from_regex(r"[a-z_]{1,6}", fullmatch=True)
 CALLS = st.lists(st.tuples(NAMES, st.dictionaries(KEYS, VALUES, max_size=3)), min_size=1, max_size=3)
 CONTENT = st.from_regex(r"([A-Za-z.,é☺][A-Za-z .,\n]{0,20}[A-Za-z.])?", fullmatch=True)
 MARKERS = [
-    '{"name": "f", "arguments": {', '{"name": "f", "parameters": {"a": 1}}', "<tool_call>", "</tool_call>", "\n", " ", ";",
-    "[TOOL_CALLS]", "[", "]", "[ARGS]", "f", "{}", '"', "}", "{", "<function=f>", "<parameter=a>", "</parameter>",
-    "</function>", "<|python_tag|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "function<｜tool▁sep｜>f\n```json\n",
-    "<｜tool▁sep｜>", "```", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|channel|>", "commentary to=functions.f",
-    "<|message|>", "<|call|>", "<|start|>assistant", "1", "tru", "\\u12", "<", "<tool", "<|", "[TOOL",
+    '{"name": "f", "arguments": {', '{"name": "f", "parameters": {"a": 1}}', "<tool_call>", "</tool_call>", "\n", " ",
+    "[TOOL_CALLS]", "[", "]", "[ARGS]", "f", "{}", '"', "}", "{", "<function=f>", "<parameter=a>", "</parameter>", ";",
+    "</function>", "<|python_tag|>", "<｜tool▁calls▁begin｜>", "<｜tool▁call▁begin｜>", "<｜tool▁sep｜>", "```",
+    "function<｜tool▁sep｜>f\n```json\n", "<｜tool▁call▁end｜>", "<｜tool▁calls▁end｜>", "<|channel|>", "<|message|>",
+    "commentary to=functions.f", "<|call|>", "<|start|>assistant", "1", "tru", "\\u12", "<", "<tool", "<|", "[TOOL",
 ]  # fmt: skip
 GARBAGE = st.lists(st.sampled_from(MARKERS) | st.text(max_size=4), max_size=14).map("".join)
 quick = settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -67,7 +75,7 @@ def merged(events: list[ToolEvent]) -> list[ToolEvent]:
 
 def cut(draw: st.DataObject, text: str) -> list[str]:
     at = sorted({0, len(text), *draw.draw(st.lists(st.integers(0, len(text)), max_size=12))})
-    return [text[start:end] for start, end in zip(at, at[1:], strict=False)]
+    return [text[start:end] for start, end in itertools.pairwise(at)]
 
 
 @quick

@@ -1,0 +1,168 @@
+"""What a server costs: tokens/s of the same requests through `LLM` in one process, and through HTTP from others.
+
+    python benchmarks/serving.py --tokenizer FOLDER [--simulate MS] [--concurrency 64 256]
+
+On a GPU the engine has Llama-3.1-8B's shape and random weights. With --simulate nothing is computed: every step of the
+real engine's loop, of 256 rows at most, takes MS milliseconds and gives random tokens, so that 12.8 ms are 20,000
+tokens/s. Requests are 128 ids in, 256 out, sampled, all of that length; each bound of concurrency is measured without
+HTTP and with it, in turn. One JSON line a result.
+"""
+
+import argparse
+import json
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from llama_8b import LLAMA_8B
+
+from trtllm_jax import LLM
+from trtllm_jax.commands.bench_measure import measure_requests
+from trtllm_jax.commands.bench_workload import synthetic_requests
+from trtllm_jax.engine import config, engine
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.remote.host import EngineHost
+from trtllm_jax.serve.config import ServerOptions
+from trtllm_jax.serve.frontends import Frontends
+
+OUTPUT_RATE = "Total Output Throughput (tokens/sec)"
+INPUT, OUTPUT, ROWS, IDS = 128, 256, 256, 10_000
+SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "num_attention_heads": 4,
+         "num_key_value_heads": 2}  # fmt: skip
+
+
+class SimulatedFlight:
+    """A step that ends at a certain time."""
+
+    def __init__(self, plan: StepPlan, ends: float, rng: np.random.Generator) -> None:
+        self.plan = plan
+        self._ends = ends
+        self._ids = rng.integers(0, IDS, (len(plan.requests), max(plan.steps, 1))).tolist()
+
+    def tokens(self) -> list[list[int]]:
+        """Random ids, once it has ended."""
+        time.sleep(max(0.0, self._ends - time.perf_counter()))
+        if self.plan.kind == "decode":
+            return self._ids
+        return [row if emits else [] for row, emits in zip(self._ids, self.plan.emits, strict=True)]
+
+    def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
+        """None are asked for."""
+        return None
+
+    def row_logits(self) -> Sequence[Logits]:
+        """None are asked for."""
+        return ()
+
+
+class SimulatedRunner:
+    """A device whose steps run in order and take `seconds` each."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._free = 0.0
+        self._rng = np.random.default_rng(0)
+        self.params = None
+
+    def dispatch(self, plan: StepPlan) -> SimulatedFlight:
+        """Queue a step behind those before it."""
+        self._free = max(self._free, time.perf_counter()) + self._seconds
+        return SimulatedFlight(plan, self._free, self._rng)
+
+    def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
+        """Nothing is drawn on the host."""
+        raise NotImplementedError
+
+    def explained(self, failure: BaseException) -> BaseException:
+        """As it is."""
+        return failure
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def main() -> None:
+    """One engine; each bound without and with HTTP."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--tokenizer", required=True)
+    parser.add_argument("--simulate", type=float, metavar="MS")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--frontends", type=int, default=1)
+    parser.add_argument("--client_processes", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--requests_per_row", type=int, default=4)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        shape = LLAMA_8B | (SMALL if args.simulate else {})
+        Path(folder, "config.json").write_text(json.dumps(shape))
+        arguments = {
+            "model": folder, "load_format": "dummy", "tokenizer": args.tokenizer, "max_seq_len": 1024,
+            "max_batch_size": ROWS, "kv_cache_config": {"enable_block_reuse": False},
+        }  # fmt: skip
+        if args.simulate:
+            config.backend_defaults = engine.backend_defaults = lambda: config.BackendDefaults(ROWS, 8192, 1)
+            arguments["kv_cache_config"] |= {"max_tokens": ROWS * 1024}
+        with LLM(**arguments) as llm:
+            if args.simulate:
+                llm._engine._runner = SimulatedRunner(args.simulate / 1e3)
+            compare(llm, arguments, args)
+
+
+def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> None:
+    """Rounds of both, in turn."""
+    options = ServerOptions(served_model_name=("benchmark",), num_serve_frontends=args.frontends)
+    host = EngineHost(llm, options.max_queue_size)
+    configuration = json.dumps({"llm": arguments, "server": options.model_dump()}).encode()
+    with socket.create_server(("127.0.0.1", 0)) as listening, Frontends(
+        host, listening, configuration, args.frontends
+    ) as frontends:  # fmt: skip
+        frontends.start()
+        for concurrency in args.concurrency:
+            for _ in range(args.rounds):
+                count = concurrency * args.requests_per_row
+                here = in_process(llm, count, concurrency)
+                there = over_http(listening.getsockname()[1], count, concurrency, args.client_processes)
+                tell(concurrency=concurrency, requests=count, in_process_tok_s=here, **there,
+                     kept=there["http_tok_s"] / here)  # fmt: skip
+        host.close()
+
+
+def in_process(llm: LLM, count: int, concurrency: int) -> float:
+    """Generated tokens/s of the same requests, streamed to an asyncio loop of this process."""
+    work = synthetic_requests(count, INPUT, OUTPUT, vocab=IDS)
+    result = measure_requests(llm, work, concurrency=concurrency, sampling={"temperature": 1.0})
+    return result.throughputs[OUTPUT_RATE]
+
+
+def over_http(port: int, count: int, concurrency: int, processes: int) -> dict[str, float]:
+    """Generated tokens/s and gaps by `trtllm-bench serve`."""
+    command = [
+        sys.executable, "-c", "from trtllm_jax.commands.bench import main; main()", "serve", f"--base_url=http://127.0.0.1:{port}/v1",
+        f"--num_requests={count}", f"--concurrency={concurrency}", f"--input_len={INPUT}", f"--output_len={OUTPUT}",
+        f"--vocab_size={IDS}", "--ignore_eos", "--json_lines", f"--client_processes={processes}",
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    if done.returncode:
+        raise SystemExit(done.stdout + done.stderr)
+    record = json.loads(done.stdout.splitlines()[-1])
+    times = {
+        f"{name}_{point}_ms": record[f"{name} (ms)"][point] for name in ("TTFT", "ITL") for point in ("p50", "p99")
+    }
+    return {"http_tok_s": record[OUTPUT_RATE], **times, "client_core_share": record["client_core_share"]}
+
+
+def tell(**figures: float) -> None:
+    """One line."""
+    print(json.dumps({name: round(value, 3) for name, value in figures.items()}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,127 @@
+"""`trtllm-serve`: an OpenAI server. Nothing heavy is imported before the options are read."""
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+from trtllm_jax.commands.bench_options import SETTINGS, SectionedCommand, option, set_log_level
+from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, llm_arguments
+from trtllm_jax.commands.user_errors import readable_errors
+from trtllm_jax.commands.yaml_file import read_yaml
+
+# Click wraps paragraphs anew, except those that begin with a backspace.
+HELP = """Serve MODEL to OpenAI's clients.
+
+\b
+trtllm-serve Qwen/Qwen3-0.6B
+trtllm-serve --model model.gguf --host 0.0.0.0 --port 8000 --api_key "$KEY"
+curl http://localhost:8000/v1/models
+
+MODEL is a Hugging Face or Orbax folder, a .gguf file or a hub name. SIGTERM, or Ctrl-C, takes no more requests and ends
+once those that run have; the second ends at once.
+
+Options are written with _ or with -.
+"""
+SECONDS = click.FloatRange(min=0, min_open=True)
+COUNT = click.IntRange(min=0)
+FILE = click.Path(exists=True, dir_okay=False)
+
+_OWN = (
+    option("--host", section="Server", help="Address to listen on  [localhost]"),
+    option("--port", section="Server", type=click.IntRange(0, 65535), help="Port; 0 for any that is free  [8000]"),
+    option(
+        "--served_model_name",
+        section="Server",
+        multiple=True,
+        default=None,
+        help="The model's name in requests; may be given again.",
+    ),
+    option(
+        "--num_serve_frontends", section="Server", type=click.IntRange(1, 64), help="Processes for HTTP and text  [1]"
+    ),
+    option("--num_postprocess_workers", section="Server", type=COUNT, help="As many more of them  [0]"),
+    option(
+        "--max_queue_size", section="Server", type=COUNT, help="Sequences that may wait; further ones get 429  [1024]"
+    ),
+    option("--request_timeout", section="Server", type=SECONDS, help="Seconds for one answer  [3600]"),
+    option("--drain_timeout", section="Server", type=SECONDS, help="Seconds for the last answers after SIGTERM  [30]"),
+    option(
+        "--api_key",
+        section="Security",
+        multiple=True,
+        default=None,
+        envvar="TRTLLM_API_KEY",
+        help="Asked of clients; may be given again.",
+    ),
+    option("--ssl_keyfile", section="Security", type=FILE, help="TLS: the private key."),
+    option("--ssl_certfile", section="Security", type=FILE, help="TLS: the certificate."),
+    option("--ssl_ca_certs", section="Security", type=FILE, help="TLS: clients must show a certificate of these."),
+    option("--chat_template", section="Text", help="File or Jinja text in place of the model's."),
+    option(
+        "--allow_request_chat_template",
+        section="Text",
+        is_flag=True,
+        default=None,
+        help="Let requests bring templates.",
+    ),
+    option("--reasoning_parser", section="Text", help="How the model marks its thoughts, 'auto' to find out."),
+    option("--tool_parser", section="Text", help="How the model writes tool calls, 'auto' to find out."),
+)
+
+
+def own_options(command: Any) -> Any:
+    """Give `command` the server's options."""
+    for add in reversed(_OWN):
+        command = add(command)
+    return command
+
+
+@click.command(cls=SectionedCommand, context_settings=SETTINGS, help=HELP)
+@click.argument("model", required=False)
+@click.option("--model", "named_model", help="The same as MODEL.")
+@own_options
+@engine_options
+@LOG_LEVEL
+def command(model: str | None, named_model: str | None, **options: Any) -> None:
+    """Serve until told to stop."""
+    if options["log_level"]:
+        set_log_level(options["log_level"])
+    file = read_yaml(options["config"])
+    if model and named_model and model != named_model:
+        raise click.UsageError(f"MODEL = {model!r} and --model = {named_model!r} differ: give one of them.")
+    location = model or named_model or file.get("model")
+    if not location:
+        raise click.UsageError("Missing MODEL: a folder, a .gguf file or a hub name.")
+    own, engine = divided(options, file, str(location))
+    with readable_errors():
+        from trtllm_jax.commands.serve_run import run
+        from trtllm_jax.serve.config import ServerOptions
+
+        sys.exit(run(ServerOptions(**own), engine))
+
+
+def divided(options: Mapping[str, Any], file: Mapping[str, Any], model: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What `ServerOptions` and `LLM` are given: an option that was given wins over the file's."""
+    from trtllm_jax.serve.config import ServerOptions
+
+    names = ServerOptions.model_fields.keys()
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    own = {name: value for name, value in {**file, **given}.items() if name in names}
+    of_engine = {name: value for name, value in given.items() if name not in names}
+    rest = {name: value for name, value in file.items() if name not in names}
+    return {"served_model_name": (_name_of(model),), **own}, llm_arguments(of_engine, rest, model)
+
+
+def _name_of(model: str) -> str:
+    """A hub name as it is; of a path its last part, as TensorRT-LLM does."""
+    return Path(model).resolve().name if os.path.exists(model) else model
+
+
+def main() -> None:
+    """`trtllm-serve`; TensorRT-LLM's `trtllm-serve serve MODEL` is the same."""
+    arguments = sys.argv[1:]
+    command.main(arguments[1:] if arguments[:1] == ["serve"] else arguments, prog_name="trtllm-serve")

@@ -1,0 +1,74 @@
+"""What a server is told besides its engine's arguments."""
+
+from typing import Annotated, Any, Self
+
+from pydantic import Field, model_validator
+
+from trtllm_jax.llm_args import NonNegativeInt, StrictModel
+from trtllm_jax.serve.settings import Seconds, ServeSettings
+
+Name = Annotated[str, Field(min_length=1)]
+
+
+class ServerOptions(StrictModel, owner="trtllm-serve"):
+    """The options of `trtllm-serve` that are not the engine's, with their defaults.
+
+    Attributes:
+        host: address to listen on.
+        port: 0 for any that is free.
+        served_model_name: what the model is called in requests; answers use the first.
+        num_serve_frontends: processes for HTTP and text.
+        num_postprocess_workers: as many more of them, because each does all of its requests' work.
+        max_queue_size: sequences that may wait, over all processes.
+        request_timeout: seconds for one answer.
+        drain_timeout: seconds for the last answers after SIGTERM.
+        api_key: any of them is asked of clients; () asks for none.
+    """
+
+    host: Name = "localhost"
+    port: Annotated[int, Field(ge=0, le=65535)] = 8000
+    served_model_name: tuple[Name, ...] = Field(min_length=1)
+    num_serve_frontends: Annotated[int, Field(ge=1, le=64)] = 1
+    num_postprocess_workers: Annotated[int, Field(ge=0, le=64)] = 0
+    max_queue_size: NonNegativeInt = 1024
+    request_timeout: Seconds = 3600.0
+    drain_timeout: Seconds = 30.0
+    api_key: tuple[Name, ...] = ()
+    ssl_keyfile: str | None = None
+    ssl_certfile: str | None = None
+    ssl_ca_certs: str | None = None
+    reasoning_parser: str | None = None
+    tool_parser: str | None = None
+
+    @classmethod
+    def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A YAML file has a word or a list where the command line has an option that may be given again."""
+        many = {
+            name: (value,) if isinstance(value, str) else tuple(value)
+            for name in ("served_model_name", "api_key")
+            if isinstance(value := arguments.get(name), str | list)
+        }
+        return {**arguments, **many}
+
+    @model_validator(mode="after")
+    def _key_and_certificate(self) -> Self:
+        if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
+            missing = "ssl_certfile" if self.ssl_keyfile else "ssl_keyfile"
+            raise ValueError(f"TLS needs a key and its certificate: trtllm-serve.{missing} is missing")
+        return self
+
+    @property
+    def processes(self) -> int:
+        """Frontends."""
+        return self.num_serve_frontends + self.num_postprocess_workers
+
+    @property
+    def settings(self) -> ServeSettings:
+        """The app's."""
+        return ServeSettings(
+            model_names=self.served_model_name,
+            api_keys=self.api_key,
+            request_timeout=self.request_timeout,
+            reasoning_parser=self.reasoning_parser,
+            tool_parser=self.tool_parser,
+        )

@@ -13,8 +13,8 @@ JSON = '{"name": {{ call.name | tojson }}, "%s": {{ call.arguments }}}'
 BODIES = {
     "deepseek_v3": (
         "{% for call in calls %}{{ '<｜tool▁calls▁begin｜>' if loop.first else '\\n' }}"
-        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ call.name }}\n```json\n{{ call.arguments }}\n```"
-        "<｜tool▁call▁end｜>"
+        "<｜tool▁call▁begin｜>function<｜tool▁sep｜>{{ call.name }}\n```json\n"
+        "{{ call.arguments }}\n```<｜tool▁call▁end｜>"
         "{{ '<｜tool▁calls▁end｜><｜end▁of▁sentence｜>' if loop.last }}{% endfor %}"
     ),
     "deepseek_v31": (

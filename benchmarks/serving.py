@@ -9,6 +9,7 @@ HTTP and with it, in turn. One JSON line a result.
 """
 
 import argparse
+import asyncio
 import json
 import os
 import socket
@@ -21,11 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from llama_8b import LLAMA_8B
 
-from trtllm_jax import LLM
-from trtllm_jax.commands.bench_measure import measure_requests
-from trtllm_jax.commands.bench_workload import synthetic_requests
+from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine import config, engine
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
@@ -129,17 +129,40 @@ def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> No
             for _ in range(args.rounds):
                 count = concurrency * args.requests_per_row
                 here = in_process(llm, count, concurrency)
+                before = processor_seconds()
                 there = over_http(listening.getsockname()[1], count, concurrency, args.client_processes)
-                tell(concurrency=concurrency, requests=count, in_process_tok_s=here, **there,
+                used = {f"{name}_us_a_token": (after - before[name]) / (count * OUTPUT) * 1e6
+                        for name, after in processor_seconds().items()}  # fmt: skip
+                tell(concurrency=concurrency, requests=count, in_process_tok_s=here, **there, **used,
                      kept=there["http_tok_s"] / here)  # fmt: skip
         host.close()
 
 
+def processor_seconds() -> dict[str, float]:
+    """Processor time so far, of the engine's process and of the frontends."""
+    process = psutil.Process()
+    spent = {"engine": sum(process.cpu_times()[:2])}
+    frontends = [child for child in process.children() if any("serve.frontend" in word for word in child.cmdline())]
+    return spent | {"frontends": sum(sum(child.cpu_times()[:2]) for child in frontends)}
+
+
 def in_process(llm: LLM, count: int, concurrency: int) -> float:
-    """Generated tokens/s of the same requests, streamed to an asyncio loop of this process."""
-    work = synthetic_requests(count, INPUT, OUTPUT, vocab=IDS)
-    result = measure_requests(llm, work, concurrency=concurrency, sampling={"temperature": 1.0})
-    return result.throughputs[OUTPUT_RATE]
+    """Generated tokens/s of the same requests without HTTP, each awaited as a whole."""
+    params = SamplingParams(temperature=1.0, max_tokens=OUTPUT, ignore_eos=True)
+    prompts = np.random.default_rng(0).integers(0, IDS, (count, INPUT)).tolist()
+
+    async def run() -> None:
+        room = asyncio.Semaphore(concurrency)
+
+        async def one(prompt: list[int]) -> None:
+            async with room:
+                await llm.generate_async(prompt, params)
+
+        await asyncio.gather(*map(one, prompts))
+
+    began = time.perf_counter()
+    asyncio.run(run())
+    return count * OUTPUT / (time.perf_counter() - began)
 
 
 def over_http(port: int, count: int, concurrency: int, processes: int) -> dict[str, float]:

@@ -94,7 +94,7 @@ def test_python_of_readme_and_its_guides_runs_as_written(capsys: pytest.CaptureF
     try:
         for title, code in python_blocks("README.md"):
             if title == "Configuration":  # which ends the model that the guides go on with
-                for guide in ("docs/chat.md", "docs/logits.md"):
+                for guide in ("docs/chat.md", "docs/guided.md", "docs/logits.md"):
                     for _, block in python_blocks(guide):
                         exec(block, names)
             exec(code, names)

@@ -31,7 +31,8 @@ class BaseLLM(ABC):
 
     _tokenizer: Tokenizer | None
     _chat: Chat
-    _intake: Intake
+    intake: Intake
+    """Makes those of prompts."""
     port: EnginePort
     """For those who bring sequences of their own."""
 
@@ -39,12 +40,12 @@ class BaseLLM(ABC):
         self._tokenizer = tokenizer
         self._chat = chat
         self.port = port
-        self._intake = Intake(facts, tokenizer, port.finish)
+        self.intake = Intake(facts, tokenizer, port.finish)
 
     @property
     def facts(self) -> EngineFacts:
         """What requests must fit: the vocabulary, the lengths, and what ends a sequence."""
-        return self._intake.facts
+        return self.intake.facts
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -194,7 +195,7 @@ class BaseLLM(ABC):
 
     def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
         """Check every prompt, then queue them all; nothing is queued if one is wrong."""
-        made = self._intake.requests(inputs, params, streaming)
+        made = self.intake.requests(inputs, params, streaming)
         self.port.submit([request for _, requests in made for request in requests])
         return [output for output, _ in made]
 

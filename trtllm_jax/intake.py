@@ -10,7 +10,9 @@ import numpy as np
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
+from trtllm_jax.guides import Guide, Guides
 from trtllm_jax.inputs import Prompt, read_prompt
+from trtllm_jax.logits_processing import Edits
 from trtllm_jax.outputs import RequestOutput
 from trtllm_jax.postprocess import Stream
 from trtllm_jax.sampling_params import SamplingParams
@@ -55,6 +57,7 @@ class Intake:
         self.facts = facts
         self._tokenizer = tokenizer
         self._finish = finish
+        self._guides = None if tokenizer is None else Guides(tokenizer, facts.vocab, facts.end_ids)
         self._seeds = np.random.default_rng(0)
         self._request_ids = itertools.count(1)
         self._lock = threading.Lock()
@@ -76,6 +79,14 @@ class Intake:
         interval = self.facts.stream_interval if streaming else None
         with self._lock:
             return [self._request(prompt, each, interval) for prompt, each in zip(prompts, params, strict=True)]
+
+    def guide(self, edits: Edits | None) -> Guide | None:
+        """What keeps a sequence with these edits to their constraint. ValueError where it cannot be followed."""
+        if edits is None or edits.constraint is None:
+            return None
+        if self._guides is None:
+            raise ValueError("SamplingParams.guided_decoding needs a tokenizer; leave skip_tokenizer_init=True out")
+        return self._guides.start(edits.constraint)
 
     def _check(self, params: Any) -> None:
         if not isinstance(params, SamplingParams):
@@ -130,7 +141,10 @@ class Intake:
             stops |= self.facts.end_ids if params.end_id is None else {params.end_id}
         rule = params.resolved()
         seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
+        if params.guided_decoding is not None:
+            stops |= self.facts.end_ids  # all that a complete text leaves
         edits = params.edits(frozenset(stops), self._bad_ids(params))
+        guide = self.guide(edits)
         best_of_more = params.sequences > params.n
         requests: list[Request] = []
         # The result must not keep the LLM alive, only the engine that fills it.
@@ -161,6 +175,7 @@ class Intake:
                     # The best are chosen by log-probabilities.
                     num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
                     edits=edits,
+                    guide=guide.copy() if guide else None,
                     keep_logits=params.return_generation_logits,
                     keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
                     id=output.request_id,

@@ -385,7 +385,7 @@ class LlmArgs(StrictModel, owner="LLM"):
         "enable_lora": (False,),
         "lora_config": (None,),
         "peft_cache_config": (None,),
-        "guided_decoding_backend": (None,),
+        "guided_decoding_backend": (None, "llguidance"),
         "normalize_log_probs": (False,),
         "weight_streaming": (False,),
         "multimodal_encoder": (None,),

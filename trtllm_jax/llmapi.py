@@ -1,6 +1,7 @@
 """The names that TensorRT-LLM users import from `tensorrt_llm.llmapi`."""
 
 from trtllm_jax.executor import LoRARequest
+from trtllm_jax.guided_decoding import GuidedDecodingParams
 from trtllm_jax.llm import LLM
 from trtllm_jax.llm_args import (
     BuildConfig,
@@ -21,6 +22,7 @@ __all__ = [
     "CapacitySchedulerPolicy",
     "CompletionOutput",
     "ContextChunkingPolicy",
+    "GuidedDecodingParams",
     "KvCacheConfig",
     "LlmArgs",
     "LoRARequest",

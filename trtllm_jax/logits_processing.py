@@ -66,6 +66,7 @@ class Edits:
         ends: ids that end the sequence.
         no_repeat_ngram: tokens of the shortest sequence that may not occur twice, prompt included; 0 for none.
         bad: sequences of ids that may not be generated, whatever is left then.
+        constraint: what the text must be, in llguidance's form; a `Guide` keeps to it after everything else.
     """
 
     processors: tuple[Processor, ...] = ()
@@ -79,6 +80,7 @@ class Edits:
     ends: frozenset[int] = frozenset()
     no_repeat_ngram: int = 0
     bad: tuple[tuple[int, ...], ...] = ()
+    constraint: str | None = None
 
     def apply(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Change `logits` [vocab] in place, all but the users' functions: those are the caller's to call before.

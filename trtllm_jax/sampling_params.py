@@ -9,6 +9,7 @@ from typing import Annotated, Any, ClassVar, Self
 import numpy as np
 from pydantic import BeforeValidator, Field, model_validator
 
+from trtllm_jax.guided_decoding import GuidedDecodingParams as GuidedDecodingParams
 from trtllm_jax.llm_args import NonNegativeInt, PositiveInt, StrictModel
 from trtllm_jax.logits_processing import BatchedLogitsProcessor as BatchedLogitsProcessor
 from trtllm_jax.logits_processing import Edits, NucleusDecay, as_processors
@@ -68,7 +69,6 @@ class SamplingParams(StrictModel):
         "return_perf_metrics": (False,),
         "additional_model_outputs": (None,),
         "lookahead_config": (None,),
-        "guided_decoding": (None,),
         "thinking_token_budget": (None,),
     }
 
@@ -114,7 +114,7 @@ class SamplingParams(StrictModel):
     return_perf_metrics: bool = False
     additional_model_outputs: list[str] | None = None
     lookahead_config: Any = None
-    guided_decoding: Any = None
+    guided_decoding: GuidedDecodingParams | None = None
     thinking_token_budget: NonNegativeInt | None = None
     ignore_eos: bool = False
     detokenize: bool = True
@@ -160,6 +160,7 @@ class SamplingParams(StrictModel):
         asked = (
             bool(processors), self.apply_batched_logits_processor, self.embedding_bias is not None,
             penalties != (1.0, 0.0, 0.0), (self.min_tokens or 0) > 0, 0 < ngram < _NO_NGRAM, bool(bad),
+            self.guided_decoding is not None,
         )  # fmt: skip
         if not any(asked):
             return None
@@ -176,6 +177,7 @@ class SamplingParams(StrictModel):
             ends=ends,
             no_repeat_ngram=0 if ngram == _NO_NGRAM else ngram,
             bad=bad,
+            constraint=None if self.guided_decoding is None else self.guided_decoding.constraint(),
         )
 
     def resolved(self) -> Sampling:

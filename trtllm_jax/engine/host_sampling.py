@@ -43,6 +43,8 @@ def draw_on_host(
             for processor in request.edits.processors:
                 processor(request.id, changed[row][None, None], _tokens(request), None, None)
             request.edits.apply(changed[row], request.prompt, request.generated)
+            if request.guide is not None:
+                request.guide.restrict(changed[row], logits[row])
             _check(changed[row])
         except Exception as failure:
             drawn.failures[row] = failure
@@ -51,12 +53,24 @@ def draw_on_host(
         return drawn
     wishes = [_with_nucleus_of_now(plan.requests[row]) for row in alive]
     drawn.tokens = dict(zip(alive, draw(np.stack([changed[row] for row in alive]), wishes), strict=True))
+    _tell_guides(plan, drawn)
     for row, token in drawn.tokens.items():
         count = plan.requests[row].num_logprobs
         if count is not None:
             top, own, rank = top_logprobs(logits[row], count, token)
             drawn.logprobs[row] = TokenLogprobs(token, own, rank, tuple(top))
     return drawn
+
+
+def _tell_guides(plan: StepPlan, drawn: HostDrawn) -> None:
+    for row, token in list(drawn.tokens.items()):
+        guide = plan.requests[row].guide
+        if guide is not None:
+            try:
+                guide.accept(token)
+            except ValueError as failure:
+                drawn.failures[row] = failure
+                del drawn.tokens[row]
 
 
 def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDrawn) -> None:

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_jax.guides import Guide
 from trtllm_jax.logits_processing import Edits
 from trtllm_jax.sampling_params import Sampling
 
@@ -75,6 +76,7 @@ class Request:
         parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
         owner: whoever submitted it; the engine only hands it back.
         edits: changes to its logits before a draw, None for none.
+        guide: keeps it to the constraint of its edits, None where they have none.
         keep_logits: whether to report what each token was drawn from.
         keep_context: whether to report the logits after every token of the prompt.
         id: the owner's number, which users' functions are told.
@@ -89,6 +91,7 @@ class Request:
     parent: "Request | None" = None
     owner: Any = None
     edits: Edits | None = None
+    guide: Guide | None = None
     keep_logits: bool = False
     keep_context: bool = False
     id: int = 0

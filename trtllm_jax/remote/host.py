@@ -179,6 +179,7 @@ class _Connection:
 
     def _request(self, new: wire.NewSequence, parent: Request | None) -> Request:
         prompt = np.frombuffer(new.prompt, np.int32).tolist()
+        edits = wire.edits_from_wire(new.edits)
         return Request(
             prompt=prompt,
             max_tokens=new.max_tokens,
@@ -188,7 +189,8 @@ class _Connection:
             salt=new.salt,
             parent=parent,
             owner=_Sequence(self, new, prompt),
-            edits=wire.edits_from_wire(new.edits),
+            edits=edits,
+            guide=self._host.llm.intake.guide(edits),
             keep_context=new.prompt_logprobs is not None,
             id=new.request_id,
         )

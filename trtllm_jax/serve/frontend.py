@@ -40,7 +40,8 @@ def main() -> int:
     # What is there now stays: a collection need not look at it again.
     gc.collect()
     gc.freeze()
-    asyncio.run(server.serve_until_done(listening))
+    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+        runner.run(server.serve_until_done(listening))
     llm.shutdown()
     return 1 if server.engine_is_gone else 0
 

@@ -1,0 +1,126 @@
+"""What the text of an answer must be: a JSON value, a regular expression's match, or a sentence of a grammar."""
+
+import json as json_text
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from checkpoints.shown import one_line
+
+MAX_CHARACTERS = 256 << 10
+"""Of a schema, an expression or a grammar."""
+MAX_DEPTH = 64
+"""Of the objects and lists in a schema."""
+
+# Enough for any indentation, and an end to the white space that a model may love too much.
+_JSON_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,40}"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuidedDecodingParams:
+    """TensorRT-LLM's parameters of guided decoding, one of which is given.
+
+    Attributes:
+        json: a JSON schema as a dict or its text, or a pydantic model.
+        regex: a regular expression that the whole text matches, in Rust's syntax.
+        grammar: EBNF with a `root ::=`, or llguidance's variant of Lark with a `start:`.
+        json_object: any JSON object.
+        structural_tag: not available here.
+
+    Raises:
+        ValueError: none or several are given, or one has a wrong type, or is too large.
+    """
+
+    json: Any = None
+    regex: str | None = None
+    grammar: str | None = None
+    json_object: bool = False
+    structural_tag: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.structural_tag is not None:
+            raise ValueError(
+                "GuidedDecodingParams.structural_tag is not available: use grammar, or json for the whole answer"
+            )
+        given = {
+            "json": self.json,
+            "regex": self.regex,
+            "grammar": self.grammar,
+            "json_object": self.json_object or None,
+        }
+        named = [name for name, value in given.items() if value is not None]
+        if len(named) != 1:
+            raise ValueError(
+                f"GuidedDecodingParams got {' and '.join(named) or 'nothing'}: give one of {', '.join(given)}"
+            )
+        for name in ("regex", "grammar"):
+            value = given[name]
+            if value is not None and not (isinstance(value, str) and value):
+                raise ValueError(f"GuidedDecodingParams.{name} = {value!r} is invalid: give a text that is not empty")
+        if not isinstance(self.json_object, bool):
+            raise ValueError(f"GuidedDecodingParams.json_object = {self.json_object!r} is invalid: give True or False")
+        _schema(self.json)
+        for name, value in given.items():
+            if isinstance(value, str) and len(value) > MAX_CHARACTERS:
+                raise ValueError(
+                    f"GuidedDecodingParams.{name} has {len(value)} characters; at most {MAX_CHARACTERS} are read: "
+                    "shorten it"
+                )
+
+    def constraint(self) -> str:
+        """The constraint in llguidance's own form: plain text. ValueError where it cannot be written so."""
+        from llguidance import LLMatcher
+        from llguidance.gbnf_to_lark import any_to_lark
+
+        if self.regex is not None:
+            return LLMatcher.grammar_from_regex(self.regex)
+        if self.grammar is not None:
+            try:
+                return LLMatcher.grammar_from_lark(any_to_lark(self.grammar))
+            except Exception as error:  # it parses line by line, and has no error of its own
+                raise ValueError(f"GuidedDecodingParams.grammar cannot be read: {one_line(str(error), 300)}") from error
+        schema = {"type": "object"} if self.json_object else _schema(self.json)
+        return LLMatcher.grammar_from_json_schema(json_text.dumps(schema), overrides=_JSON_OPTIONS)
+
+    @property
+    def name(self) -> str:
+        """Which of them is given."""
+        return next(name for name in ("json", "regex", "grammar", "json_object") if getattr(self, name))
+
+
+def _schema(given: Any) -> Any:
+    """The schema as a dict, or True or False, which are schemas too; None for none."""
+    if given is None:
+        return None
+    if isinstance(given, type) and issubclass(given, BaseModel):
+        return given.model_json_schema()
+    try:
+        schema = json_text.loads(given) if isinstance(given, str) else given
+        text = json_text.dumps(schema)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"GuidedDecodingParams.json is no JSON schema: {one_line(str(error), 300)}") from error
+    if not isinstance(schema, dict | bool):
+        raise ValueError(
+            f"GuidedDecodingParams.json is a {type(schema).__name__}: give a schema as a dict or its text, or a "
+            "pydantic model"
+        )
+    if len(text) > MAX_CHARACTERS or not _shallow(schema, MAX_DEPTH):
+        raise ValueError(
+            f"GuidedDecodingParams.json has more than {MAX_CHARACTERS} characters, or more than {MAX_DEPTH} objects "
+            "and lists within each other: simplify the schema"
+        )
+    return schema
+
+
+def _shallow(value: Any, depth: int) -> bool:
+    level = [value]
+    while level and depth >= 0:
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if isinstance(outer, dict) else outer if isinstance(outer, list) else ())
+            if isinstance(inner, dict | list)
+        ]
+        depth -= 1
+    return not level

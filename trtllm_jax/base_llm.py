@@ -52,6 +52,12 @@ class BaseLLM(ABC):
         """The tokenizer; `tokenizer.hf` is the transformers object. None with skip_tokenizer_init=True."""
         return self._tokenizer
 
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that writes conversations, None where there is none."""
+        own = None if self._tokenizer is None else self._tokenizer.hf.chat_template
+        return self._chat.template or own
+
     @overload
     def generate(
         self,

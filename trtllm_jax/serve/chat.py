@@ -9,7 +9,7 @@ from starlette.responses import Response
 from trtllm_jax.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.body import read_model
 from trtllm_jax.serve.chat_prompt import chat_prompt
-from trtllm_jax.serve.chat_reader import Reading, merged_message
+from trtllm_jax.serve.chat_reader import Reader, Reading
 from trtllm_jax.serve.errors import bad
 from trtllm_jax.serve.exchange import Exchange
 from trtllm_jax.serve.limits import check_chat
@@ -28,17 +28,18 @@ async def answer(server: Server, request: Request) -> Response:
     model = server.check_model(body.model)
     check_chat(body, server.settings.limits)
     reading = Reading(server, body)
-    params = sampling_params(
-        body,
-        server.llm.facts.vocab,
-        guided_decoding=reading.guidance() or guidance(body.response_format),
-        logprobs=(body.top_logprobs or 0) if body.logprobs else None,
-        max_tokens=_max_tokens(body) or server.llm.facts.max_seq_len,
-        skip_special_tokens=body.skip_special_tokens and not reading.keeps_special_tokens,
-    )
+    max_tokens = _max_tokens(body) or server.llm.facts.max_seq_len
 
     def submit() -> list[RequestOutput]:
-        prompt = chat_prompt(server.llm, body)
+        prompt = chat_prompt(server.llm, body, reading.tools)
+        params = sampling_params(
+            body,
+            server.llm.facts.vocab,
+            guided_decoding=guidance(body.response_format, reading.call_grammar(prompt["prompt"])),
+            logprobs=(body.top_logprobs or 0) if body.logprobs else None,
+            max_tokens=max_tokens,
+            skip_special_tokens=body.skip_special_tokens and not reading.keeps_special_tokens,
+        )
         return [server.llm.generate_async(prompt, params, streaming=bool(body.stream))]
 
     await exchange.submit(submit, heavy)
@@ -54,7 +55,7 @@ async def answer(server: Server, request: Request) -> Response:
     async with exchange.guarded(request.receive):
         output = await exchange.outputs[0].aresult()
         exchange.check()
-    choices = [_choice(server, body, reading, one) for one in output.outputs]
+    choices = [_choice(server, body, reading.start(output.prompt), one) for one in output.outputs]
     whole = {**head, "choices": choices, "usage": usage([output])}
     return Response(as_json(whole), media_type="application/json")
 
@@ -69,14 +70,12 @@ def _max_tokens(body: ChatRequest) -> int | None:
     return body.max_completion_tokens or body.max_tokens
 
 
-def _choice(server: Server, body: ChatRequest, reading: Reading, one: CompletionOutput) -> dict[str, Any]:
-    reader = reading.start()
-    message = merged_message([*reader.feed(one.text), *reader.finish()])
+def _choice(server: Server, body: ChatRequest, reader: Reader, one: CompletionOutput) -> dict[str, Any]:
     return {
         "index": one.index,
-        "message": message,
+        "message": reader.message(one.text),
         "logprobs": _logprobs(server, body, one.token_ids, one.logprobs),
-        "finish_reason": "tool_calls" if reader.called else one.finish_reason,
+        "finish_reason": reader.finish_reason(one.finish_reason),
         "stop_reason": one.stop_reason,
     }
 
@@ -92,7 +91,7 @@ async def _events(
     options = body.stream_options
     envelope = Envelope(head, usage=options is not None and options.include_usage)
     counted = options is not None and options.continuous_usage_stats
-    readers = [reading.start() for _ in output.outputs]
+    readers = [reading.start(output.prompt) for _ in output.outputs]
     begun: set[int] = set()
     ended: set[int] = set()
 
@@ -122,7 +121,7 @@ async def _events(
             choices[-1] = _delta(one.index, deltas[-1], logprobs)
         if finish and finish != "cancelled":
             ended.add(one.index)
-            choices.append(_delta(one.index, {}, None, "tool_calls" if reader.called else finish, one.stop_reason))
+            choices.append(_delta(one.index, {}, None, reader.finish_reason(finish), one.stop_reason))
         return [event(choice) for choice in choices]
 
     async for step in output:
@@ -144,5 +143,6 @@ def _delta(
     finish: str | None = None,
     stop_reason: int | str | None = None,
 ) -> bytes:
-    choice = {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish}
+    told = {name: value for name, value in delta.items() if name != "broken"}
+    choice = {"index": index, "delta": told, "logprobs": logprobs, "finish_reason": finish}
     return as_json(choice if finish is None else {**choice, "stop_reason": stop_reason})

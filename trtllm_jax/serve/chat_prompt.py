@@ -1,17 +1,17 @@
 """A conversation as the model's template writes it."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.serve.protocol_chat import ChatRequest, Message
 
 
-def chat_prompt(llm: BaseLLM, body: ChatRequest) -> dict[str, Any]:
+def chat_prompt(llm: BaseLLM, body: ChatRequest, tools: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The prompt for `generate_async`. ValueError where the template refuses."""
     variables = dict(body.chat_template_kwargs or {})
     if body.reasoning_effort is not None:
         variables.setdefault("reasoning_effort", body.reasoning_effort)
-    tools = None if body.tool_choice == "none" else [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
     prompt = llm.chat_prompt(
         [_message(message) for message in body.messages],
         tools=tools,

@@ -1,5 +1,6 @@
 """A request's fields as `SamplingParams`."""
 
+import importlib
 from typing import Any
 
 import numpy as np
@@ -41,26 +42,38 @@ def sampling_params(body: GenerationRequest, vocab: int, **special: Any) -> Samp
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
-def guidance(wanted: ResponseFormat | None) -> Any:
-    """`GuidedDecodingParams` for what the text must be, None for any text. ApiError where its content is missing."""
+def guidance(wanted: ResponseFormat | None, calls: str | None = None) -> Any:
+    """`GuidedDecodingParams` for what the text must be, None for any text. ApiError where its content is missing.
+
+    `calls` is the grammar of calls that must come: where there is one, they are the answer.
+    """
+    rule = _rule(wanted) if calls is None else {"grammar": calls}
+    if rule is None:
+        return None
+    try:
+        module = importlib.import_module("trtllm_jax.guided_decoding")
+    except ModuleNotFoundError:
+        field = "response_format" if calls is None else "tool_choice"
+        raise bad(field, f"{field} is not available in this release: leave it out") from None
+    return module.GuidedDecodingParams(**rule)
+
+
+def _rule(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """The arguments of `GuidedDecodingParams`."""
     if wanted is None or wanted.type == "text":
         return None
-    from trtllm_jax.guided_decoding import GuidedDecodingParams
-
     match wanted.type:
         case "json_object":
-            return GuidedDecodingParams(json_object=True)
+            return {"json_object": True}
         case "json":
-            return GuidedDecodingParams(json=_present("response_format.schema", wanted.schema_))
+            return {"json": _present("response_format.schema", wanted.schema_)}
         case "json_schema":
-            _present("response_format.json_schema", wanted.json_schema)
-            assert wanted.json_schema is not None
-            schema = _present("response_format.json_schema.schema", wanted.json_schema.schema_)
-            return GuidedDecodingParams(json=schema)
+            wrapped = _present("response_format.json_schema", wanted.json_schema)
+            return {"json": _present("response_format.json_schema.schema", wrapped.schema_)}
         case "regex":
-            return GuidedDecodingParams(regex=_present("response_format.regex", wanted.regex))
+            return {"regex": _present("response_format.regex", wanted.regex)}
         case "ebnf":
-            return GuidedDecodingParams(grammar=_present("response_format.ebnf", wanted.ebnf))
+            return {"grammar": _present("response_format.ebnf", wanted.ebnf)}
 
 
 def _present(param: str, value: Any) -> Any:

@@ -20,7 +20,8 @@ TEMPLATE = """
 {%- if tools %}{{ tools | tojson }}{% endif %}
 {%- for message in messages %}{{ message.role }}: {{ message.content or '' }}
 {%- for call in message.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}
-{% endfor %}
+{{- '\\n' }}
+{%- endfor %}
 {%- if add_generation_prompt %}assistant:{% endif %}
 """
 

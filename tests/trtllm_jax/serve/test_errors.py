@@ -85,8 +85,12 @@ def test_a_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], para
         ({"messages": []}, "messages", "at least 1 item"),
         ({"messages": "hi"}, "messages", "list"),
         ({"messages": [{"role": "judge", "content": "x"}]}, "messages[0].role", "input should be"),
-        ({"messages": [{"role": "user"}]}, "messages", "content is missing"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages", "not available"),
+        ({"messages": [{"role": "user"}]}, "messages[0].content", "content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages[0].content[0].type",
+            "not available",
+        ),
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", ""),
         ({"top_logprobs": 2}, "top_logprobs", "needs logprobs"),
         ({"logprobs": 2}, "logprobs", "boolean"),
@@ -194,7 +198,7 @@ class Broken:
 
     def __init__(self, llm: LLM, error: Exception) -> None:
         self.failure: Exception | None = None
-        self.facts, self.tokenizer, self._error = llm.facts, llm.tokenizer, error
+        self.facts, self.tokenizer, self.chat_template, self._error = llm.facts, llm.tokenizer, None, error
 
     def generate_async(self, *args: Any, **kwargs: Any) -> Any:
         raise self._error

@@ -28,7 +28,7 @@ def write_record(path: Path, found: dict[str, Any]) -> None:
 def print_table(found: dict[str, Any]) -> None:
     """One row a metric; a group stands before its members."""
     config = found["config"]
-    table = Table(title=f"{config['model']}: {config['seconds']:.1f} s", title_justify="left")
+    table = Table(title=f"{Path(config['model']).name}: {config['seconds']:.1f} s", title_justify="left")
     for name in ("task", "items", "shots", "filter", "metric", "value", "± stderr"):
         table.add_column(name, justify="right" if name in ("items", "shots", "value", "± stderr") else "left")
     for name, values in found["results"].items():

@@ -2,12 +2,13 @@
 
 import importlib.metadata
 import importlib.util
+import io
 import logging
 import os
 import random
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -145,8 +146,9 @@ def measure(lm: Any, tasks: Any, wishes: Wishes) -> dict[str, Any]:
         if wishes.max_output_length is not None and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value={"max_gen_toks": wishes.max_output_length}, update=True)
         task.set_fewshot_seed(seed=wishes.random_seed)
-    # A perplexity's standard error comes from resampling, which would otherwise fork a process with jax's threads.
-    with _environment(DISABLE_MULTIPROC="1"):
+    # A perplexity's standard error comes from resampling, which would otherwise fork a process with jax's threads, and
+    # which prints that it begins.
+    with _environment(DISABLE_MULTIPROC="1"), redirect_stdout(io.StringIO()):
         results: dict[str, Any] = evaluator.evaluate(
             lm=lm,
             task_dict=tasks,

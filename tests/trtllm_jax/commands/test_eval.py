@@ -127,14 +127,16 @@ def test_options_outweigh_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 def test_a_table_and_a_file(tiny_llama: Path, eval_files: Path, asked: list[Any], tmp_path: Path) -> None:
     output = tmp_path / "scores.json"
     result = run(
-        "--model", tiny_llama, "--dataset_path", eval_files, "mmlu", "wikitext", "gsm8k", "--limit", 2,
-        "--max_seq_len", 128, "--num_fewshot", 0, "--max_output_length", 4, "--output_path", output,
+        "--model", tiny_llama, "--dataset_path", eval_files, "mmlu", "wikitext", "gsm8k", "lambada_openai",
+        "--limit", 2, "--max_seq_len", 128, "--num_fewshot", 0, "--max_output_length", 4, "--output_path", output,
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     (arguments,) = asked
     assert arguments == {"model": str(tiny_llama), "max_seq_len": 128}
     found = json.loads(output.read_text())
-    assert set(found["results"]) == {"mmlu", "mmlu_anatomy", "mmlu_virology", "wikitext", "gsm8k"}
+    assert set(found["results"]) == {"mmlu", "mmlu_anatomy", "mmlu_virology", "wikitext", "gsm8k", "lambada_openai"}
+    assert found["results"]["lambada_openai"]["perplexity_stderr,none"] >= 0
+    assert "bootstrapping" not in result.stdout
     assert found["n-samples"]["mmlu_anatomy"] == {"original": 3, "effective": 2}
     assert found["results"]["wikitext"]["word_perplexity,none"] > 1
     config = found["config"]

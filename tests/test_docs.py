@@ -109,7 +109,7 @@ def test_python_of_readme_and_its_guides_runs_as_written(capsys: pytest.CaptureF
 def test_guides_run_and_print_what_they_show() -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     # The next section of the quick start ends the model that the others use.
-    others = ["sampling.md", "streaming.md", "serving.md", "errors.md"]
+    others = ["sampling.md", "evaluation.md", "streaming.md", "serving.md", "errors.md"]
     level = logging.getLogger("trtllm_jax").level
     try:
         run_guide("quickstart.md", names, before={"Configure": others})

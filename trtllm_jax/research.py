@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,13 @@ from trtllm_jax.tokenizer_loading import stated_end_ids
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits that `Model.logprobs` holds at a time, of which a backward pass needs a few times four bytes each."""
+
+
+class Scores(NamedTuple):
+    """For each of n targets its log-probability, float32 [n], and whether it is the likeliest token, bool [n]."""
+
+    logprobs: jax.Array
+    likeliest: jax.Array
 
 
 @dataclass(frozen=True)
@@ -107,6 +114,38 @@ class Model:
         real = tokens >= 0 if lengths is None else (jnp.arange(width) < jnp.asarray(lengths)[..., None]) & (tokens >= 0)
         return jnp.where(real, found, 0.0)
 
+    def score(
+        self, params: Any, tokens: ArrayLike, places: ArrayLike, targets: ArrayLike, lengths: ArrayLike | None = None
+    ) -> Scores:
+        """How likely each of `targets` is as the token after one place of `tokens`; only these places have logits made.
+
+        Args:
+            params, tokens, lengths: as for a call.
+            places: integers [n], indices into `tokens` as if it were flat.
+            targets: integers [n], ids of the vocabulary.
+
+        Raises:
+            ValueError: the shapes or dtypes do not fit, or the weights lie on a mesh of explicit axes.
+        """
+        places, targets = jnp.asarray(places), jnp.asarray(targets)
+        if places.ndim != 1 or places.shape != targets.shape or places.size == 0:
+            raise ValueError(f"places are {list(places.shape)} and targets {list(targets.shape)}; want both [n], n > 0")
+        x = self._hidden(params, tokens, lengths, remat=False)
+        count = places.size
+        part = min(max(LOGITS_AT_ONCE // self.config.vocab, 1), count)
+
+        def of_part(places_and_targets: tuple[jax.Array, jax.Array]) -> Scores:
+            places, targets = places_and_targets
+            logits = self._logits(params, x.reshape(-1, x.shape[-1])[places])
+            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+            return Scores(own - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == targets)
+
+        def by_part(array: jax.Array) -> jax.Array:
+            return jnp.pad(array, (0, -count % part)).reshape(-1, part)
+
+        found = lax.map(of_part, (by_part(places), by_part(targets)))
+        return Scores(*(array.reshape(-1)[:count] for array in found))
+
     def _hidden(self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None, remat: bool) -> jax.Array:
         """The residual stream [..., s, embed] after the last layer."""
         tokens = checked_tokens(tokens)
@@ -180,13 +219,30 @@ def load_model(
             "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or place the "
             "weights yourself without mesh"
         )
-    checkpoint = open_checkpoint(args.model, revision=args.revision)
+    found = open_model(args.model, revision=args.revision, attention=args.attention)
+    assert found.checkpoint is not None
+    params = load_weights(
+        found.checkpoint,
+        found.module,
+        found.config,
+        mesh or sharding.make_mesh(),
+        dtype=args.dtype,
+        load_format=args.load_format,
+    )
+    return found, params
+
+
+def open_model(
+    model: str | Path, *, revision: str | None = None, attention: Literal["xla", "cudnn"] | None = None
+) -> Model:
+    """A model's pure functions without weights, for instance for those of an engine: `LLM.params`.
+
+    Arguments and errors as for `load_model`.
+    """
+    checkpoint = open_checkpoint(model, revision=revision)
     module = architecture(checkpoint.config)
     config = module.Config.from_hf(checkpoint.config)
-    params = load_weights(
-        checkpoint, module, config, mesh or sharding.make_mesh(), dtype=args.dtype, load_format=args.load_format
-    )
-    return Model(module, config, stated_end_ids(checkpoint), args.attention, checkpoint), params
+    return Model(module, config, stated_end_ids(checkpoint), attention, checkpoint)
 
 
 def _takes_weights(mesh: object) -> bool:

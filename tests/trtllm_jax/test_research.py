@@ -252,3 +252,25 @@ def test_random_weights_need_a_configuration_only(tiny_llama: Path, tmp_path: Pa
     _, params = load_model(tmp_path, load_format="dummy", dtype="bfloat16")
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     assert jax.tree.map(jnp.shape, params) == jax.tree.map(jnp.shape, loaded[1])
+
+
+def test_scores_are_those_of_the_softmax(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, params = loaded
+    logits = np.asarray(model(params, TOKENS)).reshape(-1, VOCAB)
+    rng = np.random.default_rng(1)
+    places = np.array([0, 5, 23, 24, 50, 95, 5, 7])
+    targets = rng.integers(0, VOCAB, places.size)
+    targets[[0, 3]] = logits[places[[0, 3]]].argmax(axis=-1)
+    expected = np.asarray(jax.nn.log_softmax(logits[places], axis=-1))[np.arange(places.size), targets]
+    for at_once in (research.LOGITS_AT_ONCE, 3 * VOCAB, 1):  # of a part, whole and divided unevenly
+        monkeypatch.setattr(research, "LOGITS_AT_ONCE", at_once)
+        found = jax.jit(lambda *arguments: model.score(*arguments))(params, TOKENS, places, targets)
+        assert_close(found.logprobs, expected)
+        assert found.likeliest.tolist() == (logits[places].argmax(axis=-1) == targets).tolist()
+    with pytest.raises(ValueError, match=r"places are \[2\] and targets \[1\]"):
+        model.score(params, TOKENS, np.arange(2), np.arange(1))
+
+
+def test_a_model_without_weights_computes_with_others(loaded: Loaded, tiny_llama: Path) -> None:
+    model, params = loaded
+    assert_close(research.open_model(tiny_llama)(params, TOKENS), model(params, TOKENS))

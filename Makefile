@@ -21,7 +21,7 @@ demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135
 test: $(VENV)/.extra-test $(VENV)/.extra-docs $(VENV)/.model ## Run the tests; needs no GPU
 	@$(BIN)/python -m pytest
 
-check: $(VENV)/.extra-dev ## Check format, lint, types and the floors' imports
+check: $(VENV)/.extra-dev $(VENV)/.extra-serve $(VENV)/.extra-bench ## Check format, lint, types and the floors' imports
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy

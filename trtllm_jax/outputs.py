@@ -143,7 +143,7 @@ class RequestOutput:
         self._failure: BaseException | None = None
         self._arrived: list[Delta] = []
         self._changed = threading.Condition()
-        self._wakers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+        self._wakers: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
         self._iterated_to_end = False
 
     @property
@@ -208,13 +208,15 @@ class RequestOutput:
             output.token_ids, output.text, output._prompt_tokens = list(token_ids), text, len(token_ids)
 
     def _deliver(self, delta: Delta) -> None:
-        """Called from the postprocessing thread."""
+        """Called from the postprocessing thread, or from the event loop that receives for a `RemoteLLM`."""
         with self._changed:
             self._arrived.append(delta)
             self._changed.notify_all()
             wakers, self._wakers = self._wakers, []
-        for loop, event in wakers:
-            if not loop.is_closed():
+        for thread, loop, event in wakers:
+            if thread == threading.get_ident():
+                event.set()
+            elif not loop.is_closed():
                 loop.call_soon_threadsafe(event.set)
 
     def _something(self) -> bool:
@@ -231,7 +233,7 @@ class RequestOutput:
         with self._changed:
             if ready():
                 return
-            self._wakers.append((asyncio.get_running_loop(), event))
+            self._wakers.append((threading.get_ident(), asyncio.get_running_loop(), event))
         await event.wait()
 
     def _next_step(self) -> "RequestOutput":

@@ -1,5 +1,6 @@
 """The requests' side: an `LLM` that sends its sequences to an engine in another process. Knows no jax."""
 
+import asyncio
 import contextlib
 import itertools
 import socket
@@ -25,22 +26,24 @@ from trtllm_jax.tokenizer_loading import load_tokenizer
 class RemoteLLM(BaseLLM):
     """`LLM` without an engine of its own: everything but the weights. All methods may be called from any thread.
 
-    Text is made in this process, by a thread that receives what the engine sends. What the engine's process refuses,
-    its queue being full for one, ends the request that it concerns: `result()` and iteration raise it.
+    Text is made in this process, where it is received. What the engine's process refuses, its queue being full for one,
+    ends the request that it concerns: `result()` and iteration raise it.
 
     Args:
         connected: a socket whose other end an `EngineHost` serves.
         args: what the engine's `LLM` was given.
+        loop: receives what the engine sends, if all who wait for results are its tasks; a thread does otherwise, which
+            costs more. Whatever blocks this loop waits for ever.
 
     Raises:
         EngineDeadError: there is no engine at the other end.
         ValueError: the tokenizer or the chat template cannot be read.
     """
 
-    def __init__(self, connected: socket.socket, args: LlmArgs) -> None:
+    def __init__(self, connected: socket.socket, args: LlmArgs, loop: asyncio.AbstractEventLoop | None = None) -> None:
         tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, _checkpoint(args))
         chat = Chat(tokenizer, read_template(args.chat_template), args.allow_request_chat_template)
-        self._line = _Line(connected)
+        self._line = _Line(connected, loop)
         self._connect(tokenizer, chat, self._line.welcome.facts, self._line)
 
     @property
@@ -75,7 +78,7 @@ def _checkpoint(args: LlmArgs) -> Any:
 class _Line:
     """The connection: sequences and questions out, steps and answers in."""
 
-    def __init__(self, connected: socket.socket) -> None:
+    def __init__(self, connected: socket.socket, loop: asyncio.AbstractEventLoop | None) -> None:
         self._channel = wire.Channel(connected, wire.FromEngine)
         self._sending = threading.Lock()
         self._lock = threading.Lock()
@@ -88,7 +91,10 @@ class _Line:
         if not isinstance(welcome, wire.Welcome):
             raise EngineDeadError("the engine's process ended before it said anything")
         self.welcome = welcome
-        threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True).start()
+        if loop is None:
+            threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True).start()
+        else:
+            loop.add_reader(self._channel.fileno(), self._take_what_came, loop)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Send sequences. EngineDeadError where the engine is gone, ValueError where one cannot be sent."""
@@ -130,11 +136,26 @@ class _Line:
 
     def _run(self) -> None:
         while (message := self._channel.receive()) is not None:
+            self._take([message])
+        self._end()
+
+    def _take_what_came(self, loop: asyncio.AbstractEventLoop) -> None:
+        messages = self._channel.receive_all()
+        if messages is None:
+            loop.remove_reader(self._channel.fileno())
+            self._end()
+        else:
+            self._take(messages)
+
+    def _take(self, messages: Sequence[Any]) -> None:
+        for message in messages:
             match message:
                 case wire.Steps(steps):
                     hand_out(filter(None, map(self._update, steps)))
                 case wire.Reply(number, value):
                     self._questions.pop(number).set_result(value)
+
+    def _end(self) -> None:
         self._channel.close()
         self._fail(self.failure or EngineDeadError("the engine's process is gone"))
 

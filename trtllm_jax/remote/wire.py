@@ -6,6 +6,7 @@ ended it, because its socket closes.
 
 import contextlib
 import socket
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
@@ -102,9 +103,14 @@ class Channel:
 
     def __init__(self, connected: socket.socket, receives: Any) -> None:
         self._socket = connected
-        self._incoming = connected.makefile("rb", buffering=1 << 20)
         self._decoder = msgspec.msgpack.Decoder(receives)
         self._encoder = msgspec.msgpack.Encoder()
+        self._bytes = bytearray()
+        self._messages: deque[Any] = deque()
+
+    def fileno(self) -> int:
+        """The socket's."""
+        return self._socket.fileno()
 
     def send(self, message: Any) -> None:
         """Returns when the system has taken it. OSError if the other end is gone."""
@@ -113,17 +119,39 @@ class Channel:
 
     def receive(self) -> Any:
         """The next message; None if the other end is gone, or this one is closed."""
-        with contextlib.suppress(OSError, ValueError):
-            size = int.from_bytes(self._exactly(4), "big")
-            return self._decoder.decode(self._exactly(size))
-        self._incoming.close()
-        return None
+        while not self._messages:
+            if not self._read(0):
+                return None
+        return self._messages.popleft()
 
-    def _exactly(self, size: int) -> bytes:
-        data = self._incoming.read(size)
-        if len(data) < size:
-            raise OSError("the other end is gone")
-        return data
+    def receive_all(self) -> list[Any] | None:
+        """The messages that are there, without waiting for any; None if the other end is gone, or this one closed."""
+        alive = self._read(socket.MSG_DONTWAIT)
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages if alive or messages else None
+
+    def _read(self, flags: int) -> bool:
+        """Take in what has come; False at the connection's end, which is also the end of sense."""
+        try:
+            data = self._socket.recv(1 << 18, flags)
+            self._bytes += data
+            self._split()
+        except BlockingIOError:
+            return True
+        except (OSError, msgspec.DecodeError):
+            return False
+        return bool(data)
+
+    def _split(self) -> None:
+        begin = 0
+        while len(self._bytes) >= begin + 4:
+            end = begin + 4 + int.from_bytes(self._bytes[begin : begin + 4], "big")
+            if len(self._bytes) < end:
+                break
+            self._messages.append(self._decoder.decode(self._bytes[begin + 4 : end]))
+            begin = end
+        del self._bytes[:begin]
 
     def close(self) -> None:
         """Both ends see the connection's end."""

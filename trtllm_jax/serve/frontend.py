@@ -17,6 +17,7 @@ import sys
 from typing import Any
 
 import uvicorn
+import uvloop
 
 from trtllm_jax.llm_args import parse_llm_args
 from trtllm_jax.logger import logger
@@ -26,6 +27,8 @@ from trtllm_jax.serve.config import ServerOptions
 
 KEEP_ALIVE = 30
 """Seconds that a connection without a request stays open."""
+COLLECT_EVERY = 20_000
+"""New objects between two collections, as TensorRT-LLM has it: Python's own number is for smaller programs."""
 LOOK_AGAIN = 0.2
 """Seconds between two looks at the engine."""
 
@@ -35,14 +38,15 @@ def main() -> int:
     engine, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     told = json.loads(sys.stdin.buffer.read())
     options = ServerOptions(**told["server"])
-    llm = RemoteLLM(engine, parse_llm_args(**told["llm"]))
-    server = _Server(_uvicorn(create_app(llm, options.settings), options), llm)
-    # What is there now stays: a collection need not look at it again.
-    gc.collect()
-    gc.freeze()
-    with asyncio.Runner(loop_factory=server.config.get_loop_factory()) as runner:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        llm = RemoteLLM(engine, parse_llm_args(**told["llm"]), runner.get_loop())
+        server = _Server(_uvicorn(create_app(llm, options.settings), options), llm)
+        # What is there now stays: a collection need not look at it again.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(COLLECT_EVERY)
         runner.run(server.serve_until_done(listening))
-    llm.shutdown()
+        llm.shutdown()
     return 1 if server.engine_is_gone else 0
 
 

@@ -2,6 +2,7 @@ import asyncio
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -114,6 +115,42 @@ def test_a_stream_grows_to_the_whole(remote: RemoteLLM) -> None:
 
     asyncio.run(stream())
     assert "".join(texts) == whole.text
+
+
+def test_an_event_loop_may_receive(pair: Pair) -> None:
+    """No thread does: the loop's tasks see what the engine says, and its end."""
+    params = SamplingParams(max_tokens=30, ignore_eos=True)
+    whole = [pair.llm.generate([1, 2, number], params).outputs[0].text for number in range(6)]
+    here, there = socket.socketpair()
+    pair.host.connect(there)
+    with asyncio.Runner() as runner:
+        before = threading.active_count()
+        remote = RemoteLLM(here, pair.llm.args, runner.get_loop())
+        assert threading.active_count() == before
+
+        async def stream(number: int) -> str:
+            parts = [
+                output.outputs[0].text_diff
+                async for output in remote.generate_async([1, 2, number], params, streaming=True)
+            ]
+            assert len(parts) > 1
+            return "".join(parts)
+
+        async def several() -> list[str]:
+            texts = await asyncio.gather(*map(stream, range(6)))
+            assert await remote.get_stats_async()
+            return texts
+
+        assert runner.run(several()) == whole
+
+        async def until_the_end() -> None:
+            output = remote.generate_async([1], LONG)
+            there.shutdown(socket.SHUT_RDWR)
+            with pytest.raises(EngineDeadError, match="gone"):
+                await asyncio.wait_for(output.aresult(), 20)
+
+        runner.run(until_the_end())
+    wait_until(lambda: pair.host.unfinished == 0)
 
 
 def test_several_processes_share_the_engine(pair: Pair, remote: RemoteLLM) -> None:

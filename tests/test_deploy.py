@@ -28,6 +28,7 @@ POD = DEPLOYMENT["spec"]["template"]["spec"]
 (CONTAINER,) = POD["containers"]
 ENTRYPOINT = json.loads(re.findall(r"^ENTRYPOINT (.*)$", CONTAINERFILE, re.MULTILINE)[0])
 EXPRESSIONS = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+QUERIES = [v["query"]["query"] for v in DASHBOARD["templating"]["list"] if v["type"] == "query"]
 ADDED_BY_PROMETHEUS = {"instance", "job"}
 
 
@@ -69,13 +70,14 @@ def exposed() -> dict[str, set[str]]:
     return series
 
 
-@pytest.mark.parametrize("expression", [*EXPRESSIONS, *(rule["expr"] for rule in RULES)])
+@pytest.mark.parametrize("expression", [*EXPRESSIONS, *QUERIES, *(rule["expr"] for rule in RULES)])
 def test_expressions_name_series_and_labels_that_exist(expression: str, exposed: dict[str, set[str]]) -> None:
     named = re.findall(r"\b(trtllm_\w+|up|haproxy_\w+)\b(?:{([^}]*)})?", expression)
     assert named
     for name, selector in named:
         labels = set(re.findall(r"(\w+)=", selector))
         if name.startswith("trtllm_"):
+            assert name in exposed
             assert labels <= exposed[name] | ADDED_BY_PROMETHEUS, name
         else:
             assert (name, labels) in [("up", {"job"}), ("haproxy_backend_active_servers", {"proxy"})]

@@ -64,7 +64,7 @@ class Process:
             )
 
     def running(self) -> bool:
-        """Whether it does; RuntimeError where a start failed."""
+        """Whether it does."""
         return self._process.poll() is None
 
     def answers(self, path: str) -> bool:
@@ -115,16 +115,19 @@ class Proxy(Process):
 
     def up(self, name: str) -> bool:
         """Whether HAProxy sends requests to a server."""
-        return self._figure("haproxy_server_status", name, 'state="UP"') == 1
+        return self._figure(f'haproxy_server_status{{proxy="engines",server="{name}",state="UP"}}') == 1
 
     def answered(self, name: str) -> float:
         """How many requests a server has answered with 2xx."""
-        return self._figure("haproxy_server_http_responses_total", name, 'code="2xx"')
+        return self._figure(f'haproxy_server_http_responses_total{{proxy="engines",server="{name}",code="2xx"}}')
 
-    def _figure(self, metric: str, name: str, more: str) -> float:
-        start = f'{metric}{{proxy="engines",server="{name}",{more}}} '
+    def repeated(self) -> float:
+        """How many requests HAProxy has sent to another server after the first."""
+        return self._figure('haproxy_backend_redispatch_warnings_total{proxy="engines"}')
+
+    def _figure(self, series: str) -> float:
         lines = (get(self._figures, "/metrics") or "").splitlines()
-        return sum(float(line.removeprefix(start)) for line in lines if line.startswith(start))
+        return sum(float(line.removeprefix(series)) for line in lines if line.startswith(f"{series} "))
 
 
 class Prometheus(Process):

@@ -117,6 +117,7 @@ def main() -> int:
             lose(trial, load, proxy, a, "kill -9 of the main process", lambda: a.tell(kill), prometheus)
             lose(trial, load, proxy, b, "kill -9 of all processes", lambda: b.tell(kill, everybody=True))
             lose(trial, load, proxy, a, "SIGTERM", lambda: a.tell(signal.SIGTERM), drained=True)
+            trial.claim(proxy.repeated(), f"HAProxy sent {proxy.repeated():.0f} requests in all to the other server")
         print("Dashboard")
         dashboard(trial, prometheus)
     print(f"{trial.failed} claims failed" if trial.failed else "All is well")
@@ -124,7 +125,7 @@ def main() -> int:
 
 
 def leaving(trial: Trial, load: Load, servers: tuple[Process, ...]) -> None:
-    """A client that leaves HAProxy has left the server."""
+    """Claim that a client that leaves HAProxy has left the server."""
 
     def left() -> float:
         texts = [get(process.port, "/prometheus/metrics") or "" for process in servers]
@@ -173,7 +174,7 @@ def lose(
 
 
 def dashboard(trial: Trial, prometheus: Prometheus) -> None:
-    """Every expression of the dashboard has values in the Prometheus that watched."""
+    """Claim that every expression of the dashboard has values in the Prometheus that watched."""
     panels = json.loads((HERE / "dashboard.json").read_text())["panels"]
     expressions = [target["expr"] for panel in panels for target in panel["targets"]]
     variables = {"$model": ".*", "$instance": ".*", "$__rate_interval": "1m"}

@@ -41,6 +41,8 @@ def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
                 if failed:
                     logger.error("the server ends: %s", failed)
                 seconds = SHORT_DRAIN if failed else options.drain_timeout + 1
+                # The frontends close theirs: from now on connections are refused, and a proxy tries another server.
+                listening.close()
                 logger.info("no more connections are taken; %d sequences are under way", host.unfinished)
                 if not frontends.drain(seconds, stop.insisted) and not failed:
                     logger.warning(

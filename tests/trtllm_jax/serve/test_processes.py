@@ -84,8 +84,15 @@ class Serving:
         with self.post("/v1/completions", **body) as answer:
             return answer.status, json.loads(answer.read())
 
-    def stream(self, tokens: int) -> "Stream":
-        return Stream(self, tokens)
+    def stream(self, tokens: int, **body: Any) -> "Stream":
+        return Stream(self, {"max_tokens": tokens, **body})
+
+    def refuses(self) -> bool:
+        try:
+            socket.create_connection(self.address).close()
+        except ConnectionRefusedError:
+            return True
+        return False
 
     def wait(self) -> int:
         return self.process.wait(SECONDS)
@@ -99,14 +106,14 @@ class Serving:
 class Stream:
     """An answer under way, read in a thread of its own."""
 
-    def __init__(self, server: Serving, tokens: int) -> None:
+    def __init__(self, server: Serving, body: dict[str, Any]) -> None:
         self.text = ""
-        self._thread = threading.Thread(target=self._read, args=(server, tokens), daemon=True)
+        self._thread = threading.Thread(target=self._read, args=(server, body), daemon=True)
         self._thread.start()
 
-    def _read(self, server: Serving, tokens: int) -> None:
+    def _read(self, server: Serving, body: dict[str, Any]) -> None:
         try:
-            with server.post("/v1/completions", max_tokens=tokens, stream=True) as answer:
+            with server.post("/v1/completions", stream=True, **body) as answer:
                 for line in answer:
                     self.text += line.decode()
         except (OSError, http.client.HTTPException):
@@ -190,18 +197,18 @@ def test_a_frontend_that_dies_is_started_again(several: Serving) -> None:
     until(answered)
 
 
-def test_sigterm_lets_answers_end(several: Serving) -> None:
-    stream = several.stream(120)
+def test_sigterm_lets_answers_end_and_refuses_connections_meanwhile(several: Serving) -> None:
+    stream = several.stream(120, n=40)
     until(stream.begun)
     frontends = several.frontends()
     several.process.send_signal(signal.SIGTERM)
+    until(several.refuses)
+    assert "[DONE]" not in stream.text
     assert several.wait() == 0
     assert stream.whole().rstrip().endswith("data: [DONE]")
     assert "CUT" not in stream.text
     assert not any(process.is_running() for process in frontends)
     assert "Traceback" not in several.log.read_text()
-    with pytest.raises(ConnectionRefusedError):
-        socket.create_connection(several.address)
 
 
 def test_an_engine_that_fails_ends_the_server(servers: dict[str, Serving]) -> None:

@@ -13,8 +13,8 @@ MAX_CHARACTERS = 256 << 10
 MAX_DEPTH = 64
 """Of the objects and lists in a schema."""
 
-# Enough for any indentation, and an end to the white space that a model may love too much.
-_JSON_OPTIONS: Any = {"whitespace_pattern": r"[\x20\x0A\x0D\x09]{0,40}"}
+# A space, or a line break with any usual indentation: a model may love white space too much.
+_JSON_OPTIONS: Any = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,20})"}
 
 
 @dataclass(frozen=True, kw_only=True)

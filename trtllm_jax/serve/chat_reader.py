@@ -39,7 +39,8 @@ class Reading:
         plan = plan_tools([tool.model_dump(exclude_none=True) for tool in body.tools or ()], named)
         self.tools = plan.shown
         self._forced = plan.forced
-        self._parallel = body.parallel_tool_calls is not False
+        # Who names a function wants one call of it.
+        self._parallel = body.parallel_tool_calls is not False and (choice is None or isinstance(choice, str))
         self._server = server
         self._reasoning = server.reasoning
         self._calls = server.calls if plan.shown else None

@@ -25,11 +25,16 @@ _TYPES = {
     504: "timeout_error",
 }
 _FIELD = re.compile(
-    r"(?:SamplingParams|GuidedDecodingParams)\.(\w+)"
+    r"(?:SamplingParams\.|(?=GuidedDecodingParams))(\w+)"
     r"|((?:messages|tools|tool_choice|documents|chat_template\w*|continue_final_message)(?:\.\w+|\[\d+\])*)"
 )
 _TAG = re.compile(r"\W|^(?:str|int|float|bool|dict|list|nullable|literal|none)$|^[A-Z]")
-_RENAMED = {"embedding_bias": "logit_bias", "guided_decoding": "response_format", "prompt_token_ids": "prompt"}
+_RENAMED = {
+    "GuidedDecodingParams": "response_format",
+    "embedding_bias": "logit_bias",
+    "guided_decoding": "response_format",
+    "prompt_token_ids": "prompt",
+}
 
 
 class ApiError(Exception):

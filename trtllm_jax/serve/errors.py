@@ -25,16 +25,11 @@ _TYPES = {
     504: "timeout_error",
 }
 _FIELD = re.compile(
-    r"(?:SamplingParams\.|(?=GuidedDecodingParams))(\w+)"
+    r"SamplingParams\.(\w+)"
     r"|((?:messages|tools|tool_choice|documents|chat_template\w*|continue_final_message)(?:\.\w+|\[\d+\])*)"
 )
 _TAG = re.compile(r"\W|^(?:str|int|float|bool|dict|list|nullable|literal|none)$|^[A-Z]")
-_RENAMED = {
-    "GuidedDecodingParams": "response_format",
-    "embedding_bias": "logit_bias",
-    "guided_decoding": "response_format",
-    "prompt_token_ids": "prompt",
-}
+_RENAMED = {"embedding_bias": "logit_bias", "guided_decoding": "response_format", "prompt_token_ids": "prompt"}
 
 
 class ApiError(Exception):
@@ -90,6 +85,8 @@ def as_api_error(error: BaseException, retry_after: int) -> ApiError | None:
     if isinstance(error, EngineDeadError):
         return unavailable("the engine failed; the server is about to end", retry_after)
     if isinstance(error, ValueError | TypeError):
+        if str(error).startswith("GuidedDecodingParams"):
+            return bad("response_format", str(error))
         named = _FIELD.match(str(error))
         name = named and (named[1] or named[2])
         return bad(_RENAMED.get(name, name) if name else "prompt", str(error))

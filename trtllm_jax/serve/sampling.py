@@ -1,10 +1,10 @@
 """A request's fields as `SamplingParams`."""
 
-import importlib
 from typing import Any
 
 import numpy as np
 
+from trtllm_jax.guided_decoding import GuidedDecodingParams
 from trtllm_jax.sampling_params import SamplingParams
 from trtllm_jax.serve.errors import bad
 from trtllm_jax.serve.protocol import GenerationRequest, ResponseFormat
@@ -42,7 +42,7 @@ def sampling_params(body: GenerationRequest, vocab: int, **special: Any) -> Samp
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
-def guidance(wanted: ResponseFormat | None, calls: str | None = None) -> Any:
+def guidance(wanted: ResponseFormat | None, calls: str | None = None) -> GuidedDecodingParams | None:
     """`GuidedDecodingParams` for what the text must be, None for any text. ApiError where its content is missing.
 
     `calls` is the grammar of calls that must come: where there is one, they are the answer.
@@ -50,12 +50,7 @@ def guidance(wanted: ResponseFormat | None, calls: str | None = None) -> Any:
     rule = _rule(wanted) if calls is None else {"grammar": calls}
     if rule is None:
         return None
-    try:
-        module = importlib.import_module("trtllm_jax.guided_decoding")
-    except ModuleNotFoundError:
-        field = "response_format" if calls is None else "tool_choice"
-        raise bad(field, f"{field} is not available in this release: leave it out") from None
-    return module.GuidedDecodingParams(**rule)
+    return GuidedDecodingParams(**rule)
 
 
 def _rule(wanted: ResponseFormat | None) -> dict[str, Any] | None:

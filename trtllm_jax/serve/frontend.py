@@ -23,6 +23,7 @@ from trtllm_jax.llm_args import parse_llm_args
 from trtllm_jax.logger import logger
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.serve.app import create_app
+from trtllm_jax.serve.connection import BoundedConnection
 from trtllm_jax.serve.config import ServerOptions
 
 KEEP_ALIVE = 30
@@ -56,6 +57,7 @@ def _uvicorn(app: Any, options: ServerOptions) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        http=BoundedConnection,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(options.drain_timeout)),
         ssl_keyfile=options.ssl_keyfile,

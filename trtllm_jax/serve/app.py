@@ -59,7 +59,7 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
         app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(path))
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Front, server=server)  # which answers all other failures
-    describe(app, authenticated=bool(settings.api_keys))
+    describe(app, authenticated=bool(settings.api_keys), model_names=settings.model_names)
     return app
 
 

@@ -138,11 +138,12 @@ def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a number of JSON")
 
 
-def _finite(digits: str) -> float:
+def _finite(digits: str) -> float | int:
+    """A number; JSON Schema, and so the server's document, knows 1.0 as an integer."""
     number = float(digits)
     if abs(number) == float("inf"):
         raise ValueError(f"the number {digits[:40]} is too large")
-    return number
+    return int(number) if number.is_integer() and abs(number) < 2**64 else number
 
 
 def field_size(value: Any, encode: Callable[..., str] = json.dumps) -> int:

@@ -1,5 +1,6 @@
 """The OpenAPI document: what each path takes and gives, failures included."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from fastapi import FastAPI
@@ -70,7 +71,7 @@ def route_facts(path: str) -> dict[str, Any]:
     return {"openapi_extra": extra, "response_class": Response}
 
 
-def describe(app: FastAPI, authenticated: bool) -> None:
+def describe(app: FastAPI, authenticated: bool, model_names: Sequence[str]) -> None:
     """Have `app.openapi()` give the whole document."""
 
     def document() -> dict[str, Any]:
@@ -80,6 +81,8 @@ def describe(app: FastAPI, authenticated: bool) -> None:
             wanted = [(model, "validation") for model in dict.fromkeys(models)]
             _, definitions = models_json_schema(wanted, ref_template=_REF)  # type: ignore[arg-type]
             whole["components"] = {"schemas": definitions["$defs"]}
+            for body in _BODIES.values():
+                definitions["$defs"][body.__name__]["properties"]["model"]["enum"] = list(model_names)
             if authenticated:
                 whole["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
                 whole["security"] = [{"key": []}]

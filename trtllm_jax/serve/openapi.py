@@ -12,6 +12,7 @@ from starlette.responses import Response
 from trtllm_jax.serve.protocol import ErrorResponse, ModelCard, ModelList
 from trtllm_jax.serve.protocol_chat import ChatChunk, ChatRequest, ChatResponse
 from trtllm_jax.serve.protocol_completions import CompletionRequest, CompletionResponse
+from trtllm_jax.serve.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 _REF = "#/components/schemas/{model}"
 
@@ -28,10 +29,17 @@ _FAILURES = {
     504: "The answer took too long.",
 }
 
-_BODIES: dict[str, type[BaseModel]] = {"/v1/completions": CompletionRequest, "/v1/chat/completions": ChatRequest}
+_BODIES: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionRequest,
+    "/v1/chat/completions": ChatRequest,
+    "/tokenize": TokenizeRequest,
+    "/detokenize": DetokenizeRequest,
+}
 _ANSWERS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionResponse,
     "/v1/chat/completions": ChatResponse,
+    "/tokenize": TokenizeResponse,
+    "/detokenize": DetokenizeResponse,
     "/v1/models": ModelList,
     "/v1/models/{model:path}": ModelCard,
 }

@@ -105,6 +105,25 @@ def test_cache_events_and_health(http: httpx.Client, client: OpenAI) -> None:
     assert http.get("/version").json()["version"]
 
 
+def test_tokens_and_their_text(http: httpx.Client, tiny_llm: LLM) -> None:
+    ids = tiny_llm.tokenizer.hf.encode("héllo", add_special_tokens=True)
+    got = http.post("/tokenize", json={"model": "tiny", "prompt": "héllo"}).json()
+    assert got == {"count": 6, "max_model_len": 160, "tokens": ids}
+    assert http.post("/detokenize", json={"model": "tiny", "tokens": ids}).json() == {"prompt": "héllo"}
+    long = http.post("/tokenize", json={"model": "tiny", "prompt": "x" * 10_000}).json()
+    assert long["count"] == len(long["tokens"]) == 10_000
+    for path, body, param in (
+        ("/tokenize", {"prompt": 5}, "prompt"),
+        ("/detokenize", {"tokens": []}, "tokens"),
+        ("/detokenize", {"tokens": [258]}, "tokens"),
+        ("/detokenize", {"tokens": [-1]}, "tokens[0]"),
+        ("/tokenize", {"prompt": "x", "model": "gpt"}, "model"),
+    ):
+        answer = http.post(path, json={"model": "tiny", **body})
+        assert answer.status_code == (404 if param == "model" else 400)
+        assert answer.json()["error"]["param"] == param
+
+
 def test_logs_name_requests_and_hold_no_text(http: httpx.Client, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "trtllm_jax"):
         body = {"model": "tiny", "prompt": "secret words", "max_tokens": 3, "ignore_eos": True}
@@ -140,7 +159,7 @@ def test_the_document_says_what_there_is(http: httpx.Client) -> None:
     assert schemas["CompletionRequest"]["required"] == ["model", "prompt"]
     assert set(document["paths"]) == {
         "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model}", "/health", "/health_generate",
-        "/version", "/metrics", "/prometheus/metrics", "/kv_cache_events",
+        "/version", "/metrics", "/tokenize", "/detokenize", "/prometheus/metrics", "/kv_cache_events",
     }  # fmt: skip
 
 

@@ -128,7 +128,10 @@ def _left(server: Server, before: Sample, tasks: int) -> list[str]:
     now = sample(server)
     left = [
         f"{what} of the processes were {old} and are {new}"
-        for what, old, new, more in (("threads", before.threads, now.threads, POOL), ("files", before.files, now.files, 0))
+        for what, old, new, more in (
+            ("threads", before.threads, now.threads, POOL),
+            ("files", before.files, now.files, 0),
+        )
         if any(a > b + more for a, b in zip(new, old, strict=True))
     ]
     running = server.tasks()
@@ -198,7 +201,9 @@ def tell(report: Report) -> None:
         print(f"{kind:12} {sum(statuses.values()):7}  {statuses}")
     print(f"requests {sum(report.seen.values())}, delays of the steady client: {_shares(report.delays)}")
     last = report.samples[-1]
-    print(f"MiB {[size >> 20 for size in last.memory]}, grown by {[round(size / 2**20, 1) for size in report.growth()]}")
+    print(
+        f"MiB {[size >> 20 for size in last.memory]}, grown by {[round(size / 2**20, 1) for size in report.growth()]}"
+    )
     for line in report.wrong[:50]:
         print(f"WRONG {line[:1000]}")
     print(f"{len(report.wrong)} wrong")

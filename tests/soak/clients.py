@@ -68,7 +68,9 @@ async def plain(address: Address, draw: random.Random) -> int:
 
 async def stream(address: Address, draw: random.Random) -> int:
     """A stream, read to its end."""
-    path, body = draw.choice((("/v1/completions", wanted(draw, n=draw.choice((1, 3)))), ("/v1/chat/completions", chat(draw))))
+    path, body = draw.choice(
+        (("/v1/completions", wanted(draw, n=draw.choice((1, 3)))), ("/v1/chat/completions", chat(draw)))
+    )
     status, answer = await ask(address, {**body, "stream": True}, path)
     assert status != 200 or b"data: [DONE]" in answer, answer[-300:]
     return status
@@ -76,7 +78,9 @@ async def stream(address: Address, draw: random.Random) -> int:
 
 async def guided(address: Address, draw: random.Random) -> int:
     """Text that a schema or a pattern forces, or a call of a tool."""
-    form = draw.choice(({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, {"type": "regex", "regex": "(ab)+"}))
+    form = draw.choice(
+        ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, {"type": "regex", "regex": "(ab)+"})
+    )
     forced = draw.choice(({"response_format": form}, {"tools": [TOOL], "tool_choice": "required"}))
     return (await ask(address, chat(draw, **forced), "/v1/chat/completions"))[0]
 

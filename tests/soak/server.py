@@ -59,7 +59,13 @@ class Server:
         config = folder / "config.yaml"
         config.write_text("kv_cache_config: {max_tokens: 4096, tokens_per_block: 16}\n")
         small = ["--max_num_tokens=16", "--max_batch_size=4", "--dtype=float32", "--load_format=dummy"]
-        command = ["-c", "from trtllm_jax.commands.serve import main; main()", str(make_model(model)), "--port=0", f"--config={config}"]
+        command = [
+            "-c",
+            "from trtllm_jax.commands.serve import main; main()",
+            str(make_model(model)),
+            "--port=0",
+            f"--config={config}",
+        ]
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, *command, *small, *options],

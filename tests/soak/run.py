@@ -58,13 +58,11 @@ class Report:
     wrong: list[str] = field(default_factory=list)
 
     def growth(self) -> list[float]:
-        """Bytes that each process gained in the samples' time after a tenth of it, by a straight line through them."""
-        late = self.samples[len(self.samples) // 10 :]
-        times = np.array([sample.seconds for sample in late])
-        return [
-            float(np.polyfit(times, [sample.memory[i] for sample in late], 1)[0] * np.ptp(times))
-            for i in range(len(late[0].memory))
-        ]
+        """Bytes that each process gained from the second quarter of the samples to the last, by their medians."""
+        memory = np.array([sample.memory for sample in self.samples], float)
+        quarter = len(memory) // 4
+        gained = np.median(memory[-quarter:], axis=0) - np.median(memory[quarter : 2 * quarter], axis=0)
+        return [float(one) for one in gained]
 
 
 def sample(server: Server) -> Sample:
@@ -200,10 +198,9 @@ def tell(report: Report) -> None:
         statuses = {status: count for (of, status), count in sorted(report.seen.items()) if of == kind}
         print(f"{kind:12} {sum(statuses.values()):7}  {statuses}")
     print(f"requests {sum(report.seen.values())}, delays of the steady client: {_shares(report.delays)}")
-    last = report.samples[-1]
-    print(
-        f"MiB {[size >> 20 for size in last.memory]}, grown by {[round(size / 2**20, 1) for size in report.growth()]}"
-    )
+    for sample in report.samples[:: max(1, len(report.samples) // 20)]:
+        print(f"{sample.seconds - report.samples[0].seconds:4.0f} s: MiB {[size >> 20 for size in sample.memory]}")
+    print(f"MiB grown: {[round(size / 2**20, 1) for size in report.growth()]}")
     for line in report.wrong[:50]:
         print(f"WRONG {line[:1000]}")
     print(f"{len(report.wrong)} wrong")

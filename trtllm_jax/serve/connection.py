@@ -7,7 +7,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 HEAD_SECONDS = 30.0
 """From a connection's start, or an answer's end, to the end of the next request's headers."""
 HEAD_BYTES = 64 << 10
-"""Most that a request's line and headers may have, besides what arrives together with their end."""
+"""Most that a request's line and headers may have, before the piece that arrives with their end."""
 STALL_SECONDS = 120.0
 """For a client to take what was written to it."""
 
@@ -42,20 +42,24 @@ class BoundedConnection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse, and count what belongs to headers that do not end."""
-        self._head += len(data)
+        # The chunk in which a later request begins is not: it may hold the end of a body, too.
+        counted = len(data) if self._in_head else 0
         super().data_received(data)
-        if self._in_head and self._head > HEAD_BYTES and not self.transport.is_closing():
+        if not self._in_head:
+            return
+        self._head += counted
+        if self._head > HEAD_BYTES and not self.transport.is_closing():
             self.transport.write(_TOO_LARGE)
             self._close()
 
     def on_message_begin(self) -> None:
         """A request's line begins."""
         super().on_message_begin()
-        self._head, self._in_head = 0, True
+        self._in_head = True
 
     def on_headers_complete(self) -> None:
         """A request is known."""
-        self._in_head = False
+        self._head, self._in_head = 0, False
         self._cancel()
         super().on_headers_complete()
 

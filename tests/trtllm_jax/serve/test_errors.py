@@ -79,6 +79,13 @@ def test_a_wrong_field_is_named(http: httpx.Client, fields: dict[str, Any], para
     assert says in message
 
 
+def test_a_whole_number_may_be_written_with_a_point(http: httpx.Client) -> None:
+    body = b'{"model":"tiny","prompt":[1.0,2e0],"max_tokens":3.0,"seed":1.8e19,"temperature":1.0,"ignore_eos":true}'
+    answer = http.post("/v1/completions", content=body, headers={"content-type": "application/json"})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["usage"]["total_tokens"] == 5
+
+
 @pytest.mark.parametrize(
     ("fields", "param", "says"),
     [

@@ -157,6 +157,8 @@ def test_the_document_says_what_there_is(http: httpx.Client) -> None:
     assert set(completion["responses"]["200"]["content"]) == {"application/json", "text/event-stream"}
     assert schemas["CompletionRequest"]["additionalProperties"] is False
     assert schemas["CompletionRequest"]["required"] == ["model", "prompt"]
+    for name in ("CompletionRequest", "ChatRequest"):
+        assert schemas[name]["properties"]["model"]["enum"] == ["tiny", "tiny/alias"]
     assert set(document["paths"]) == {
         "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model}", "/health", "/health_generate",
         "/version", "/metrics", "/tokenize", "/detokenize", "/prometheus/metrics", "/kv_cache_events",

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import pytest
 
-SECONDS = 120
+SECONDS = 240
 """No wait of a loaded machine takes longer."""
 
 SERVE = """

@@ -1,0 +1,15 @@
+"""One real server for all tests here."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from . import run
+from .server import Server
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with Server(tmp_path_factory.mktemp("soaked"), *run.OPTIONS) as server:
+        yield server
+    assert server.process.returncode == 0

@@ -1,0 +1,66 @@
+"""A short soak; `make soak` is the long one. And what it looks for is found where it is."""
+
+import asyncio
+import contextlib
+import json
+import time
+
+import numpy as np
+import pytest
+
+from . import clients, run
+from .server import Server
+from .wire import Connection, request
+
+
+@pytest.mark.slow
+def test_a_short_soak_leaves_nothing(server: Server) -> None:
+    report = run.soak(server, 6, count=12, seed=1, growth=256 << 20)
+    assert not report.wrong
+    assert {kind for kind, _ in report.seen} >= {"plain", "stream", "refused", "leaver"}
+    assert report.delays
+
+
+def test_clients_that_neither_read_nor_write_hold_up_nobody(server: Server) -> None:
+    address = (server.host, server.port)
+    same = {"model": "tiny", "prompt": "Once", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
+    endless = request({"model": "tiny", "prompt": "a", "max_tokens": 400, "ignore_eos": True, "stream": True})
+
+    async def answers() -> list[str]:
+        async with contextlib.AsyncExitStack() as held:
+            for number in range(60):
+                connection = await held.enter_async_context(Connection(*address))
+                # Half of a request line, half of a body, or a whole request whose answer is never read.
+                await connection.send((b"POST /v1/comp", endless[:-20], endless)[number % 3])
+            began = time.monotonic()
+            texts = [json.loads((await clients.ask(address, same))[1])["choices"][0]["text"] for _ in range(5)]
+            assert time.monotonic() - began < 30
+            return texts
+
+    assert set(asyncio.run(answers())) == {server.complete()}
+
+
+def test_what_is_held_is_seen(server: Server) -> None:
+    time.sleep(1.0)
+    before, tasks = run.sample(server), len(server.tasks())
+    assert run._left(server, before, tasks) == []
+
+    async def hold() -> list[str]:
+        async with Connection(server.host, server.port) as connection:
+            await connection.send(request({"model": "tiny", "prompt": "a"})[:-3])
+            await asyncio.sleep(0.5)
+            return await asyncio.to_thread(run._left, server, before, tasks)
+
+    files, running = asyncio.run(hold())
+    assert files.startswith("files of the processes were")
+    assert running.startswith(f"there were {tasks} tasks and there are")
+    assert run.settle(server, before, tasks) == []
+
+
+def test_growth_is_of_each_process_and_not_of_its_start() -> None:
+    steps = np.linspace(0, 1, 41)
+    report = run.Report()
+    report.samples = [run.Sample(t, [100, int(1000 * t), min(500, int(5000 * t))], [], []) for t in steps.tolist()]
+    flat, steady, early = report.growth()
+    assert (flat, early) == (0, 0)
+    assert steady == pytest.approx(500, abs=30)

@@ -1,0 +1,144 @@
+"""Connections that send slowly or endlessly, or never read, over a real uvicorn with short times."""
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import uvicorn
+
+from trtllm_jax.serve import connection
+from trtllm_jax.serve.connection import BoundedConnection
+
+HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n"
+SECONDS = 60
+
+
+class App:
+    """/endless is an answer without end; any other path is answered at once."""
+
+    def __init__(self) -> None:
+        self.left = threading.Event()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        endless = scope["path"] == "/endless"
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")][endless:]})
+        if not endless:
+            await send({"type": "http.response.body", "body": b"ok"})
+            return
+        watching = asyncio.create_task(receive_until_left(receive))
+        while not watching.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+            await asyncio.sleep(0)
+        self.left.set()
+
+
+async def receive_until_left(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+@pytest.fixture
+def app() -> App:
+    return App()
+
+
+@pytest.fixture
+def address(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(connection, "STALL_SECONDS", 0.5)
+    config = uvicorn.Config(app, port=0, log_level="error", http=BoundedConnection, timeout_keep_alive=SECONDS)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    yield server.servers[0].sockets[0].getsockname()
+    server.should_exit = True
+    thread.join()
+
+
+@pytest.fixture
+def client(address: tuple[str, int]) -> Iterator[socket.socket]:
+    with socket.create_connection(address, timeout=SECONDS) as client:
+        yield client
+
+
+def ends(client: socket.socket) -> bytes:
+    """What comes until the server closes."""
+    data = b""
+    try:
+        while piece := client.recv(1 << 16):
+            data += piece
+    except ConnectionResetError:
+        pass
+    return data
+
+
+def test_silence_ends(client: socket.socket) -> None:
+    assert ends(client) == b""
+
+
+def test_trickling_headers_end(client: socket.socket) -> None:
+    def trickle() -> None:
+        try:
+            for byte in HEAD % b"" + b"X: " + b"x" * 1000:
+                client.sendall(bytes([byte]))
+                time.sleep(0.05)
+        except OSError:
+            pass
+
+    thread = threading.Thread(target=trickle)
+    began = time.monotonic()
+    thread.start()
+    assert ends(client) == b""
+    assert time.monotonic() - began < 20  # of the 50 that the trickle takes
+    thread.join()
+
+
+def test_a_kept_connection_ends_even_if_something_trickles(client: socket.socket) -> None:
+    client.sendall(HEAD % b"" + b"\r\n")
+    assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    client.sendall(HEAD % b"")
+    assert ends(client).removeprefix(b"ok") == b""
+
+
+def test_a_connection_is_used_again(client: socket.socket) -> None:
+    for _ in range(6):
+        time.sleep(0.2)  # together longer than the limit
+        client.sendall(HEAD % b"" + b"\r\n")
+        answer = b""
+        while not answer.endswith(b"ok"):
+            answer += client.recv(1 << 16)
+
+
+@pytest.mark.parametrize(
+    "endless", [b"GET /" + b"x" * 200_000, HEAD % b"" + b"X: " + b"x" * 200_000], ids=["line", "header"]
+)
+def test_headers_without_end_are_refused(client: socket.socket, endless: bytes) -> None:
+    client.sendall(endless[:70_000])
+    assert ends(client).startswith(b"HTTP/1.1 431 ")
+
+
+def test_headers_of_a_sane_size_are_not(client: socket.socket) -> None:
+    client.sendall(HEAD % b"" + b"X: " + b"x" * 60_000 + b"\r\n\r\n")
+    assert client.recv(1 << 16).startswith(b"HTTP/1.1 200")
+
+
+def test_who_never_reads_is_cut_off(client: socket.socket, app: App) -> None:
+    client.sendall(HEAD % b"endless" + b"\r\n")
+    assert app.left.wait(SECONDS)
+
+
+def test_who_reads_is_not(client: socket.socket, app: App) -> None:
+    client.sendall(HEAD % b"endless" + b"\r\n")
+    until = time.monotonic() + 1.5
+    while time.monotonic() < until:
+        assert client.recv(1 << 20)
+    assert not app.left.is_set()

@@ -1,6 +1,7 @@
 """What the text of an answer must be: a JSON value, a regular expression's match, or a sentence of a grammar."""
 
 import json as json_text
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,9 @@ MAX_CHARACTERS = 256 << 10
 """Of a schema, an expression or a grammar."""
 MAX_DEPTH = 64
 """Of the objects and lists in a schema."""
+
+MAX_RULES = 1000
+"""Of a grammar in EBNF."""
 
 # A space, or a line break with any usual indentation: a model may love white space too much.
 _JSON_OPTIONS: Any = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,20})"}
@@ -67,26 +71,53 @@ class GuidedDecodingParams:
                     f"GuidedDecodingParams.{name} has {len(value)} characters; at most {MAX_CHARACTERS} are read: "
                     "shorten it"
                 )
+            if isinstance(value, str) and any("\ud800" <= character <= "\udfff" for character in value):
+                raise ValueError(f"GuidedDecodingParams.{name} holds half of a surrogate pair, which no text can have")
 
     def constraint(self) -> str:
         """The constraint in llguidance's own form: plain text. ValueError where it cannot be written so."""
         from llguidance import LLMatcher
-        from llguidance.gbnf_to_lark import any_to_lark
 
         if self.regex is not None:
             return LLMatcher.grammar_from_regex(self.regex)
         if self.grammar is not None:
-            try:
-                return LLMatcher.grammar_from_lark(any_to_lark(self.grammar))
-            except Exception as error:  # it parses line by line, and has no error of its own
-                raise ValueError(f"GuidedDecodingParams.grammar cannot be read: {one_line(str(error), 300)}") from error
+            return LLMatcher.grammar_from_lark(_lark(self.grammar))
         schema = {"type": "object"} if self.json_object else _schema(self.json)
-        return LLMatcher.grammar_from_json_schema(json_text.dumps(schema), overrides=_JSON_OPTIONS)
+        try:
+            return LLMatcher.grammar_from_json_schema(json_text.dumps(schema), overrides=_JSON_OPTIONS)
+        except ValueError as error:
+            raise ValueError(f"GuidedDecodingParams.json is no JSON schema: {one_line(str(error), 300)}") from error
 
     @property
     def name(self) -> str:
         """Which of them is given."""
         return next(name for name in ("json", "regex", "grammar", "json_object") if getattr(self, name))
+
+
+# Each alternative matches wherever it begins, so that no text makes the search slow.
+_LARK = re.compile(r"^[ \t]*(?:%llguidance\b|start[ \t]*:(?!:=))", re.MULTILINE)
+_LITERAL_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"?|\[(?:\\.|[^\]\\\n])*\]?|#[^\n]*')
+
+
+def _lark(grammar: str) -> str:
+    """The grammar in llguidance's Lark; one in EBNF may have alternatives on lines of their own, as xgrammar's may."""
+    from llguidance.gbnf_to_lark import gbnf_to_lark
+
+    if _LARK.search(grammar):
+        return grammar
+    if grammar.count("::=") > MAX_RULES:
+        raise ValueError(f"GuidedDecodingParams.grammar has more than {MAX_RULES} rules: simplify it")
+    bare = _LITERAL_OR_COMMENT.sub(lambda found: "" if found[0].startswith("#") else found[0], grammar)
+    lines: list[str] = []
+    for line in bare.splitlines():
+        if line.strip().startswith("|") and lines:
+            lines[-1] += line
+        elif line.strip():
+            lines.append(line)
+    try:
+        return gbnf_to_lark("\n".join(lines))
+    except Exception as error:  # it parses letter by letter, and has no error of its own
+        raise ValueError(f"GuidedDecodingParams.grammar cannot be read: {one_line(str(error), 300)}") from error
 
 
 def _schema(given: Any) -> Any:
@@ -97,7 +128,7 @@ def _schema(given: Any) -> Any:
         return given.model_json_schema()
     try:
         schema = json_text.loads(given) if isinstance(given, str) else given
-        text = json_text.dumps(schema)
+        text = json_text.dumps(schema, allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"GuidedDecodingParams.json is no JSON schema: {one_line(str(error), 300)}") from error
     if not isinstance(schema, dict | bool):

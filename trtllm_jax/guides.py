@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoints.shown import one_line
+from trtllm_jax.constraint_trial import MAX_LEXER_STATES, Trials
 from trtllm_jax.tokenizer import Tokenizer
 
 NEVER = np.float32(-np.inf)
@@ -37,7 +38,7 @@ class Guide:
             raise self._failure()
 
     def copy(self) -> Self:
-        """Another sequence at the same place."""
+        """Another sequence at the same place, which costs nothing: both go on to build one lexer."""
         return type(self)(self._matcher.deep_copy(), self._vocab)
 
     def _allowed(self, size: int) -> npt.NDArray[np.bool_]:
@@ -72,16 +73,23 @@ class Guides:
         self._end_ids = sorted(token for token in end_ids if token < vocab)
         self._lock = threading.Lock()
         self._words: Any = None
+        self._trials = Trials(self._vocab, _special(tokenizer))
 
     def start(self, constraint: str) -> Guide:
         """A guide at a text's beginning. ValueError says what is wrong with the constraint."""
-        from llguidance import LLMatcher
+        from llguidance import LLMatcher, LLParserLimits
 
         words = self._known_words()
-        wrong, messages = LLMatcher.validate_grammar_with_warnings(constraint, words)
+        if not self._trials.safe(constraint):
+            raise ValueError(
+                "SamplingParams.guided_decoding cannot be followed: it takes too long, too much memory or too deep a "
+                "recursion to compile; simplify it"
+            )
+        limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
+        wrong, messages = LLMatcher.validate_grammar_with_warnings(constraint, words, limits=limits)
         if wrong:
             raise ValueError(f"SamplingParams.guided_decoding cannot be followed: {one_line(messages[0], 300)}")
-        guide = Guide(LLMatcher(words, constraint, log_level=0), self._vocab)
+        guide = Guide(LLMatcher(words, constraint, log_level=0, limits=limits), self._vocab)
         # Some limits are noticed at the first token only: here that holds up nobody else.
         guide.restrict(np.zeros(self._vocab, np.float32), np.zeros(self._vocab, np.float32))
         return guide
@@ -99,3 +107,8 @@ class Guides:
             if self._words is None:
                 self._words = from_tokenizer(self._tokenizer.hf, self._vocab, self._end_ids)
             return self._words
+
+
+def _special(tokenizer: Tokenizer) -> dict[int, str]:
+    added = getattr(tokenizer.hf, "added_tokens_decoder", {})
+    return {token: word.content for token, word in added.items() if word.special}

@@ -4,7 +4,7 @@ import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -42,6 +42,14 @@ class EngineFacts:
     batched_processor: bool
 
 
+class _Rules(NamedTuple):
+    """What the sequences of one prompt follow: what ends them, what changes their logits, and where guides begin."""
+
+    stop_ids: frozenset[int]
+    edits: Edits | None
+    guide: Guide | None
+
+
 class Intake:
     """Makes the result and the sequences of each prompt; may be called from any thread.
 
@@ -77,8 +85,13 @@ class Intake:
             read_prompt(one, each, self._tokenizer, self.facts.vocab) for one, each in zip(inputs, params, strict=True)
         ]
         interval = self.facts.stream_interval if streaming else None
+        # Before the lock: a constraint may take a while, and others do not wait for it.
+        rules = self._rules(params)
         with self._lock:
-            return [self._request(prompt, each, interval) for prompt, each in zip(prompts, params, strict=True)]
+            return [
+                self._request(prompt, each, rule, interval)
+                for prompt, each, rule in zip(prompts, params, rules, strict=True)
+            ]
 
     def guide(self, edits: Edits | None) -> Guide | None:
         """What keeps a sequence with these edits to their constraint. ValueError where it cannot be followed."""
@@ -87,6 +100,25 @@ class Intake:
         if self._guides is None:
             raise ValueError("SamplingParams.guided_decoding needs a tokenizer; leave skip_tokenizer_init=True out")
         return self._guides.start(edits.constraint)
+
+    def _rules(self, params: Sequence[SamplingParams]) -> list[_Rules]:
+        """What each one's sequences follow; equal constraints are compiled once."""
+        guides: dict[str, Guide] = {}
+        rules = []
+        for each in params:
+            stops = set(each.stop_token_ids or ())
+            if not each.ignore_eos:
+                stops |= self.facts.end_ids if each.end_id is None else {each.end_id}
+            if each.guided_decoding is not None:
+                stops |= self.facts.end_ids  # all that a complete text leaves
+            edits = each.edits(frozenset(stops), self._bad_ids(each))
+            constraint = None if edits is None else edits.constraint
+            if constraint is not None and constraint not in guides:
+                started = self.guide(edits)
+                assert started is not None
+                guides[constraint] = started
+            rules.append(_Rules(frozenset(stops), edits, None if constraint is None else guides[constraint]))
+        return rules
 
     def _check(self, params: Any) -> None:
         if not isinstance(params, SamplingParams):
@@ -132,19 +164,12 @@ class Intake:
         return list(dict.fromkeys(ids for ids in encoded if ids))
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, interval: int | None
+        self, prompt: Prompt, params: SamplingParams, rules: _Rules, interval: int | None
     ) -> tuple[RequestOutput, list[Request]]:
         """A result and the sequences that will fill it."""
         max_tokens = self._fitting_max_tokens(prompt, params)
-        stops = set(params.stop_token_ids or ())
-        if not params.ignore_eos:
-            stops |= self.facts.end_ids if params.end_id is None else {params.end_id}
         rule = params.resolved()
         seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
-        if params.guided_decoding is not None:
-            stops |= self.facts.end_ids  # all that a complete text leaves
-        edits = params.edits(frozenset(stops), self._bad_ids(params))
-        guide = self.guide(edits)
         best_of_more = params.sequences > params.n
         requests: list[Request] = []
         # The result must not keep the LLM alive, only the engine that fills it.
@@ -171,11 +196,11 @@ class Intake:
                     prompt=prompt.ids,
                     max_tokens=max_tokens,
                     sampling=replace(rule, seed=(seed + index) % (1 << 64)),
-                    stop_ids=frozenset(stops),
+                    stop_ids=rules.stop_ids,
                     # The best are chosen by log-probabilities.
                     num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
-                    edits=edits,
-                    guide=guide.copy() if guide else None,
+                    edits=rules.edits,
+                    guide=rules.guide.copy() if rules.guide else None,
                     keep_logits=params.return_generation_logits,
                     keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
                     id=output.request_id,

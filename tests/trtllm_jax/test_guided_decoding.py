@@ -1,7 +1,9 @@
 import json
 import re
 import socket
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +12,14 @@ import numpy as np
 import pytest
 from pydantic import BaseModel
 
-from trtllm_jax import LLM, SamplingParams
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax import LLM, SamplingParams, constraint_trial
+from trtllm_jax.constraint_trial import Trials
 from trtllm_jax.guides import Guides
-from trtllm_jax.llmapi import GuidedDecodingParams, KvCacheConfig
+from trtllm_jax.llmapi import GuidedDecodingParams, KvCacheConfig, SchedulerConfig
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
+from trtllm_jax.tokenizer import Tokenizer
 
 EOS = 256
 
@@ -181,6 +186,9 @@ def test_it_works_from_another_process(llm: LLM) -> None:
         ({"json": "{"}, "json is no JSON schema: Expecting property name"),
         ({"json": [1]}, "json is a list: give a schema"),
         ({"json": {"a": {1, 2}}}, "json is no JSON schema"),
+        ({"json": {"const": float("nan")}}, "json is no JSON schema"),
+        ({"regex": "\ud800"}, "regex holds half of a surrogate pair"),
+        ({"grammar": 'root ::= "\udfff"'}, "grammar holds half of a surrogate pair"),
         ({"json_object": "yes"}, "json_object = 'yes' is invalid"),
         ({"structural_tag": "x"}, "structural_tag is not available"),
         ({"regex": "a" * 300_000}, "regex has 300000 characters"),
@@ -219,3 +227,132 @@ def test_what_becomes_too_large_fails_alone(llm: LLM) -> None:
 def test_wrong_type_of_parameter() -> None:
     with pytest.raises(ValueError, match=r"SamplingParams.guided_decoding = .* is invalid"):
         SamplingParams(guided_decoding={"regex": "a"})
+
+
+def chained(count: int, wrap: Any) -> dict[str, Any]:
+    """A schema whose every definition needs the next one."""
+    links = {f"d{i}": wrap({"$ref": f"#/$defs/d{i + 1}"}) for i in range(count)}
+    return {"$defs": {**links, f"d{count}": {"type": "integer"}}, "$ref": "#/$defs/d0"}
+
+
+CRASHES: dict[str, Any] = {
+    "references": {"json": chained(5000, lambda link: link)},
+    "rules": {"grammar": "start: a0\n" + "".join(f"a{i}: a{i + 1}\n" for i in range(12_000)) + 'a12000: "x"'},
+}
+LOOPS: dict[str, Any] = {
+    "intersections behind a token": {"grammar": "start: <[256]>? A\nA: " + " & ".join(
+        f"/(.*[a-{chr(98 + i % 20)}]){{{i + 1}}}.*/" for i in range(60))},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("wishes", [*CRASHES.values(), *LOOPS.values()], ids=[*CRASHES, *LOOPS])
+def test_what_would_crash_or_hang_the_compiler_is_refused(llm: LLM, wishes: dict[str, Any]) -> None:
+    """Each of these ends this process by SIGSEGV, or keeps a thread for a minute, where nothing tries it before."""
+    other = llm.generate_async([1], SamplingParams(max_tokens=100, ignore_eos=True))
+    with pytest.raises(ValueError, match="takes too long, too much memory or too deep a recursion"):
+        llm.generate([1], guided(**wishes))
+    assert len(other.result(60).outputs[0].token_ids) == 100
+
+
+def test_a_trial_is_made_once_and_holds_up_nobody(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    trials = Trials(300, {256: "<|end|>"})
+    tried: list[str] = []
+    monkeypatch.setattr(Trials, "_try", lambda self, constraint: tried.append(constraint) or True)
+    assert [trials.safe(constraint) for constraint in "aba"] == [True] * 3
+    assert tried == ["a", "b"]
+
+    def slow(self: Trials, constraint: str) -> bool:
+        time.sleep(3)
+        return True
+
+    monkeypatch.setattr(Trials, "_try", slow)
+    with ThreadPoolExecutor() as pool:
+        waiting = pool.submit(llm.generate, [1], guided(regex="never seen before"))
+        time.sleep(0.1)
+        llm.generate([1], SamplingParams(max_tokens=2))
+        assert not waiting.done()
+        assert waiting.result(60).outputs[0].text == "never seen before"
+
+
+def test_a_trial_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constraint_trial, "__file__", "/nowhere/trial.py")
+    with pytest.raises(RuntimeError, match="could not be started to try the constraint"):
+        Trials(300, {}).safe("anything")
+
+
+@pytest.mark.parametrize(
+    ("grammar", "texts"),
+    [
+        ('root ::= "a"\n    | "b" # or so\n    # not "c"\n\n    | "#d"\n', {"a", "b", "#d"}),
+        ('# a comment | "x"\nroot ::= one two\none ::= [a-b]\n# more\ntwo ::= "[" | "\\""', {"a[", 'a"', "b[", 'b"'}),
+        ('root ::= "start: " ("x" |\n "y")', {"start: x", "start: y"}),
+    ],
+)
+def test_ebnf_with_comments_and_alternatives_on_lines_of_their_own(llm: LLM, grammar: str, texts: set[str]) -> None:
+    answers = llm.generate([[seed] for seed in range(24)], [guided(seed, grammar=grammar) for seed in range(24)])
+    assert {answer.outputs[0].text for answer in answers} <= texts
+    assert len({answer.outputs[0].text for answer in answers}) > 1
+
+
+@pytest.mark.parametrize(
+    "grammar", ["\n" * 250_000 + "!", "# " * 120_000, 'root ::= "a" ' + '"' * 240_001, "[" * 250_000]
+)
+def test_no_grammar_is_slow_to_read(grammar: str) -> None:
+    began = time.process_time()
+    with pytest.raises(ValueError, match="cannot be read"):
+        GuidedDecodingParams(grammar=grammar).constraint()
+    assert time.process_time() - began < 5
+
+
+def test_a_grammar_has_a_thousand_rules_at_most() -> None:
+    many = "root ::= a0\n" + "".join(f"a{i} ::= a{i + 1}\n" for i in range(1000))
+    with pytest.raises(ValueError, match="more than 1000 rules"):
+        GuidedDecodingParams(grammar=many).constraint()
+
+
+def test_preempted_sequences_go_on_where_they_were(llm: LLM, tiny_llama: Path) -> None:
+    params = [guided(seed, regex="([a-z]{7}-){8}") for seed in range(4)]
+    prompts = [[seed] for seed in range(4)]
+    cache = KvCacheConfig(max_tokens=144, tokens_per_block=8, enable_block_reuse=False)
+    with LLM(
+        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=16, max_seq_len=80,
+        enable_iter_perf_stats=True, scheduler_config=SchedulerConfig(capacity_scheduler_policy="MAX_UTILIZATION"),
+    ) as cramped:  # fmt: skip
+        texts = [output.outputs[0].text for output in cramped.generate(prompts, params)]
+        assert sum(step["inflightBatchingStats"]["numPausedRequests"] for step in cramped.get_stats())
+    assert all(re.fullmatch("([a-z]{7}-){8}", text) for text in texts)
+    assert texts == [output.outputs[0].text for output in llm.generate(prompts, params)]
+
+
+def test_the_allowed_tokens_of_a_real_vocabulary(smollm2_gguf: Path) -> None:
+    """Of 49,152 ids, those whose bytes some text of the language goes on with; a wider model's others are banned."""
+    words = ["New York", "New Yorkshire", "Newark", "naïve", "日本"]
+    hf = open_checkpoint(smollm2_gguf).load_tokenizer()
+    end = hf.convert_tokens_to_ids("<|im_end|>")
+    guide = Guides(Tokenizer(hf), 49_200, [end]).start(GuidedDecodingParams(regex="|".join(words)).constraint())
+    spelling = {chr(code): value for value, code in _byte_letters().items()}
+    texts = {
+        token: bytes(spelling[letter] for letter in piece)
+        for piece, token in hf.get_vocab().items()
+        if token not in hf.added_tokens_decoder
+    }
+    for begun in ("", "New", "New York", "na"):
+        at = guide.copy()
+        for token in hf.encode(begun, add_special_tokens=False):
+            at.accept(token)
+        logits = np.zeros(49_200, np.float32)
+        at.restrict(logits, logits.copy())
+        rests = [word.encode()[len(begun.encode()) :] for word in words if word.startswith(begun)]
+        going_on = {token for token, text in texts.items() if any(text and rest.startswith(text) for rest in rests)}
+        allowed = set(np.flatnonzero(logits == 0))
+        expected = going_on | ({end} if begun in words else set())
+        # Where only one text can follow, only the tokens that it is usually made of may.
+        forced = len({rest[:1] for rest in rests}) == 1
+        assert allowed <= expected and allowed if forced else allowed == expected
+
+
+def _byte_letters() -> dict[int, int]:
+    """GPT-2's letter of each byte: printable ones stand for themselves, the others follow from 256 on."""
+    shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in shown]
+    return {**{byte: byte for byte in shown}, **{byte: 256 + index for index, byte in enumerate(others)}}

@@ -42,7 +42,8 @@ async def answer(server: Server, request: Request) -> Response:
         )
         return [server.llm.generate_async(prompt, params, streaming=bool(body.stream))]
 
-    await exchange.submit(submit, heavy)
+    # A constraint takes a while to compile: others of this process do not wait for it.
+    await exchange.submit(submit, heavy or body.response_format is not None or bool(body.tools))
     head = {
         "id": exchange.id,
         "object": "chat.completion.chunk" if body.stream else "chat.completion",

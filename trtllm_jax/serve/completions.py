@@ -39,7 +39,8 @@ async def answer(server: Server, request: Request) -> Response:
 
         return submit_each(body.prompts, make)
 
-    await exchange.submit(submit, heavy)
+    # A constraint takes a while to compile: others of this process do not wait for it.
+    await exchange.submit(submit, heavy or body.response_format is not None)
     head = {
         "id": exchange.id,
         "object": "text_completion",

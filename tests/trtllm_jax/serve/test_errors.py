@@ -301,6 +301,7 @@ def test_a_client_that_leaves_ends_its_request(tiny_llm: LLM, address: str, stre
 
 def test_an_engine_that_dies_within_a_stream(tiny_llm: LLM, served: Callable[..., Any]) -> None:
     """The client is told, in the stream."""
+    begun = threading.Event()
 
     class Dying(Broken):
         def generate_async(self, *args: Any, **kwargs: Any) -> Any:
@@ -310,6 +311,8 @@ def test_an_engine_that_dies_within_a_stream(tiny_llm: LLM, served: Callable[...
             def dying(delta: Any) -> None:
                 nonlocal count
                 count += 1
+                if count == 3:
+                    assert begun.wait(60)  # what comes before the first event is an answer of its own
                 deliver(delta if count < 3 else delta._replace(error=EngineDeadError("secret")))
 
             output._deliver = dying  # type: ignore[method-assign]
@@ -322,6 +325,7 @@ def test_an_engine_that_dies_within_a_stream(tiny_llm: LLM, served: Callable[...
             model="tiny", prompt="x", max_tokens=100, stream=True, extra_body={"ignore_eos": True}
         )
         with pytest.raises(openai.APIError, match="the engine failed") as failed:
-            list(stream)
+            for _ in stream:
+                begun.set()
         assert failed.value.body["type"] == "service_unavailable_error"
     wait_until_idle(tiny_llm)

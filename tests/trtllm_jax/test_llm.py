@@ -381,18 +381,22 @@ class TestLife:
         assert {id(array) for array in jax.live_arrays()} <= before
 
     def test_a_dropped_llm_stops_by_itself(self, tiny_llama: Path) -> None:
+        before = set(threading.enumerate())
         llm = make(tiny_llama)
+        threads = {
+            thread
+            for thread in set(threading.enumerate()) - before
+            if thread.name in ("trtllm_jax-engine", "trtllm_jax-postprocess")
+        }
+        assert len(threads) == 2
         llm.generate("a", FREE)
         seen = weakref.ref(llm)
         del llm
         gc.collect()
         assert seen() is None
-        deadline = time.monotonic() + 10
-        names = ("trtllm_jax-engine", "trtllm_jax-postprocess")
-        while sum(thread.name in names for thread in threading.enumerate()) > 2 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        # Two remain at most: those of the module's shared LLM.
-        assert sum(thread.name in names for thread in threading.enumerate()) <= 2
+        for thread in threads:
+            thread.join(timeout=30)
+            assert not thread.is_alive()
 
     def test_two_at_once(self, llm: LLM, tiny_llama: Path) -> None:
         with make(tiny_llama) as other:

@@ -7,7 +7,6 @@ import json
 import pickle
 import shutil
 import threading
-import time
 import weakref
 from pathlib import Path
 

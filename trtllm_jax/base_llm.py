@@ -166,6 +166,64 @@ class BaseLLM(ABC):
         )
         return self.generate(prompts, sampling_params, use_tqdm, streaming=streaming, lora_request=lora_request)
 
+    @overload
+    def embed(
+        self,
+        inputs: str | Sequence[int],
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> RequestOutput: ...
+
+    @overload
+    def embed(
+        self,
+        inputs: Any,
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> Any: ...
+
+    def embed(
+        self,
+        inputs: Any,
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """The output of one prompt, or of a list of prompts, whose `embedding` is set.
+
+        An embedding is the model's last hidden state after its final norm, at the prompt's last token, divided by its
+        length: float32 [embed]. Embedding models are trained for that; whether they want an end-of-sequence token is
+        their tokenizer's to add. The engine computes prompts as it always does: in chunks, beside other requests, and
+        without what its prefix cache has.
+
+        Args:
+            inputs: as `generate` takes them.
+            use_tqdm: show progress on a terminal.
+            add_special_tokens: whether a text gets those that the tokenizer adds.
+            truncate_prompt_tokens: keep that many of the last tokens.
+
+        Raises:
+            ValueError, TypeError: an input is wrong; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        single = is_single(inputs)
+        outputs = self._embed([inputs] if single else list(inputs), add_special_tokens, truncate_prompt_tokens)
+        self._wait(outputs, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def embed_async(
+        self, inputs: PromptInputs, *, add_special_tokens: bool = True, truncate_prompt_tokens: int | None = None
+    ) -> RequestOutput:
+        """`embed` of one prompt, at once: call `result()` or await it."""
+        if not is_single(inputs):
+            raise TypeError("embed_async takes one prompt; call it for each, or use embed for a list")
+        return self._embed([inputs], add_special_tokens, truncate_prompt_tokens)[0]
+
     def chat_prompt(self, messages: Conversation, **how: Any) -> dict[str, Any]:
         """The prompt that `chat` makes of one conversation, with its arguments: `generate_async` takes it."""
         if not messages or not isinstance(messages[0], Mapping):
@@ -201,7 +259,19 @@ class BaseLLM(ABC):
 
     def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
         """Check every prompt, then queue them all; nothing is queued if one is wrong."""
-        made = self.intake.requests(inputs, params, streaming)
+        return self._queue(self.intake.requests(inputs, params, streaming))
+
+    def _embed(self, inputs: Sequence[Any], special: bool, truncated: int | None) -> list[RequestOutput]:
+        params = SamplingParams(
+            max_tokens=1,
+            ignore_eos=True,
+            detokenize=False,
+            add_special_tokens=special,
+            truncate_prompt_tokens=truncated,
+        )
+        return self._queue(self.intake.requests(inputs, [params] * len(inputs), streaming=False, embed=True))
+
+    def _queue(self, made: Sequence[tuple[RequestOutput, Sequence[Request]]]) -> list[RequestOutput]:
         self.port.submit([request for _, requests in made for request in requests])
         return [output for output, _ in made]
 

@@ -71,9 +71,12 @@ class Intake:
         self._lock = threading.Lock()
 
     def requests(
-        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool
+        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool, *, embed: bool = False
     ) -> list[tuple[RequestOutput, list[Request]]]:
-        """For each prompt its result and the sequences that will fill it. ValueError or TypeError if one is wrong."""
+        """For each prompt its result and the sequences that will fill it, with `embed` by its embedding alone.
+
+        ValueError or TypeError if one is wrong.
+        """
         for each in params:
             self._check(each)
             if streaming and each.sequences > each.n:
@@ -89,7 +92,7 @@ class Intake:
         rules = self._rules(params)
         with self._lock:
             return [
-                self._request(prompt, each, rule, interval)
+                self._request(prompt, each, rule, interval, embed)
                 for prompt, each, rule in zip(prompts, params, rules, strict=True)
             ]
 
@@ -164,7 +167,7 @@ class Intake:
         return list(dict.fromkeys(ids for ids in encoded if ids))
 
     def _request(
-        self, prompt: Prompt, params: SamplingParams, rules: _Rules, interval: int | None
+        self, prompt: Prompt, params: SamplingParams, rules: _Rules, interval: int | None, embed: bool
     ) -> tuple[RequestOutput, list[Request]]:
         """A result and the sequences that will fill it."""
         max_tokens = self._fitting_max_tokens(prompt, params)
@@ -203,6 +206,7 @@ class Intake:
                     guide=rules.guide.copy() if rules.guide else None,
                     keep_logits=params.return_generation_logits,
                     keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
+                    keep_embedding=embed,
                     id=output.request_id,
                     salt=prompt.salt,
                     parent=requests[0] if requests else None,

@@ -17,7 +17,7 @@ import sharding
 from pallas_kernels import matmul
 from pallas_kernels.attention import Rotation, Scoring, append_and_attend, attend
 from pallas_kernels.matmul import Norm
-from pallas_kernels.norm import add_rms_norm
+from pallas_kernels.norm import add_rms_norm, rms_norm
 from trtllm_jax.batch import Batch, Cache
 
 
@@ -148,3 +148,10 @@ def logits(x: Normed, table: jax.Array, vocab: int) -> jax.Array:
     """Scores [t, vocab] in x's dtype, by a `table` [padded vocab, embed] split by vocabulary."""
     with jax.named_scope("logits"):
         return sharding.all_gather(linear(x, table, "embed"), "vocab", 1)[:, :vocab]
+
+
+def unit_rows(rows: Normed) -> jax.Array:
+    """The rows [t, embed], normalised and then of length one, in float32 as everything on the way."""
+    x = rows.x.astype(jnp.float32)
+    x = x if rows.norm is None else rms_norm(x, *rows.norm, implementation="xla")
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

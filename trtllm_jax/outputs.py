@@ -2,12 +2,14 @@
 
 import asyncio
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from trtllm_jax.engine.request import Admission, Embedding
 from trtllm_jax.logits_processing import Logits
 
 
@@ -32,6 +34,7 @@ class Delta(NamedTuple):
     prompt_logprobs: Sequence[dict[int, Logprob]] = ()
     context_logits: Sequence[Logits] = ()
     generation_logits: Sequence[Logits] = ()
+    embedding: Embedding | None = None
 
 
 @dataclass
@@ -117,6 +120,8 @@ class RequestOutput:
         prompt_token_ids: the ids.
         outputs: the n sequences; with best_of the n likeliest, best first.
         finished: whether all of them ended.
+        cached_tokens: of the prompt, how many the prefix cache had; known with the first token.
+        embedding: the prompt's, float32 [embed], of length one, where `embed` was asked for it.
         error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
     """
 
@@ -137,6 +142,12 @@ class RequestOutput:
         self._keep = sequences if keep is None else keep
         self._context: list[Logits] = []
         self.finished = False
+        self.cached_tokens = 0
+        self.embedding: Embedding | None = None
+        self._began = time.perf_counter()
+        self._waited: float | None = None
+        self._first: float | None = None
+        self._last: float | None = None
         self.error: str | None = None
         self._abort = abort
         self._aborted = False
@@ -150,6 +161,23 @@ class RequestOutput:
     def context_logits(self) -> Logits | None:
         """The model's logits after each id of the prompt: float32 [prompt, vocab], if asked for."""
         return _joined(self._context)
+
+    @property
+    def metrics_dict(self) -> dict[str, float]:
+        """How long it took, in seconds and TensorRT-LLM's names, as far as it is known.
+
+        `request_queue_time` is the engine's, until the request was admitted; `ttft` the time to the first token, and
+        `e2e` to the last one, where text is made; `tpot` is the mean time between the longest answer's tokens.
+        """
+        found = {} if self._waited is None else {"request_queue_time": self._waited}
+        if self._first is not None:
+            found["ttft"] = self._first - self._began
+        if self.finished and self._last is not None:
+            found["e2e"] = self._last - self._began
+            most = max((output.length for output in self.outputs), default=0)
+            if self._first is not None and most > 1:
+                found["tpot"] = (self._last - self._first) / (most - 1)
+        return found
 
     def result(self, timeout: float | None = None) -> "RequestOutput":
         """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
@@ -207,6 +235,17 @@ class RequestOutput:
         for output in self.outputs:
             output.token_ids, output.text, output._prompt_tokens = list(token_ids), text, len(token_ids)
 
+    def _note_start(self, admission: Admission | None) -> None:
+        """The first token of a sequence came."""
+        if self._first is None:
+            self._first = time.perf_counter()
+            if admission is not None:
+                self.cached_tokens, self._waited = admission
+
+    def _note_end(self) -> None:
+        """A sequence ended."""
+        self._last = time.perf_counter()
+
     def _deliver(self, delta: Delta) -> None:
         """Called from the postprocessing thread, or from the event loop that receives for a `RemoteLLM`."""
         with self._changed:
@@ -252,6 +291,8 @@ class RequestOutput:
                 self.outputs[delta.sequence]._add(delta)
                 self._add_context(delta)
                 self._failure = self._failure or delta.error
+                if delta.embedding is not None:
+                    self.embedding = delta.embedding
             self.finished = self.finished or all(output.finish_reason for output in self.outputs)
             if self._failure is not None:
                 self.error, self.finished = str(self._failure), True

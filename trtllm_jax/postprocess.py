@@ -56,8 +56,12 @@ class Stream:
             # The other samples of its prompt have nobody left to tell.
             self._output._abort()
             return
+        if update.tokens and not self._tokens:
+            self._output._note_start(update.admission)
         gained = self._gain(update)
         self._ended = gained.finish_reason is not None
+        if self._ended:
+            self._output._note_end()
         self._text.append(gained.text)
         self._token_ids += gained.token_ids
         self._logprobs += gained.logprobs
@@ -100,6 +104,9 @@ class Stream:
         self._prompt_logprobs += map(_readable, entries)
 
     def _gain(self, update: Update) -> Delta:
+        if update.embedding is not None:
+            # The engine draws a token after every prompt; nobody asked for this one.
+            return Delta(self._index, finish_reason=FinishReason.STOP.value, embedding=update.embedding)
         tokens, finish = list(update.tokens), update.finish
         stop_reason: int | str | None = None
         if finish is FinishReason.STOP and tokens:

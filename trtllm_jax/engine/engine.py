@@ -268,7 +268,7 @@ class Engine:
             for row in flight.plan.drawn_on_host:
                 tokens[row] = [drawn.tokens[row]] if row in drawn.tokens else []
                 logprobs[row] = [drawn.logprobs[row]] if row in drawn.logprobs else []
-        updates = self._scheduler.commit(flight.plan, tokens, logprobs, logits, drawn.failures)
+        updates = self._scheduler.commit(flight.plan, tokens, logprobs, logits, drawn.failures, flight.row_embeddings())
         if updates:
             self._sink(updates)
         self._iteration += 1

@@ -67,3 +67,8 @@ class StepPlan:
     def wants_logits(self) -> bool:
         """Whether the host needs the logits of any row."""
         return bool(self.context.any()) or bool(self.drawn_on_host)
+
+    @property
+    def wants_embeddings(self) -> bool:
+        """Whether any row ends a prompt whose embedding is asked for."""
+        return any(request.keep_embedding for request in self.requests) and bool(self.emits.any())

@@ -94,6 +94,10 @@ class Programs:
         """The logits that the ragged step of a token bucket drew from, for the host."""
         return self._programs["logits", self.rows_of(tokens)]
 
+    def embeddings(self, tokens: int) -> Compiled:
+        """The embeddings of what ends with the last rows of the ragged step of a token bucket."""
+        return self._programs["embeddings", self.rows_of(tokens)]
+
     def draw(self, rows: int) -> tuple[int, Compiled]:
         """The draw from logits that the host changed, for at least `rows` rows; how many it takes comes first."""
         size = bucket_for(rows, tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets})))
@@ -131,6 +135,7 @@ class Programs:
             rows = self.rows_of(tokens)
             lowerings["logprobs", rows] = partial(self._lower_logprobs, rows)
             lowerings["logits", rows] = partial(self._lower_logits, rows)
+            lowerings["embeddings", rows] = partial(self._lower_embeddings, rows)
             lowerings["draw", rows] = partial(self._lower_draw, rows)
         for rows in self.row_buckets:
             for greedy in (True, False):
@@ -169,6 +174,9 @@ class Programs:
 
     def _lower_logits(self, rows: int) -> jax.stages.Lowered:
         return self._lower_head(partial(steps.last_logits, self._model), rows)
+
+    def _lower_embeddings(self, rows: int) -> jax.stages.Lowered:
+        return self._lower_head(partial(steps.last_embeddings, self._model), rows)
 
     def _lower_head(self, function: Compiled, rows: int, *more: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
         """A function of (params, last rows of a ragged step, ...)."""

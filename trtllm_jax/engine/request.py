@@ -4,6 +4,7 @@ Plain Python: this module, the block pool and the scheduler know no jax.
 """
 
 import enum
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -16,6 +17,7 @@ from trtllm_jax.logits_processing import Edits
 from trtllm_jax.sampling_params import Sampling
 
 Logits = npt.NDArray[np.float32]
+Embedding = npt.NDArray[np.float32]
 
 MAX_LOGPROBS = 20
 """Most alternatives a position that log-probabilities are computed for."""
@@ -38,6 +40,13 @@ class TokenLogprobs(NamedTuple):
     top: tuple[tuple[int, float], ...]
 
 
+class Admission(NamedTuple):
+    """How a sequence began: prompt tokens that the prefix cache had, and seconds until it was admitted first."""
+
+    cached_tokens: int
+    waited: float
+
+
 class Update(NamedTuple):
     """What one engine step brought one sequence: new tokens, and its end or its failure if that came.
 
@@ -50,6 +59,8 @@ class Update(NamedTuple):
         logits: for each token what it was drawn from, [vocab], before any change, where that was asked for.
         context: logits [vocab] after the prompt's next tokens, where those were asked for.
         prompt_logprobs: what follows from them, where another process has computed that.
+        admission: how the sequence began, with its first tokens.
+        embedding: the prompt's [embed], of length one, where that was asked for.
     """
 
     request: "Request"
@@ -60,6 +71,8 @@ class Update(NamedTuple):
     logits: Sequence[Logits] = ()
     context: Sequence[Logits] = ()
     prompt_logprobs: Sequence[TokenLogprobs] = ()
+    admission: Admission | None = None
+    embedding: Embedding | None = None
 
 
 @dataclass(eq=False)
@@ -79,6 +92,7 @@ class Request:
         guide: keeps it to the constraint of its edits, None where they have none.
         keep_logits: whether to report what each token was drawn from.
         keep_context: whether to report the logits after every token of the prompt.
+        keep_embedding: whether to report the prompt's embedding.
         id: the owner's number, which users' functions are told.
     """
 
@@ -94,6 +108,7 @@ class Request:
     guide: Guide | None = None
     keep_logits: bool = False
     keep_context: bool = False
+    keep_embedding: bool = False
     id: int = 0
 
     generated: list[int] = field(default_factory=list)
@@ -114,8 +129,12 @@ class Request:
     """`computed` at the last dispatch: what a page copy in the next dispatch finds written."""
     in_flight: int = 0
     """Dispatched steps that hold this sequence and are not committed yet."""
+    submitted: float = field(default_factory=time.perf_counter)
+    """When it came, in `time.perf_counter`'s seconds."""
     cached_tokens: int | None = None
     """Prompt tokens that the prefix cache had when the sequence was first admitted; None before."""
+    waited: float = 0.0
+    """Seconds until then."""
     context_sent: int = 0
     """Positions of the prompt whose logits were reported."""
     finished: FinishReason | None = None

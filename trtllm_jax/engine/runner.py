@@ -14,7 +14,7 @@ from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
-from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
 from trtllm_jax.engine.steps import draw_layout
 
@@ -27,6 +27,7 @@ class InFlight:
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
     logits: jax.Array | None = None
+    embeddings: jax.Array | None = None
 
     def tokens(self) -> list[list[int]]:
         """What each row gained; waits for the device."""
@@ -36,6 +37,10 @@ class InFlight:
     def row_logits(self) -> Sequence[Logits]:
         """The logits [vocab] of each row, () where the plan wants none; waits for the device."""
         return () if self.logits is None else list(np.asarray(self.logits)[: len(self.plan.requests)])
+
+    def row_embeddings(self) -> Sequence[Embedding]:
+        """The embedding [embed] of each row, () where the plan wants none; waits for the device."""
+        return () if self.embeddings is None else list(np.asarray(self.embeddings)[: len(self.plan.requests)])
 
     def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
         """Log-probabilities of what each row gained, as far as it asked for them; None where no row did."""
@@ -77,7 +82,7 @@ class Runner:
         if plan.copies:
             self._copy(plan.copies)
         flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
-        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits)):
+        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits, flight.embeddings)):
             array.copy_to_host_async()
         return flight
 
@@ -108,7 +113,8 @@ class Runner:
         )
         logprobs = self._programs.logprobs(tokens)(self.params, last, out) if plan.wants_logprobs else ()
         logits = self._programs.logits(tokens)(self.params, last) if plan.wants_logits else None
-        return InFlight(plan, out, logprobs, logits)
+        embeddings = self._programs.embeddings(tokens)(self.params, last) if plan.wants_embeddings else None
+        return InFlight(plan, out, logprobs, logits, embeddings)
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
         """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""

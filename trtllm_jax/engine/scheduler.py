@@ -7,6 +7,7 @@ position is written before it is read by its next owner.
 
 import enum
 import itertools
+import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import numpy as np
 
 from trtllm_jax.engine.block_pool import BlockPool, block_hash
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
+from trtllm_jax.engine.request import Admission, Embedding, FinishReason, Logits, Request, TokenLogprobs, Update
 
 _NOTHING = np.zeros(0, np.int32)
 _NO_PAGES = np.zeros((0, 0), np.int32)
@@ -222,6 +223,7 @@ class Scheduler:
             request.computed = request.total - 1
         if request.cached_tokens is None:
             request.cached_tokens = request.computed
+            request.waited = time.perf_counter() - request.submitted
             self.counters.reused_pages += len(known)
             self.counters.missed_pages += needed
         return True
@@ -351,12 +353,13 @@ class Scheduler:
         logprobs: Sequence[Sequence[TokenLogprobs]] | None = None,
         logits: Sequence[Logits] = (),
         failures: Mapping[int, Exception] = _NO_FAILURES,
+        embeddings: Sequence[Embedding] = (),
     ) -> list[Update]:
         """Take the tokens that each row of a plan gained; returns what to tell the owners.
 
-        `logits` [vocab] of each row are there if the plan wants any, and what is reported of them is copied: the whole
-        step's would live as long as one row's. `failures` end the sequences of their rows. Rows whose sequence ended
-        while the step was in flight are ignored.
+        `logits` [vocab] and `embeddings` of each row are there if the plan wants any, and what is reported of them is
+        copied: the whole step's would live as long as one row's. `failures` end the sequences of their rows. Rows
+        whose sequence ended while the step was in flight are ignored.
         """
         updates: list[Update] = []
         for index, request in enumerate(plan.requests):
@@ -381,12 +384,25 @@ class Scheduler:
                 end = next(i for i, token in enumerate(gained) if token in request.stop_ids)
                 gained = gained[: end + 1]
                 request.finished = FinishReason.STOP
+            admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
             request.generated += gained
             if request.finished is None and len(request.generated) >= request.max_tokens:
                 request.finished = FinishReason.LENGTH
             details = logprobs[index][: len(gained)] if logprobs and request.num_logprobs is not None else ()
             kept = (logits[index].copy(),) if request.keep_logits else ()
-            updates.append(Update(request, gained, details, request.finished, logits=kept, context=context))
+            embedding = embeddings[index].copy() if request.keep_embedding else None
+            updates.append(
+                Update(
+                    request,
+                    gained,
+                    details,
+                    request.finished,
+                    logits=kept,
+                    context=context,
+                    admission=admission,
+                    embedding=embedding,
+                )
+            )
             if request.slot is not None:
                 # The last token's key and value are not written yet.
                 self._register(request, request.total - 1)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels import sampling
+from trtllm_jax import layers
 from trtllm_jax.batch import Batch
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
@@ -38,6 +39,10 @@ class Model:
         """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
         scores: jax.Array = self.module.head(self.config, params, x)
         return scores
+
+    def embeddings(self, params: Any, x: jax.Array) -> jax.Array:
+        """The direction [t, embed] of what the scores are computed from: float32, of length one."""
+        return layers.unit_rows(self.module.last_rows(self.config, params, x))
 
 
 def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
@@ -165,6 +170,11 @@ def token_logprobs(model: Model, count: int, params: Any, last: jax.Array, out: 
 def last_logits(model: Model, params: Any, last: jax.Array) -> jax.Array:
     """The logits [r, v] in float32 of a ragged step's last rows [r, embed], for the host."""
     return model.logits(params, last).astype(jnp.float32)
+
+
+def last_embeddings(model: Model, params: Any, last: jax.Array) -> jax.Array:
+    """The embeddings [r, embed] of what ends with a ragged step's last rows [r, embed]."""
+    return model.embeddings(params, last)
 
 
 def draw_layout(rows: int) -> Layout:

@@ -137,7 +137,12 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         return layers.add_linear(residual, hidden, p["down"], "mlp", bias=p.get("down_bias")), cache
 
 
+def last_rows(config: Config, params: Any, x: jax.Array, *, plain: bool = False) -> layers.Normed:
+    """What `head` reads of the residual stream [t, embed] after the last layer."""
+    return layers.Normed(x, (params["norm"], config.eps), plain)
+
+
 def head(config: Config, params: Any, x: jax.Array, *, plain: bool = False) -> jax.Array:
     """Logits [t, vocab] of the residual stream after the last layer."""
     table = params.get("head", params["embed"])
-    return layers.logits(layers.Normed(x, (params["norm"], config.eps), plain), table, config.vocab)
+    return layers.logits(last_rows(config, params, x, plain=plain), table, config.vocab)

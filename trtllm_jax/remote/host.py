@@ -96,6 +96,8 @@ class _Sequence:
                 wire.positions_on_wire(update.logprobs),
                 wire.positions_on_wire(self._scores.take(update.context)),
                 None if update.error is None else described(update.error),
+                update.admission,
+                None if update.embedding is None else update.embedding.tobytes(),
             )
         )
         if self._ended:
@@ -192,6 +194,7 @@ class _Connection:
             edits=edits,
             guide=self._host.llm.intake.guide(edits),
             keep_context=new.prompt_logprobs is not None,
+            keep_embedding=new.embedding,
             id=new.request_id,
         )
 

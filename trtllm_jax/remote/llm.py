@@ -14,7 +14,7 @@ import numpy as np
 from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.chat import Chat, read_template
-from trtllm_jax.engine.request import FinishReason, Request, Update
+from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
 from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.postprocess import Stream, hand_out
@@ -178,6 +178,8 @@ class _Line:
             None if step.finish is None else FinishReason(step.finish),
             error,
             prompt_logprobs=wire.positions_from_wire(step.prompt_logprobs),
+            admission=None if step.admission is None else Admission(*step.admission),
+            embedding=None if step.embedding is None else np.frombuffer(step.embedding, np.float32),
         )
 
     def _fail(self, failure: EngineDeadError) -> None:
@@ -210,5 +212,6 @@ def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
         parent=-1 if request.parent is None else numbers[id(request.parent)],
         edits=wire.edits_on_wire(request.edits),
         prompt_logprobs=owner.params.prompt_logprobs if request.keep_context else None,
+        embedding=request.keep_embedding,
         request_id=request.id,
     )

@@ -27,7 +27,8 @@ class NewSequence(msgspec.Struct, array_like=True):
     """The wishes of an `engine.request.Request`; the sender numbers its sequences.
 
     `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
-    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt.
+    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `embedding` whether to
+    report the prompt's.
     """
 
     number: int
@@ -40,6 +41,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     parent: int
     edits: dict[str, Any] | None
     prompt_logprobs: int | None
+    embedding: bool
     request_id: int
 
 
@@ -70,7 +72,10 @@ class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
 
 
 class SequenceStep(msgspec.Struct, array_like=True):
-    """What a step of the engine brought a sequence; `error` is the kind of failure and its message."""
+    """What a step of the engine brought a sequence.
+
+    `error` is the kind of failure and its message; `admission` an `Admission`; `embedding` is float32.
+    """
 
     number: int
     tokens: list[int]
@@ -78,6 +83,8 @@ class SequenceStep(msgspec.Struct, array_like=True):
     logprobs: Positions = []
     prompt_logprobs: Positions = []
     error: tuple[str, str] | None = None
+    admission: tuple[int, float] | None = None
+    embedding: bytes | None = None
 
 
 class Steps(msgspec.Struct, array_like=True, tag="steps"):

@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.serve import chat, completions, system, tokens
+from trtllm_jax.serve import chat, completions, embeddings, system, tokens
 from trtllm_jax.serve.errors import ApiError
 from trtllm_jax.serve.front import Front
 from trtllm_jax.serve.metrics import Metrics
@@ -22,6 +22,7 @@ Endpoint = Callable[[Server, Request], Awaitable[Response]]
 _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.answer),
     ("POST", "/v1/chat/completions", chat.answer),
+    ("POST", "/v1/embeddings", embeddings.answer),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("GET", "/v1/models", system.models),

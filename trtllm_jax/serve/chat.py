@@ -126,7 +126,6 @@ async def _events(
         return [event(choice) for choice in choices]
 
     async for step in output:
-        exchange.seen()
         events = [each for one in step.outputs if one.index not in ended for each in of_one(one)]
         if events:
             yield b"".join(events)

@@ -148,7 +148,6 @@ async def _events(
     async def of_one(output: RequestOutput, base: int) -> AsyncIterator[bytes]:
         ended: set[int] = set()
         async for step in output:
-            exchange.seen()
             events = []
             for one in step.outputs:
                 if one.index in ended:

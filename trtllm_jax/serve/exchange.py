@@ -27,7 +27,6 @@ class Exchange:
         outputs: one a prompt, once submitted.
         gone: whether the client left.
         expired: whether it took too long.
-        first: the time of a stream's first token.
     """
 
     def __init__(self, server: Server, request: Request, prefix: str) -> None:
@@ -37,7 +36,6 @@ class Exchange:
         self.created = int(time.time())
         self.outputs: list[RequestOutput] = []
         self.gone = self.expired = False
-        self.first: float | None = None
         self._request = request
         self._began = time.perf_counter()
 
@@ -87,11 +85,6 @@ class Exchange:
         if any(answer.finish_reason == "cancelled" for output in self.outputs for answer in output.outputs):
             raise unavailable("the server is shutting down", self.server.settings.retry_after)
 
-    def seen(self) -> None:
-        """A stream's step came."""
-        if self.first is None:
-            self.first = time.perf_counter() - self._began
-
     def _timeout(self) -> ApiError:
         limit = self.server.settings.request_timeout
         return ApiError(504, f"the answer was not complete after {limit:g} s", code="timeout")
@@ -123,7 +116,7 @@ class Exchange:
                 finished=",".join(dict.fromkeys(reason for reason, _ in answers)),
             )
         if status == 200:
-            self.server.metrics.answered(time.perf_counter() - self._began, self.first, prompt_tokens, answers)
+            self.server.metrics.answered(time.perf_counter() - self._began, self.outputs)
 
 
 def _abort_all(made: Future[list[RequestOutput]]) -> None:

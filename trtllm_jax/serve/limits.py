@@ -1,5 +1,6 @@
 """A request against the server's bounds, before anything is computed for it."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from trtllm_jax.serve.body import field_size, shallow
@@ -7,19 +8,23 @@ from trtllm_jax.serve.errors import bad
 from trtllm_jax.serve.protocol import GenerationRequest, ResponseFormat
 from trtllm_jax.serve.protocol_chat import ChatRequest
 from trtllm_jax.serve.protocol_completions import CompletionRequest
+from trtllm_jax.serve.protocol_embeddings import EmbeddingRequest
 from trtllm_jax.serve.settings import Limits
 
 
 def check_completion(body: CompletionRequest, limits: Limits) -> None:
     """ApiError names the first field beyond its bound."""
     prompts = body.prompts
-    _at_most("prompt", len(prompts), limits.prompts, "prompts")
-    chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
-    _at_most("prompt", chars, limits.prompt_chars, "characters")
+    _check_prompts("prompt", prompts, limits)
     _at_most("logprobs", body.logprobs or 0, limits.logprobs)
     if body.suffix is not None:
         raise bad("suffix", "suffix is not available: put everything that the model should see into prompt")
     _check_shared(body, limits, len(prompts))
+
+
+def check_embedding(body: EmbeddingRequest, limits: Limits) -> None:
+    """ApiError names the first field beyond its bound."""
+    _check_prompts("input", body.prompts, limits)
 
 
 def check_chat(body: ChatRequest, limits: Limits) -> None:
@@ -40,6 +45,12 @@ def check_chat(body: ChatRequest, limits: Limits) -> None:
         _check_schema(f"tools[{i}].function.parameters", tool.function.parameters, limits)
     _at_most("chat_template", len(body.chat_template or ""), limits.template_chars, "characters")
     _check_shared(body, limits, 1)
+
+
+def _check_prompts(param: str, prompts: Sequence[str] | Sequence[list[int]], limits: Limits) -> None:
+    _at_most(param, len(prompts), limits.prompts, "prompts")
+    chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
+    _at_most(param, chars, limits.prompt_chars, "characters")
 
 
 def _check_shared(body: GenerationRequest, limits: Limits, prompts: int) -> None:

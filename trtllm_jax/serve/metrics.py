@@ -12,6 +12,8 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 
+from trtllm_jax.outputs import RequestOutput
+
 _FIRST_TOKEN = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
@@ -21,6 +23,15 @@ _PER_TOKEN = (
 _WHOLE = (
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
 )  # fmt: skip
+
+_TIMES = (
+    ("request_queue_time_seconds", "From a request's arrival at the engine to its admission.", _WHOLE),
+    ("time_to_first_token_seconds", "From a request's submission to its first token.", _FIRST_TOKEN),
+    ("time_per_output_token_seconds", "Mean time between a request's tokens.", _PER_TOKEN),
+    ("request_prefill_time_seconds", "From a request's admission to its first token.", _WHOLE),
+    ("request_decode_time_seconds", "From a request's first token to its last.", _WHOLE),
+    ("request_inference_time_seconds", "From a request's admission to its last token.", _WHOLE),
+)
 
 _LABELS = ("model_name", "engine_type")
 _KEPT_STATS = 1000
@@ -58,12 +69,10 @@ class Metrics:
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.").labels(*self._labels)
         self._generated = self._counter("generation_tokens", "Generated tokens.").labels(*self._labels)
         self._whole = self._histogram("e2e_request_latency_seconds", "From a request to its answer's end.", _WHOLE)
-        self._first = self._histogram(
-            "time_to_first_token_seconds", "From a streamed request to its first token.", _FIRST_TOKEN
+        self._cached = self._counter("prompt_cached_tokens", "Tokens of prompts that the prefix cache had.").labels(
+            *self._labels
         )
-        self._each = self._histogram(
-            "time_per_output_token_seconds", "Mean time between an answer's streamed tokens.", _PER_TOKEN
-        )
+        self._times = {name: self._histogram(name, text, buckets) for name, text, buckets in _TIMES}
         self._gauges = {path: self._gauge(name, text) for name, (path, text) in _GAUGES.items()}
         self._utilization = self._gauge("kv_cache_utilization", "Share of the KV cache that sequences hold.")
 
@@ -79,19 +88,17 @@ class Metrics:
         gauge = Gauge(f"trtllm_{name}", text, _LABELS, registry=self._registry, multiprocess_mode="mostrecent")
         return gauge.labels(*self._labels)
 
-    def answered(
-        self, seconds: float, first: float | None, prompt_tokens: int, answers: Sequence[tuple[str, int]]
-    ) -> None:
-        """A request was answered, by answers of (finish reason, tokens); `first`: seconds to a stream's first token."""
+    def answered(self, seconds: float, outputs: Sequence[RequestOutput]) -> None:
+        """A request was answered after so many seconds."""
         self._whole.observe(seconds)
-        self._prompt.inc(prompt_tokens)
-        if first is not None:
-            self._first.observe(first)
-        for reason, tokens in answers:
-            self._finished.labels(*self._labels, reason).inc()
-            self._generated.inc(tokens)
-            if first is not None and tokens > 1:
-                self._each.observe((seconds - first) / (tokens - 1))
+        for output in outputs:
+            self._prompt.inc(len(output.prompt_token_ids))
+            self._cached.inc(output.cached_tokens)
+            for name, value in _times(output.metrics_dict).items():
+                self._times[name].observe(value)
+            for one in output.outputs:
+                self._finished.labels(*self._labels, one.finish_reason or "cancelled").inc()
+                self._generated.inc(one.length)
 
     def failed(self, status: int) -> None:
         """A generating request was not answered."""
@@ -116,6 +123,20 @@ class Metrics:
         everybody = CollectorRegistry()
         MultiProcessCollector(everybody)
         return generate_latest(everybody)
+
+
+def _times(known: Mapping[str, float]) -> dict[str, float]:
+    """The values of `_TIMES` as far as a request's own times tell them."""
+    waited, first, whole, each = (known.get(name) for name in ("request_queue_time", "ttft", "e2e", "tpot"))
+    told = {
+        "request_queue_time_seconds": waited,
+        "time_to_first_token_seconds": first,
+        "time_per_output_token_seconds": each,
+        "request_prefill_time_seconds": None if first is None or waited is None else first - waited,
+        "request_decode_time_seconds": None if whole is None or first is None else whole - first,
+        "request_inference_time_seconds": None if whole is None or waited is None else whole - waited,
+    }
+    return {name: value for name, value in told.items() if value is not None}
 
 
 def _found(stats: Mapping[str, Any], path: str) -> float:

@@ -12,6 +12,7 @@ from starlette.responses import Response
 from trtllm_jax.serve.protocol import ErrorResponse, ModelCard, ModelList
 from trtllm_jax.serve.protocol_chat import ChatChunk, ChatRequest, ChatResponse
 from trtllm_jax.serve.protocol_completions import CompletionRequest, CompletionResponse
+from trtllm_jax.serve.protocol_embeddings import EmbeddingRequest, EmbeddingResponse
 from trtllm_jax.serve.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 _REF = "#/components/schemas/{model}"
@@ -32,12 +33,14 @@ _FAILURES = {
 _BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
+    "/v1/embeddings": EmbeddingRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
 _ANSWERS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionResponse,
     "/v1/chat/completions": ChatResponse,
+    "/v1/embeddings": EmbeddingResponse,
     "/tokenize": TokenizeResponse,
     "/detokenize": DetokenizeResponse,
     "/v1/models": ModelList,

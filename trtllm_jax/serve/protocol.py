@@ -10,6 +10,20 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+Prompts = (
+    str
+    | Annotated[list[TokenId], Field(min_length=1)]
+    | Annotated[list[str], Field(min_length=1)]
+    | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
+)
+"""Text, ids, or a list of either."""
+
+
+def as_list(prompts: Prompts) -> list[str] | list[list[int]]:
+    """Always a list of prompts."""
+    if isinstance(prompts, str):
+        return [prompts]
+    return [prompts] if isinstance(prompts[0], int) else prompts
 
 
 class ApiModel(BaseModel):
@@ -88,7 +102,7 @@ class GenerationRequest(ApiModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """How much of the prompt was known already; 0 where that is not told."""
+    """How much of the prompt the prefix cache had."""
 
     cached_tokens: int = 0
 

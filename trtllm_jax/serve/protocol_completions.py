@@ -1,21 +1,16 @@
 """/v1/completions: its request and its answers."""
 
-from typing import Annotated, Literal
+from typing import Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 
-from trtllm_jax.serve.protocol import CountOrZero, GenerationRequest, TokenId, Usage
+from trtllm_jax.serve.protocol import CountOrZero, GenerationRequest, Prompts, Usage, as_list
 
 
 class CompletionRequest(GenerationRequest):
     """A prompt to go on with: text, ids, or a list of either."""
 
-    prompt: (
-        str
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[str], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
-    )
+    prompt: Prompts
     echo: bool | None = None
     logprobs: CountOrZero | None = None
     max_tokens: CountOrZero | None = None
@@ -25,10 +20,7 @@ class CompletionRequest(GenerationRequest):
     @property
     def prompts(self) -> list[str] | list[list[int]]:
         """Always a list of prompts."""
-        given = self.prompt
-        if isinstance(given, str):
-            return [given]
-        return [given] if isinstance(given[0], int) else given
+        return as_list(self.prompt)
 
 
 class CompletionLogprobs(BaseModel):

@@ -14,5 +14,5 @@ def usage(outputs: Sequence[RequestOutput], shown: bool = True) -> dict[str, Any
         "prompt_tokens": prompt,
         "completion_tokens": written,
         "total_tokens": prompt + written,
-        "prompt_tokens_details": {"cached_tokens": 0},
+        "prompt_tokens_details": {"cached_tokens": sum(output.cached_tokens for output in outputs)},
     }

@@ -117,6 +117,16 @@ def test_a_stream_grows_to_the_whole(remote: RemoteLLM) -> None:
     assert "".join(texts) == whole.text
 
 
+def test_embeddings_and_what_is_known_of_a_request_cross_too(pair: Pair, remote: RemoteLLM) -> None:
+    prompt = list(range(40))
+    here, there = pair.llm.embed(prompt), remote.embed(prompt)
+    np.testing.assert_allclose(there.embedding, here.embedding, atol=1e-6)
+    assert there.cached_tokens == 32
+    generated = remote.generate(prompt, SamplingParams(max_tokens=3, ignore_eos=True))
+    assert generated.cached_tokens == 32
+    assert set(generated.metrics_dict) == {"request_queue_time", "ttft", "tpot", "e2e"}
+
+
 def test_an_event_loop_may_receive(pair: Pair) -> None:
     """No thread does: the loop's tasks see what the engine says, and its end."""
     params = SamplingParams(max_tokens=30, ignore_eos=True)

@@ -55,8 +55,12 @@ def test_metrics_count_what_happened(tiny_llm: LLM, served: Callable[..., Any]) 
     assert found["trtllm_generation_tokens_total", ""] == 24
     assert found["trtllm_e2e_request_latency_seconds_count", ""] == 2
     assert found["trtllm_e2e_request_latency_seconds_bucket", "7680.0"] == 2
-    assert found["trtllm_time_to_first_token_seconds_count", ""] == 1
-    assert found["trtllm_time_per_output_token_seconds_count", ""] == 2
+    for name in (
+        "time_to_first_token", "time_per_output_token", "request_queue_time", "request_prefill_time",
+        "request_decode_time", "request_inference_time",
+    ):  # fmt: skip
+        assert found[f"trtllm_{name}_seconds_count", ""] == 4  # prompts
+    assert found["trtllm_prompt_cached_tokens_total", ""] == 0
     assert found["trtllm_kv_cache_max_blocks", ""] == tiny_llm.get_kv_cache_capacity()["maxNumBlocks"]
     assert 0 <= found["trtllm_kv_cache_utilization", ""] <= 1
     assert found["trtllm_num_requests_waiting", ""] == 0
@@ -67,8 +71,10 @@ def test_metrics_count_what_happened(tiny_llm: LLM, served: Callable[..., Any]) 
 def test_processes_add_up_their_metrics(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom trtllm_jax.serve.metrics import Metrics\nimport trtllm_jax.serve.app\n"
+        "from trtllm_jax.outputs import RequestOutput\n"
         "assert 'jax' not in sys.modules\n"
-        "metrics = Metrics('tiny')\nmetrics.answered(1.0, 0.5, 7, [('stop', 3)])\n"
+        "metrics = Metrics('tiny')\noutput = RequestOutput(1, None, [1] * 7, 1, lambda: None)\n"
+        "metrics.answered(1.0, [output])\n"
         "metrics.hear([{'numQueuedRequests': int(sys.argv[1])}])\nprint(metrics.exposition().decode())"
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -78,8 +84,8 @@ def test_processes_add_up_their_metrics(tmp_path: Path) -> None:
         )
     found = samples(done.stdout)
     assert found["trtllm_prompt_tokens_total", ""] == 14
-    assert found["trtllm_request_success_total", "stop"] == 2
-    assert found["trtllm_time_to_first_token_seconds_bucket", "0.5"] == 2
+    assert found["trtllm_request_success_total", "cancelled"] == 2
+    assert found["trtllm_e2e_request_latency_seconds_bucket", "1.0"] == 2
     assert found["trtllm_num_requests_waiting", ""] == 2
 
 
@@ -160,7 +166,8 @@ def test_the_document_says_what_there_is(http: httpx.Client) -> None:
     for name in ("CompletionRequest", "ChatRequest"):
         assert schemas[name]["properties"]["model"]["enum"] == ["tiny", "tiny/alias"]
     assert set(document["paths"]) == {
-        "/v1/completions", "/v1/chat/completions", "/v1/models", "/v1/models/{model}", "/health", "/health_generate",
+        "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/models", "/v1/models/{model}", "/health",
+        "/health_generate",
         "/version", "/metrics", "/tokenize", "/detokenize", "/prometheus/metrics", "/kv_cache_events",
     }  # fmt: skip
 

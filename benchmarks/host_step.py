@@ -58,8 +58,8 @@ class Step:
         assert plan is not None
         self._timed("pack", lambda: self._pack(plan))
         if flight := self.flight:
-            tokens = self._timed("read", flight.tokens)
-            self._timed("commit", lambda: self.scheduler.commit(flight.plan, tokens))
+            brought = self._timed("read", flight.brought)
+            self._timed("commit", lambda: self.scheduler.commit(flight.plan, brought.tokens))
         self.flight = InFlight(plan, self._result(plan))
 
     def _timed(self, part: str, work: Callable[[], Any]) -> Any:

@@ -28,7 +28,8 @@ from llama_8b import LLAMA_8B
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine import config, engine
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.engine.request import Logits, Request
+from trtllm_jax.engine.runner import Brought
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.serve.config import ServerOptions
 from trtllm_jax.serve.frontends import Frontends
@@ -44,23 +45,17 @@ class SimulatedFlight:
 
     def __init__(self, plan: StepPlan, ends: float, rng: np.random.Generator) -> None:
         self.plan = plan
+        self.masks = None
         self._ends = ends
         self._ids = rng.integers(0, IDS, (len(plan.requests), max(plan.steps, 1))).tolist()
 
-    def tokens(self) -> list[list[int]]:
+    def brought(self) -> Brought:
         """Random ids, once it has ended."""
         time.sleep(max(0.0, self._ends - time.perf_counter()))
-        if self.plan.kind == "decode":
-            return self._ids
-        return [row if emits else [] for row, emits in zip(self._ids, self.plan.emits, strict=True)]
-
-    def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
-        """None are asked for."""
-        return None
-
-    def row_logits(self) -> Sequence[Logits]:
-        """None are asked for."""
-        return ()
+        ids = self._ids
+        if self.plan.kind == "step":
+            ids = [row if emits else [] for row, emits in zip(ids, self.plan.emits, strict=True)]
+        return Brought(ids, {}, {}, {})
 
 
 class SimulatedRunner:
@@ -72,7 +67,7 @@ class SimulatedRunner:
         self._rng = np.random.default_rng(0)
         self.params = None
 
-    def dispatch(self, plan: StepPlan) -> SimulatedFlight:
+    def dispatch(self, plan: StepPlan, masks: None) -> SimulatedFlight:
         """Queue a step behind those before it."""
         self._free = max(self._free, time.perf_counter()) + self._seconds
         return SimulatedFlight(plan, self._free, self._rng)

@@ -1,7 +1,8 @@
 """What keeps a sequence to its constraint, token by token; over llguidance."""
 
 import threading
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from functools import cache
 from typing import Any, Self
 
 import numpy as np
@@ -12,6 +13,8 @@ from trtllm_jax.constraint_trial import MAX_LEXER_STATES, Trials
 from trtllm_jax.tokenizer import Tokenizer
 
 NEVER = np.float32(-np.inf)
+
+_WORD = 32
 
 
 class Guide:
@@ -42,20 +45,46 @@ class Guide:
         return type(self)(self._matcher.deep_copy(), self._vocab)
 
     def _allowed(self, size: int) -> npt.NDArray[np.bool_]:
-        from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-
-        bits = allocate_token_bitmask(1, self._vocab)
-        fill_next_token_bitmask(self._matcher, bits)
-        if self._matcher.is_error():
-            raise self._failure()
-        allowed = np.zeros(size, np.bool_)
-        known = np.unpackbits(bits.view(np.uint8), bitorder="little")[: min(size, self._vocab)]
-        allowed[: known.size] = known
-        return allowed
+        words, failures = allowed_words([self], size)
+        if failures:
+            raise failures[0]
+        return np.unpackbits(words.view(np.uint8), bitorder="little")[:size].astype(np.bool_)
 
     def _failure(self) -> ValueError:
         reason = one_line(self._matcher.get_error().partition("<state>")[0], 300) or "no token can follow"
         return ValueError(f"SamplingParams.guided_decoding cannot be followed: {reason}")
+
+
+def allowed_words(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int32], dict[int, ValueError]]:
+    """For each guide whether it allows each id: bit i of word j is id 32 j + i, ids from `vocab` on are not allowed.
+
+    Guides that no token can follow are told by their place, and allow everything. Several are asked at once, in
+    threads.
+    """
+    from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask, fill_next_token_bitmask_par
+
+    known = allocate_token_bitmask(len(guides), max(guide._vocab for guide in guides))
+    if len(guides) == 1:
+        fill_next_token_bitmask(guides[0]._matcher, known)
+    else:
+        fill_next_token_bitmask_par(_threads(), [(guide._matcher, i) for i, guide in enumerate(guides)], known)
+    words = np.zeros((len(guides), -(-vocab // _WORD)), np.int32)
+    width = min(words.shape[1], known.shape[1])
+    words[:, :width] = known[:, :width]
+    if vocab % _WORD:
+        words[:, -1] &= (1 << vocab % _WORD) - 1
+    failures = {
+        i: guide._failure() for i, guide in enumerate(guides) if guide._matcher.is_error() or not words[i].any()
+    }
+    words[list(failures)] = -1
+    return words, failures
+
+
+@cache
+def _threads() -> Any:
+    from llguidance import LLExecutor
+
+    return LLExecutor()
 
 
 class Guides:

@@ -82,6 +82,19 @@ class Edits:
     bad: tuple[tuple[int, ...], ...] = ()
     constraint: str | None = None
 
+    @property
+    def only_constrains(self) -> bool:
+        """Whether nothing but the constraint changes anything."""
+        return (
+            not self.processors
+            and not self.batched
+            and self.bias is None
+            and self.repetition == 1.0
+            and self.presence == self.frequency == 0.0
+            and self.min_tokens == self.no_repeat_ngram == 0
+            and not self.bad
+        )
+
     def apply(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Change `logits` [vocab] in place, all but the users' functions: those are the caller's to call before.
 

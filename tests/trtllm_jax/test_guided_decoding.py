@@ -356,3 +356,20 @@ def _byte_letters() -> dict[int, int]:
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     others = [byte for byte in range(256) if byte not in shown]
     return {**{byte: byte for byte in shown}, **{byte: 256 + index for index, byte in enumerate(others)}}
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8])
+def test_the_device_draws_as_the_host_does(llm: LLM, rows: int) -> None:
+    """A bias of zeros changes nothing, but has the host draw: tokens and log-probabilities are the same."""
+    wishes = {"regex": "[a-z]{30,60}", "max_tokens": 25, "logprobs": 3, "top_p": 0.9}
+    prompts = [[row, 7, row] for row in range(rows)]
+    beside = [llm.generate_async([5, row], SamplingParams(max_tokens=30, ignore_eos=True)) for row in range(3)]
+    device = llm.generate(prompts, [guided(seed, **wishes) for seed in range(rows)])
+    host = llm.generate(prompts, [guided(seed, **wishes, embedding_bias=[0.0] * 258) for seed in range(rows)])
+    for one, other in zip(device, host, strict=True):
+        found, expected = one.outputs[0], other.outputs[0]
+        assert found.token_ids == expected.token_ids
+        assert [list(each) for each in found.logprobs] == [list(each) for each in expected.logprobs]
+        assert found.cumulative_logprob == pytest.approx(expected.cumulative_logprob, abs=1e-4)
+    for output in beside:
+        assert output.result(60).outputs[0].length == 30

@@ -18,8 +18,9 @@ from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import EngineConfig, backend_defaults
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
-from trtllm_jax.engine.host_sampling import HostDrawn, draw_on_host
+from trtllm_jax.engine.host_sampling import draw_on_host
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
+from trtllm_jax.engine.masking import follow, masks_of
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
@@ -93,6 +94,7 @@ class Engine:
         self._scheduler = Scheduler(self.limits, self._pool, config.policy)
         caches = spec.allocate(pages, mesh)
         self._runner = Runner(programs, params, caches, mesh, self.limits.max_batch_size, table_width)
+        self._vocab = model.config.vocab
         self._look_ahead = config.look_ahead
         self._batched_processor = config.batched_processor
         self._sink = sink
@@ -238,7 +240,7 @@ class Engine:
             plan = self._scheduler.schedule()
             if plan is None and flight is None and self._scheduler.has_work:
                 raise RuntimeError("no sequence can run, and none is running: a fault of the scheduler")
-            following = self._runner.dispatch(plan) if plan else None
+            following = self._runner.dispatch(plan, masks_of(plan, self._vocab)) if plan else None
             if flight:
                 self._commit(flight)
             flight = following
@@ -259,22 +261,22 @@ class Engine:
 
     def _commit(self, flight: InFlight) -> None:
         started = time.perf_counter()
-        tokens = flight.tokens()
-        logprobs, logits = flight.token_logprobs(tokens), flight.row_logits()
-        drawn = HostDrawn()
-        if flight.plan.drawn_on_host:
-            drawn = draw_on_host(flight.plan, logits, self._runner.draw, self._batched_processor)
-            logprobs = logprobs or [[] for _ in tokens]
-            for row in flight.plan.drawn_on_host:
+        plan, (tokens, logprobs, logits, embeddings) = flight.plan, flight.brought()
+        failures = dict(flight.masks.failures) if flight.masks else {}
+        if plan.drawn_on_host:
+            drawn = draw_on_host(plan, logits, self._runner.draw, self._batched_processor)
+            failures |= drawn.failures
+            for row in plan.drawn_on_host:
                 tokens[row] = [drawn.tokens[row]] if row in drawn.tokens else []
-                logprobs[row] = [drawn.logprobs[row]] if row in drawn.logprobs else []
-        updates = self._scheduler.commit(flight.plan, tokens, logprobs, logits, drawn.failures, flight.row_embeddings())
+            logprobs |= {row: [found] for row, found in drawn.logprobs.items()}
+        failures = follow(plan, tokens, failures)
+        updates = self._scheduler.commit(plan, tokens, logprobs, logits, failures, embeddings)
         if updates:
             self._sink(updates)
         self._iteration += 1
         if self._stats.maxlen:
             seconds = time.perf_counter() - started
-            self._stats.append(iteration_stats(self._iteration, seconds, flight.plan, self._scheduler))
+            self._stats.append(iteration_stats(self._iteration, seconds, plan, self._scheduler))
 
     def _end_everything(self) -> None:
         """Tell every owner that its sequence ends here, submitted ones that were never seen included."""

@@ -1,6 +1,6 @@
 """Drawing for sequences whose logits change on the host: users' functions, penalties, bans, then the device's draw."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -24,9 +24,9 @@ class HostDrawn:
 
 
 def draw_on_host(
-    plan: StepPlan, logits: Sequence[Logits], draw: Draw, batched: Callable[..., object] | None
+    plan: StepPlan, logits: Mapping[int, Logits], draw: Draw, batched: Callable[..., object] | None
 ) -> HostDrawn:
-    """A token for each row of `plan.drawn_on_host`, from the rows' logits [vocab], which stay as they are.
+    """A token for each row of `plan.drawn_on_host`, from these rows' logits [vocab], which stay as they are.
 
     A user's function that raises fails its own sequences only.
     """
@@ -53,24 +53,12 @@ def draw_on_host(
         return drawn
     wishes = [_with_nucleus_of_now(plan.requests[row]) for row in alive]
     drawn.tokens = dict(zip(alive, draw(np.stack([changed[row] for row in alive]), wishes), strict=True))
-    _tell_guides(plan, drawn)
     for row, token in drawn.tokens.items():
         count = plan.requests[row].num_logprobs
         if count is not None:
             top, own, rank = top_logprobs(logits[row], count, token)
             drawn.logprobs[row] = TokenLogprobs(token, own, rank, tuple(top))
     return drawn
-
-
-def _tell_guides(plan: StepPlan, drawn: HostDrawn) -> None:
-    for row, token in list(drawn.tokens.items()):
-        guide = plan.requests[row].guide
-        if guide is not None:
-            try:
-                guide.accept(token)
-            except ValueError as failure:
-                drawn.failures[row] = failure
-                del drawn.tokens[row]
 
 
 def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDrawn) -> None:

@@ -4,6 +4,7 @@ Plain data, so that a leader can send it to followers that replay it.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -53,22 +54,30 @@ class StepPlan:
 
     @property
     def wants_logprobs(self) -> bool:
-        """Whether any row that the device draws for reports log-probabilities."""
+        """Whether any row that the step itself draws for reports log-probabilities."""
         return any(request.num_logprobs is not None and not request.host_bound for request in self.requests)
 
-    @property
+    @cached_property
+    def masked(self) -> list[int]:
+        """The rows that the device draws for among the tokens that the host allows."""
+        return [row for row in self._emitting if self.requests[row].masked]
+
+    @cached_property
     def drawn_on_host(self) -> list[int]:
         """The rows whose token the host draws."""
-        if self.kind == "decode":
-            return []
-        return [row for row, request in enumerate(self.requests) if request.host_bound and self.emits[row]]
+        return [row for row in self._emitting if self.requests[row].host_bound and not self.requests[row].masked]
 
-    @property
-    def wants_logits(self) -> bool:
-        """Whether the host needs the logits of any row."""
-        return bool(self.context.any()) or bool(self.drawn_on_host)
+    @cached_property
+    def with_logits(self) -> list[int]:
+        """The rows whose logits the host needs."""
+        return sorted({*np.flatnonzero(self.context).tolist(), *self.drawn_on_host})
 
-    @property
-    def wants_embeddings(self) -> bool:
-        """Whether any row ends a prompt whose embedding is asked for."""
-        return any(request.keep_embedding for request in self.requests) and bool(self.emits.any())
+    @cached_property
+    def with_embeddings(self) -> list[int]:
+        """The rows that end a prompt whose embedding is asked for."""
+        return [row for row in self._emitting if self.requests[row].keep_embedding]
+
+    @cached_property
+    def _emitting(self) -> list[int]:
+        """The rows of a ragged step that a token is drawn for."""
+        return np.flatnonzero(self.emits).tolist()

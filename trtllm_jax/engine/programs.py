@@ -86,22 +86,29 @@ class Programs:
         """The decode loop of a row bucket; the greedy one knows no sampling."""
         return self._programs["decode", rows, greedy]
 
-    def logprobs(self, tokens: int) -> Compiled:
-        """Log-probabilities of what the ragged step of a token bucket drew."""
-        return self._programs["logprobs", self.rows_of(tokens)]
+    def size_for(self, rows: int) -> int:
+        """How many rows the programs after a ragged step take for at least `rows` of its rows."""
+        return bucket_for(rows, tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets})))
 
-    def logits(self, tokens: int) -> Compiled:
-        """The logits that the ragged step of a token bucket drew from, for the host."""
-        return self._programs["logits", self.rows_of(tokens)]
+    def logprobs(self, size: int) -> Compiled:
+        """Log-probabilities of what some rows of a ragged step drew."""
+        return self._programs["logprobs", size]
 
-    def embeddings(self, tokens: int) -> Compiled:
-        """The embeddings of what ends with the last rows of the ragged step of a token bucket."""
-        return self._programs["embeddings", self.rows_of(tokens)]
+    def logits(self, size: int) -> Compiled:
+        """The logits of some rows of a ragged step, for the host."""
+        return self._programs["logits", size]
 
-    def draw(self, rows: int) -> tuple[int, Compiled]:
-        """The draw from logits that the host changed, for at least `rows` rows; how many it takes comes first."""
-        size = bucket_for(rows, tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets})))
-        return size, self._programs["draw", size]
+    def embeddings(self, size: int) -> Compiled:
+        """The embeddings of what ends with some rows of a ragged step."""
+        return self._programs["embeddings", size]
+
+    def masked(self, size: int) -> tuple[Layout, Compiled]:
+        """The draw from allowed ids for some rows of a ragged step, and what the host packs for it."""
+        return self._masked_layout(size), self._programs["masked", size]
+
+    def draw(self, size: int) -> Compiled:
+        """The draw from logits that the host changed."""
+        return self._programs["draw", size]
 
     def copy(self) -> Compiled:
         """The page copy."""
@@ -136,6 +143,7 @@ class Programs:
             lowerings["logprobs", rows] = partial(self._lower_logprobs, rows)
             lowerings["logits", rows] = partial(self._lower_logits, rows)
             lowerings["embeddings", rows] = partial(self._lower_embeddings, rows)
+            lowerings["masked", rows] = partial(self._lower_masked, rows)
             lowerings["draw", rows] = partial(self._lower_draw, rows)
         for rows in self.row_buckets:
             for greedy in (True, False):
@@ -169,21 +177,29 @@ class Programs:
 
     def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
         count = min(MAX_LOGPROBS, self._model.config.vocab)
-        drawn = self._array((rows, 2), jnp.int32)
-        return self._lower_head(partial(steps.token_logprobs, self._model, count), rows, drawn)
+        return self._lower_head(partial(steps.token_logprobs, self._model, count), (rows,), (rows, 2))
 
     def _lower_logits(self, rows: int) -> jax.stages.Lowered:
-        return self._lower_head(partial(steps.last_logits, self._model), rows)
+        return self._lower_head(partial(steps.last_logits, self._model), (rows,))
 
     def _lower_embeddings(self, rows: int) -> jax.stages.Lowered:
-        return self._lower_head(partial(steps.last_embeddings, self._model), rows)
+        return self._lower_head(partial(steps.last_embeddings, self._model), (rows,))
 
-    def _lower_head(self, function: Compiled, rows: int, *more: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
-        """A function of (params, last rows of a ragged step, ...)."""
+    def _masked_layout(self, rows: int) -> Layout:
+        return steps.masked_layout(rows, self._model.config.vocab)
+
+    def _lower_masked(self, rows: int) -> jax.stages.Lowered:
+        layout = self._masked_layout(rows)
+        return self._lower_head(partial(steps.masked_draw, self._model, layout), (layout.size,))
+
+    def _lower_head(self, function: Compiled, *shapes: tuple[int, ...]) -> jax.stages.Lowered:
+        """A function of (params, last rows of a ragged step, int32 of these shapes ...)."""
+        more = [self._array(shape, jnp.int32) for shape in shapes]
         specs = (self._param_specs(), *[P()] * (1 + len(more)))
         mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False)
         dtype = activation_dtype(self._params["embed"].dtype)
-        return jax.jit(mapped).lower(self._params, self._array((rows, self._model.config.embed), dtype), *more)
+        last = self._array((self._limits.max_batch_size, self._model.config.embed), dtype)
+        return jax.jit(mapped).lower(self._params, last, *more)
 
     def _lower_draw(self, rows: int) -> jax.stages.Lowered:
         layout = steps.draw_layout(rows)

@@ -141,8 +141,19 @@ class Request:
 
     @property
     def host_bound(self) -> bool:
-        """Whether the host draws its tokens: it then has one step in flight at most."""
+        """Whether the host must know a token before the next can be drawn: one step is in flight at most."""
         return self.edits is not None or self.keep_logits or self.sampling.decay is not None
+
+    @property
+    def masked(self) -> bool:
+        """Whether its constraint is all that changes its logits: the device then draws among the tokens it allows."""
+        return (
+            self.guide is not None
+            and self.edits is not None
+            and self.edits.only_constrains
+            and not self.keep_logits
+            and self.sampling.decay is None
+        )
 
     @property
     def reports_context(self) -> bool:

@@ -1,8 +1,8 @@
 """The device's side of the engine: owns weights, caches and row state, and turns plans into dispatched programs."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import PADDING_PAGE
+from trtllm_jax.engine.masking import Masks
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
@@ -19,40 +20,67 @@ from trtllm_jax.engine.row_state import RowState, wish_arrays
 from trtllm_jax.engine.steps import draw_layout
 
 
+class Brought(NamedTuple):
+    """What a step brought, on the host, by rows of its plan.
+
+    Attributes:
+        tokens: what each row gained.
+        logprobs: of each gained token of the rows that ask for them and that the device drew for.
+        logits: [vocab], of `StepPlan.with_logits`.
+        embeddings: [embed], of `StepPlan.with_embeddings`.
+    """
+
+    tokens: list[list[int]]
+    logprobs: dict[int, list[TokenLogprobs]]
+    logits: dict[int, Logits]
+    embeddings: dict[int, Embedding]
+
+
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """A dispatched plan and the arrays that will hold what it brought."""
+    """A dispatched plan, the masks it was dispatched with, and the arrays that will hold what it brought."""
 
     plan: StepPlan
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
     logits: jax.Array | None = None
     embeddings: jax.Array | None = None
+    masks: Masks | None = None
+    masked: jax.Array | None = None
+    masked_logprobs: tuple[jax.Array, ...] = ()
 
-    def tokens(self) -> list[list[int]]:
-        """What each row gained; waits for the device."""
-        out = np.asarray(self.out)[: len(self.plan.requests)]
-        return [row[1 : 1 + row[0]] for row in out.tolist()]
+    def brought(self) -> Brought:
+        """What came of it; waits for the device."""
+        plan = self.plan
+        tokens = [row[1 : 1 + row[0]] for row in np.asarray(self.out)[: len(plan.requests)].tolist()]
+        if self.masked is not None:
+            for row, (_, token) in zip(plan.masked, np.asarray(self.masked).tolist(), strict=False):
+                tokens[row] = [token]
+        logprobs = _token_logprobs(plan, range(len(plan.requests)), tokens, self.logprobs)
+        logprobs |= _token_logprobs(plan, plan.masked, tokens, self.masked_logprobs)
+        return Brought(
+            tokens, logprobs, _by_row(plan.with_logits, self.logits), _by_row(plan.with_embeddings, self.embeddings)
+        )
 
-    def row_logits(self) -> Sequence[Logits]:
-        """The logits [vocab] of each row, () where the plan wants none; waits for the device."""
-        return () if self.logits is None else list(np.asarray(self.logits)[: len(self.plan.requests)])
 
-    def row_embeddings(self) -> Sequence[Embedding]:
-        """The embedding [embed] of each row, () where the plan wants none; waits for the device."""
-        return () if self.embeddings is None else list(np.asarray(self.embeddings)[: len(self.plan.requests)])
+def _by_row(rows: Sequence[int], values: jax.Array | None) -> dict[int, Any]:
+    return {} if values is None else dict(zip(rows, np.asarray(values), strict=False))
 
-    def token_logprobs(self, tokens: Sequence[Sequence[int]]) -> list[list[TokenLogprobs]] | None:
-        """Log-probabilities of what each row gained, as far as it asked for them; None where no row did."""
-        if not self.logprobs:
-            return None
-        own, rank, ids, values = (np.asarray(array).tolist() for array in self.logprobs)
-        details: list[list[TokenLogprobs]] = []
-        for row, (request, gained) in enumerate(zip(self.plan.requests, tokens, strict=True)):
-            count = request.num_logprobs or 0
-            top = tuple(zip(ids[row][:count], values[row][:count], strict=True))
-            details.append([TokenLogprobs(token, own[row], rank[row], top) for token in gained])
-        return details
+
+def _token_logprobs(
+    plan: StepPlan, rows: Sequence[int], tokens: Sequence[Sequence[int]], arrays: tuple[jax.Array, ...]
+) -> dict[int, list[TokenLogprobs]]:
+    """Of what `rows` gained, as far as they asked; `arrays` have an entry for each of `rows`, or are not there."""
+    if not arrays:
+        return {}
+    own, rank, ids, values = (np.asarray(array).tolist() for array in arrays)
+    found = {}
+    for place, row in enumerate(rows):
+        count = plan.requests[row].num_logprobs
+        if count is not None:
+            top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
+            found[row] = [TokenLogprobs(token, own[place], rank[place], top) for token in tokens[row]]
+    return found
 
 
 class Runner:
@@ -77,12 +105,13 @@ class Runner:
         make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, P()))
         self._state: RowState = make(slots, pages)
 
-    def dispatch(self, plan: StepPlan) -> InFlight:
-        """Start a plan; its results are on their way to the host when it is done."""
+    def dispatch(self, plan: StepPlan, masks: Masks | None = None) -> InFlight:
+        """Start a plan, with the masks of its masked rows; its results are on their way to the host when it is done."""
         if plan.copies:
             self._copy(plan.copies)
-        flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
-        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits, flight.embeddings)):
+        flight = self._ragged(plan, masks) if plan.kind == "step" else self._decode(plan)
+        arrays = (flight.out, flight.logprobs, flight.logits, flight.embeddings, flight.masked, flight.masked_logprobs)
+        for array in jax.tree.leaves(arrays):
             array.copy_to_host_async()
         return flight
 
@@ -104,27 +133,58 @@ class Runner:
             array.delete()
         self.params = None
 
-    def _ragged(self, plan: StepPlan) -> InFlight:
+    def _ragged(self, plan: StepPlan, masks: Masks | None) -> InFlight:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self.params, self._caches, self._state, packed
         )
-        logprobs = self._programs.logprobs(tokens)(self.params, last, out) if plan.wants_logprobs else ()
-        logits = self._programs.logits(tokens)(self.params, last) if plan.wants_logits else None
-        embeddings = self._programs.embeddings(tokens)(self.params, last) if plan.wants_embeddings else None
-        return InFlight(plan, out, logprobs, logits, embeddings)
+        every = np.arange(rows, dtype=np.int32)
+        logprobs = self._programs.logprobs(rows)(self.params, last, every, out) if plan.wants_logprobs else ()
+        logits = self._of_rows(self._programs.logits, plan.with_logits, last)
+        embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
+        flight = InFlight(plan, out, logprobs, logits, embeddings)
+        return flight if masks is None else self._masked(flight, masks, last)
+
+    def _of_rows(
+        self, program_of: Callable[[int], Callable[..., Any]], rows: Sequence[int], last: jax.Array
+    ) -> jax.Array | None:
+        """What a program makes of some rows of a step; None for none."""
+        if not rows:
+            return None
+        padded = self._padded(rows)
+        found: jax.Array = program_of(len(padded))(self.params, last, padded)
+        return found
+
+    def _padded(self, rows: Sequence[int]) -> np.ndarray:
+        """As many rows as a program takes, the first one in place of those that are missing."""
+        padded = np.full(self._programs.size_for(len(rows)), rows[0], np.int32)
+        padded[: len(rows)] = rows
+        return padded
+
+    def _masked(self, flight: InFlight, masks: Masks, last: jax.Array) -> InFlight:
+        """The masked rows' tokens in place of those that the step drew."""
+        rows = self._padded(flight.plan.masked)
+        requests = [flight.plan.requests[row] for row in flight.plan.masked]
+        layout, program = self._programs.masked(len(rows))
+        position = np.array([request.total for request in requests], np.int32)
+        packed = layout.pack(row=rows, allowed=masks.words, position=position, **wish_arrays(requests))
+        drawn = program(self.params, last, packed)
+        logprobs = ()
+        if any(request.num_logprobs is not None for request in requests):
+            logprobs = self._programs.logprobs(len(rows))(self.params, last, rows, drawn)
+        return replace(flight, masks=masks, masked=drawn, masked_logprobs=logprobs)
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
         """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""
-        size, program = self._programs.draw(len(requests))
+        size = self._programs.size_for(len(requests))
         layout = draw_layout(size)
         position = np.array([request.total for request in requests], np.int32)
         padded = np.zeros((size, logits.shape[1]), np.float32)
         padded[: len(logits)] = logits
         packed = layout.pack(position=position, **wish_arrays(requests))
-        return np.asarray(program(padded, packed))[: len(requests)].tolist()
+        return np.asarray(self._programs.draw(size)(padded, packed))[: len(requests)].tolist()
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)

@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -21,7 +21,7 @@ from trtllm_jax.engine.request import Admission, Embedding, FinishReason, Logits
 
 _NOTHING = np.zeros(0, np.int32)
 _NO_PAGES = np.zeros((0, 0), np.int32)
-_NO_FAILURES: Mapping[int, Exception] = {}
+_NOTHING_BY_ROW: Mapping[int, Any] = {}
 
 
 def pages_a_dispatch(max_decode_steps: int, page_size: int) -> int:
@@ -350,16 +350,17 @@ class Scheduler:
         self,
         plan: StepPlan,
         tokens: Sequence[Sequence[int]],
-        logprobs: Sequence[Sequence[TokenLogprobs]] | None = None,
-        logits: Sequence[Logits] = (),
-        failures: Mapping[int, Exception] = _NO_FAILURES,
-        embeddings: Sequence[Embedding] = (),
+        logprobs: Mapping[int, Sequence[TokenLogprobs]] = _NOTHING_BY_ROW,
+        logits: Mapping[int, Logits] = _NOTHING_BY_ROW,
+        failures: Mapping[int, Exception] = _NOTHING_BY_ROW,
+        embeddings: Mapping[int, Embedding] = _NOTHING_BY_ROW,
     ) -> list[Update]:
         """Take the tokens that each row of a plan gained; returns what to tell the owners.
 
-        `logits` [vocab] and `embeddings` of each row are there if the plan wants any, and what is reported of them is
-        copied: the whole step's would live as long as one row's. `failures` end the sequences of their rows. Rows
-        whose sequence ended while the step was in flight are ignored.
+        What only some rows have is given by row: log-probabilities of those that report them, `logits` [vocab] and
+        `embeddings` of those that the plan names, which are copied, because the whole step's would live as long as
+        one row's, and the failures that end their sequences. Rows whose sequence ended while the step was in flight
+        are ignored.
         """
         updates: list[Update] = []
         for index, request in enumerate(plan.requests):
@@ -372,7 +373,7 @@ class Scheduler:
                 self._remove(request)
                 continue
             context: tuple[Logits, ...] = ()
-            if logits and plan.context[index]:
+            if plan.kind == "step" and plan.context[index]:
                 request.context_sent += 1
                 context = (logits[index].copy(),)
             gained = tokens[index]
@@ -388,7 +389,7 @@ class Scheduler:
             request.generated += gained
             if request.finished is None and len(request.generated) >= request.max_tokens:
                 request.finished = FinishReason.LENGTH
-            details = logprobs[index][: len(gained)] if logprobs and request.num_logprobs is not None else ()
+            details = logprobs[index][: len(gained)] if request.num_logprobs is not None else ()
             kept = (logits[index].copy(),) if request.keep_logits else ()
             embedding = embeddings[index].copy() if request.keep_embedding else None
             updates.append(

@@ -72,13 +72,13 @@ def ragged_step(
     """Compute every token of a flat batch of prompt chunks and decoding rows; draw a token where a row wants one.
 
     Returns the caches, the state, int32 [r, 2] (tokens gained, 0 or 1, and the token), and the residual stream
-    [r, embed] of each row's last token.
+    [s - 1, embed] of each row's last token, zeros after the last row: what reads it comes in one size then.
     """
     plan = layout.unpack(packed)
     rows = replace(
         _rows_of(state, plan["slots"]),
         page_table=plan["page_table"],
-        wishes=Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__}),
+        wishes=_wishes(plan),
     )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
@@ -103,6 +103,7 @@ def ragged_step(
     emitted = active & plan["emits"]
     rows = rows.advance(drawn, emitted, lengths)
     out = jnp.stack([emitted.astype(jnp.int32), drawn], axis=1)
+    last = jnp.pad(last, ((0, state.done.shape[0] - 1 - last.shape[0]), (0, 0)))
     return caches, _put_rows(state, plan["slots"], rows), out, last
 
 
@@ -162,19 +163,48 @@ def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
     return tuple(cache.at[pairs[:, 1]].set(cache[pairs[:, 0]]) for cache in caches)
 
 
-def token_logprobs(model: Model, count: int, params: Any, last: jax.Array, out: jax.Array) -> tuple[jax.Array, ...]:
-    """`sampler.logprobs` of the tokens that a ragged step drew: its last rows [r, embed] and its result [r, 2]."""
-    return sampler.logprobs(model.logits(params, last), out[:, 1], count)
+def token_logprobs(
+    model: Model, count: int, params: Any, last: jax.Array, rows: jax.Array, out: jax.Array
+) -> tuple[jax.Array, ...]:
+    """`sampler.logprobs` of the tokens out[:, 1] [r, 2] that some `rows` [r] of a ragged step drew."""
+    return sampler.logprobs(model.logits(params, last[rows]), out[:, 1], count)
 
 
-def last_logits(model: Model, params: Any, last: jax.Array) -> jax.Array:
-    """The logits [r, v] in float32 of a ragged step's last rows [r, embed], for the host."""
-    return model.logits(params, last).astype(jnp.float32)
+def last_logits(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> jax.Array:
+    """The logits [r, v] in float32 of some `rows` [r] of a ragged step, for the host."""
+    return model.logits(params, last[rows]).astype(jnp.float32)
 
 
-def last_embeddings(model: Model, params: Any, last: jax.Array) -> jax.Array:
-    """The embeddings [r, embed] of what ends with a ragged step's last rows [r, embed]."""
-    return model.embeddings(params, last)
+def last_embeddings(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> jax.Array:
+    """The embeddings [r, embed] of what ends with some `rows` [r] of a ragged step."""
+    return model.embeddings(params, last[rows])
+
+
+def mask_words(vocab: int) -> int:
+    """32-bit words that say of each id whether it may be drawn."""
+    return -(-vocab // 32)
+
+
+def masked_layout(rows: int, vocab: int) -> Layout:
+    """What the host sends with a draw from some ids only; bit i of word j is id 32 j + i."""
+    return Layout(
+        (
+            Field("row", (rows,)),
+            Field("allowed", (rows, mask_words(vocab))),
+            Field("position", (rows,)),
+            *wish_fields(rows),
+        )
+    )
+
+
+def masked_draw(model: Model, layout: Layout, params: Any, last: jax.Array, packed: jax.Array) -> jax.Array:
+    """A token for some rows of a ragged step, among the allowed ids: int32 [r, 2] as that step gives it."""
+    plan = layout.unpack(packed)
+    logits = model.logits(params, last[plan["row"]]).astype(jnp.float32)
+    bits = (plan["allowed"][:, :, None] >> jnp.arange(32)) & 1
+    allowed = bits.reshape(bits.shape[0], -1)[:, : logits.shape[1]] != 0
+    drawn = sampler.sample(jnp.where(allowed, logits, -jnp.inf), _wishes(plan), plan["position"])
+    return jnp.stack([jnp.ones_like(drawn), drawn], axis=1)
 
 
 def draw_layout(rows: int) -> Layout:
@@ -185,8 +215,7 @@ def draw_layout(rows: int) -> Layout:
 def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
     """A token for each row of logits [r, v] that the host changed: int32 [r], as the ragged step would draw."""
     plan = layout.unpack(packed)
-    wishes = Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
-    return sampler.sample(logits, wishes, plan["position"])
+    return sampler.sample(logits, _wishes(plan), plan["position"])
 
 
 def _batch(
@@ -211,6 +240,10 @@ def _batch(
         lengths=lengths,
         starts=starts,
     )
+
+
+def _wishes(plan: dict[str, jax.Array]) -> Wishes:
+    return Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
 
 
 def _page_size(caches: Caches) -> int:

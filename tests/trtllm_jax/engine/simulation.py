@@ -295,15 +295,18 @@ class Simulation:
     def _commit(self, plan: StepPlan) -> None:
         # Only now, so that a plan which changes after it was handed out is noticed.
         tokens = self.device.execute(plan, self.weights_of[id(plan)])
-        logits = self.device.logits if plan.wants_logits else []
+        logits = {row: self.device.logits[row] for row in plan.with_logits}
         for row in plan.drawn_on_host:
             request = plan.requests[row]
             running = request.finished is None
             tokens[row] = [draw_token(request, request.total, logits[row].item())] if running else []
-        logprobs = [[TokenLogprobs(token, -0.5, 1, ()) for token in gained] for gained in tokens]
-        told = plan.wants_logprobs or plan.drawn_on_host
+        logprobs = {
+            row: [TokenLogprobs(token, -0.5, 1, ()) for token in tokens[row]]
+            for row, request in enumerate(plan.requests)
+            if request.num_logprobs is not None
+        }
         failing = {row: error for row, error in self._failures(plan).items() if tokens[row]}
-        self._record(self.scheduler.commit(plan, tokens, logprobs if told else None, logits, failing))
+        self._record(self.scheduler.commit(plan, tokens, logprobs, logits, failing))
         self._check_pool()
 
     def _failures(self, plan: StepPlan) -> dict[int, Exception]:

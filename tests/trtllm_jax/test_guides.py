@@ -1,0 +1,49 @@
+"""Masks of several guides at once, against what each allows by itself."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax.guides import Guide, Guides, allowed_words
+from trtllm_jax.llmapi import GuidedDecodingParams
+from trtllm_jax.tokenizer import Tokenizer
+
+EOS = 256
+PATTERNS = {"[a-c]+": "abc", "[0-9]": "0123456789", "(yes|no)": "yn"}
+
+
+@pytest.fixture(scope="module")
+def guides(tiny_llama: Path) -> Guides:
+    hf = open_checkpoint(tiny_llama).load_tokenizer(None, "auto", None)
+    return Guides(Tokenizer(hf), 258, [EOS])
+
+
+def begun(guides: Guides, pattern: str) -> Guide:
+    return guides.start(GuidedDecodingParams(regex=pattern).constraint())
+
+
+def ids_of(words: np.ndarray) -> list[list[int]]:
+    bits = np.unpackbits(words.view(np.uint8), axis=1, bitorder="little")
+    return [np.flatnonzero(row).tolist() for row in bits]
+
+
+@pytest.mark.parametrize("vocab", [257, 258, 288, 300, 128])
+def test_each_allows_its_own(guides: Guides, vocab: int) -> None:
+    words, failures = allowed_words([begun(guides, pattern) for pattern in PATTERNS], vocab)
+    assert failures == {}
+    assert words.shape == (3, -(-vocab // 32))
+    alone = [allowed_words([begun(guides, pattern)], vocab)[0][0] for pattern in PATTERNS]
+    np.testing.assert_array_equal(words, alone)
+    sizes = [len(letters) for letters in PATTERNS.values()]
+    assert [len(ids) for ids in ids_of(words)] == sizes
+    assert max(max(ids) for ids in ids_of(words)) < vocab
+
+
+def test_where_nothing_is_left_the_others_go_on(guides: Guides) -> None:
+    words, failures = allowed_words([begun(guides, pattern) for pattern in ("[a-c]", "z", "[0-9]")], 80)
+    assert list(failures) == [1]
+    assert "cannot be followed" in str(failures[1])
+    assert (words[1] == -1).all()
+    assert [len(ids) for ids in ids_of(words)] == [3, 96, 10]

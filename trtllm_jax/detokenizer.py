@@ -138,6 +138,8 @@ class IncrementalDetokenizer:
         return safe
 
     def _text_behind(self, anchor: int | None, ids: list[int]) -> str:
+        if len(ids) == 1 and (piece := self._tokenizer.piece(ids[0])).fixed:
+            return piece.text
         if anchor is None:
             return self._tokenizer.decode(ids, False)
         return self._tokenizer.decode([anchor, *ids], False)[len(self._tokenizer.piece(anchor).text) :]

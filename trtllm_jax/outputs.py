@@ -153,8 +153,11 @@ class RequestOutput:
         self._aborted = False
         self._failure: BaseException | None = None
         self._arrived: list[Delta] = []
-        self._changed = threading.Condition()
-        self._wakers: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Event]] = []
+        # A plain lock is taken faster than the condition over it, and most outputs are never waited for by a thread.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._blocked = 0
+        self._wakers: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
         self._iterated_to_end = False
 
     @property
@@ -181,9 +184,8 @@ class RequestOutput:
 
     def result(self, timeout: float | None = None) -> "RequestOutput":
         """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
-        with self._changed:
-            if not self._changed.wait_for(self._complete, timeout):
-                raise TimeoutError(f"request {self.request_id} is not finished after {timeout} s; it still runs")
+        if not self._block(self._complete, timeout):
+            raise TimeoutError(f"request {self.request_id} is not finished after {timeout} s; it still runs")
         return self._take_step()
 
     async def aresult(self) -> "RequestOutput":
@@ -210,8 +212,7 @@ class RequestOutput:
     def __next__(self) -> "RequestOutput":
         if self._iterated_to_end:
             raise StopIteration
-        with self._changed:
-            self._changed.wait_for(self._something)
+        self._block(self._something)
         return self._next_step()
 
     def __aiter__(self) -> AsyncIterator["RequestOutput"]:
@@ -248,15 +249,16 @@ class RequestOutput:
 
     def _deliver(self, delta: Delta) -> None:
         """Called from the postprocessing thread, or from the event loop that receives for a `RemoteLLM`."""
-        with self._changed:
+        with self._lock:
             self._arrived.append(delta)
-            self._changed.notify_all()
+            if self._blocked:
+                self._changed.notify_all()
             wakers, self._wakers = self._wakers, []
-        for thread, loop, event in wakers:
+        for thread, loop, waker in wakers:
             if thread == threading.get_ident():
-                event.set()
+                _wake(waker)
             elif not loop.is_closed():
-                loop.call_soon_threadsafe(event.set)
+                loop.call_soon_threadsafe(_wake, waker)
 
     def _something(self) -> bool:
         return bool(self._arrived) or self.finished or self._failure is not None
@@ -268,12 +270,22 @@ class RequestOutput:
         return all(output.finish_reason or output.index in ended for output in self.outputs)
 
     async def _arrival(self, ready: Callable[[], bool]) -> None:
-        event = asyncio.Event()
-        with self._changed:
+        loop = asyncio.get_running_loop()
+        waker = loop.create_future()
+        with self._lock:
             if ready():
                 return
-            self._wakers.append((threading.get_ident(), asyncio.get_running_loop(), event))
-        await event.wait()
+            self._wakers.append((threading.get_ident(), loop, waker))
+        await waker
+
+    def _block(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait in this thread; False where that took too long."""
+        with self._lock:
+            self._blocked += 1
+            try:
+                return self._changed.wait_for(ready, timeout)
+            finally:
+                self._blocked -= 1
 
     def _next_step(self) -> "RequestOutput":
         self._take_step()
@@ -282,7 +294,7 @@ class RequestOutput:
 
     def _take_step(self) -> "RequestOutput":
         """Apply everything that arrived; raises the failure that ended the request, if one did."""
-        with self._changed:
+        with self._lock:
             arrived, self._arrived = self._arrived, []
             if arrived:
                 for output in self.outputs:
@@ -312,6 +324,11 @@ class RequestOutput:
         del self.outputs[self._keep :]
         for index, output in enumerate(self.outputs):
             output.index = index
+
+
+def _wake(waker: "asyncio.Future[None]") -> None:
+    if not waker.done():  # who waited may have been cancelled
+        waker.set_result(None)
 
 
 def _joined(parts: list[Logits]) -> Logits | None:

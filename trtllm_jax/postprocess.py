@@ -3,12 +3,15 @@
 import queue
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
 from trtllm_jax.logits_processing import top_logprobs
 from trtllm_jax.outputs import Delta, Logprob, RequestOutput
 from trtllm_jax.sampling_params import SamplingParams
+
+_LISTS = ("token_ids", "logprobs", "prompt_logprobs", "context_logits", "generation_logits")
 
 
 class Stream:
@@ -44,7 +47,10 @@ class Stream:
         self._ended = False
         self._scores = PromptLogprobs(output.prompt_token_ids, params.prompt_logprobs)
         self._prompt_begun = False
-        self._begin_gathering()
+        self._wants_extras = (
+            params.return_generation_logits or params.return_context_logits or params.prompt_logprobs is not None
+        )
+        self._waiting: _Waiting | None = None
 
     def take(self, update: Update) -> None:
         """Add one step's update, and deliver what is due."""
@@ -59,60 +65,31 @@ class Stream:
         if update.tokens and not self._tokens:
             self._output._note_start(update.admission)
         gained = self._gain(update)
-        self._ended = gained.finish_reason is not None
-        if self._ended:
-            self._output._note_end()
-        self._text.append(gained.text)
-        self._token_ids += gained.token_ids
-        self._logprobs += gained.logprobs
-        if self.params.return_generation_logits:
-            self._generation_logits += update.logits[: len(gained.token_ids)]
-        self._take_context(update)
         self._steps += 1
-        if self._ended or (self._interval is not None and self._steps % self._interval == 0):
-            text = "".join(self._text)
-            self._output._deliver(
-                gained._replace(
-                    text=text,
-                    token_ids=self._token_ids,
-                    logprobs=self._logprobs,
-                    prompt_logprobs=self._prompt_logprobs,
-                    context_logits=self._context_logits,
-                    generation_logits=self._generation_logits,
-                )
-            )
-            self._begin_gathering()
-
-    def _begin_gathering(self) -> None:
-        self._text: list[str] = []
-        self._token_ids: list[int] = []
-        self._logprobs: list[dict[int, Logprob]] = []
-        self._prompt_logprobs: list[dict[int, Logprob]] = []
-        self._context_logits: list[Logits] = []
-        self._generation_logits: list[Logits] = []
-
-    def _take_context(self, update: Update) -> None:
-        """What the model said after the next tokens of the prompt."""
-        if self.params.return_context_logits:
-            self._context_logits += update.context
-        if self.params.prompt_logprobs is None or self._index > 0:
-            return  # the first of the samples speaks for all
-        if not self._prompt_begun and (update.context or update.prompt_logprobs or update.tokens):
-            self._prompt_begun = True
-            self._prompt_logprobs.append({})  # nothing comes before the first token
-        entries = update.prompt_logprobs or self._scores.take(update.context)
-        self._prompt_logprobs += map(_readable, entries)
+        if gained.finish_reason is not None:
+            self._ended = True
+            self._output._note_end()
+        due = self._ended or (self._interval is not None and self._steps % self._interval == 0)
+        if due and self._waiting is None:
+            self._output._deliver(gained)
+            return
+        self._waiting = _Waiting() if self._waiting is None else self._waiting
+        self._waiting.add(gained)
+        if due:
+            self._output._deliver(self._waiting.joined(gained))
+            self._waiting = None
 
     def _gain(self, update: Update) -> Delta:
+        """What a step brought, as its owner sees it."""
         if update.embedding is not None:
             # The engine draws a token after every prompt; nobody asked for this one.
             return Delta(self._index, finish_reason=FinishReason.STOP.value, embedding=update.embedding)
-        tokens, finish = list(update.tokens), update.finish
+        tokens, finish = update.tokens, update.finish
         stop_reason: int | str | None = None
         if finish is FinishReason.STOP and tokens:
             stop_reason = tokens[-1] if tokens[-1] in self._user_stops else None
             if not self.params.include_stop_str_in_output:
-                tokens.pop()
+                tokens = tokens[:-1]
         text = ""
         if self._detokenizer is not None:
             text = self._detokenizer.append(tokens)
@@ -126,8 +103,43 @@ class Stream:
                     self._stop(update.request)
                 finish = FinishReason.STOP
         self._tokens += len(tokens)
-        details = [_readable(entry) for entry in update.logprobs[: len(tokens)]]
-        return Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason)
+        details = [_readable(entry) for entry in update.logprobs[: len(tokens)]] if update.logprobs else ()
+        gained = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason)
+        return gained._replace(**self._extras(update, len(tokens))) if self._wants_extras else gained
+
+    def _extras(self, update: Update, tokens: int) -> dict[str, Any]:
+        """What few ask for: the logits of the tokens, and what the model said after the prompt's next ones."""
+        found: dict[str, Any] = {}
+        if self.params.return_generation_logits:
+            found["generation_logits"] = update.logits[:tokens]
+        if self.params.return_context_logits:
+            found["context_logits"] = update.context
+        if self.params.prompt_logprobs is not None and self._index == 0:  # the first of the samples speaks for all
+            entries = update.prompt_logprobs or self._scores.take(update.context)
+            told = list(map(_readable, entries))
+            if not self._prompt_begun and (update.context or update.prompt_logprobs or update.tokens):
+                self._prompt_begun = True
+                told.insert(0, {})  # nothing comes before the first token
+            found["prompt_logprobs"] = told
+        return found
+
+
+class _Waiting:
+    """What steps brought that their owner is not told yet, in lists that grow: a delta a token would be a heap."""
+
+    def __init__(self) -> None:
+        self._texts: list[str] = []
+        self._lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
+
+    def add(self, delta: Delta) -> None:
+        self._texts.append(delta.text)
+        for name, found in self._lists.items():
+            found += getattr(delta, name)
+
+    def joined(self, last: Delta) -> Delta:
+        """All of it as one delta, which ends as the last one does."""
+        every: dict[str, Any] = {"text": "".join(self._texts), **self._lists}
+        return last._replace(**every)
 
 
 class PromptLogprobs:

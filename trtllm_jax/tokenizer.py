@@ -5,6 +5,8 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from tokenizers.decoders import ByteLevel
+
 from checkpoints.rust_errors import is_failure
 from checkpoints.shown import one_line
 
@@ -23,13 +25,15 @@ class Piece(NamedTuple):
     """One token id seen alone.
 
     ``text``: its decoding; ``known``: the vocabulary has it; ``special``: skip_special_tokens drops it;
-    ``byte``: a byte-fallback token's byte, whose text depends on the whole run of byte tokens around it.
+    ``byte``: a byte-fallback token's byte, whose text depends on the whole run of byte tokens around it;
+    ``fixed``: its text is the same after any other whole character.
     """
 
     text: str
     known: bool = True
     special: bool = False
     byte: int | None = None
+    fixed: bool = False
 
 
 class Tokenizer:
@@ -109,7 +113,10 @@ class Tokenizer:
         text = self.decode([token_id], skip_special_tokens=False)
         # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
         match = _BYTE_TOKEN.fullmatch(token) if text != token else None
-        return Piece(text, special=token_id in self._special_ids, byte=int(match[1], base=16) if match else None)
+        # A byte-level decoder strings bytes together and looks at nothing else.
+        fixed = isinstance(self._backend.decoder, ByteLevel) and REPLACEMENT not in text
+        byte = int(match[1], base=16) if match else None
+        return Piece(text, special=token_id in self._special_ids, byte=byte, fixed=fixed)
 
 
 def _try(task: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:

@@ -151,7 +151,9 @@ class _Line:
         for message in messages:
             match message:
                 case wire.Steps(steps):
-                    hand_out(filter(None, map(self._update, steps)))
+                    with self._lock:
+                        known = [(request, step) for step in steps if (request := self._owner(step)) is not None]
+                    hand_out(map(self._update, known))
                 case wire.Reply(number, value):
                     self._questions.pop(number).set_result(value)
 
@@ -159,25 +161,28 @@ class _Line:
         self._channel.close()
         self._fail(self.failure or EngineDeadError("the engine's process is gone"))
 
-    def _update(self, step: wire.SequenceStep) -> Update | None:
-        """A step as this process's postprocessing knows it; None for a sequence that has ended here."""
-        over = step.finish is not None or step.error is not None
-        with self._lock:
-            request = self._requests.pop(step.number, None) if over else self._requests.get(step.number)
-            if request is None:
-                return None
-            if over:
-                del self._number_of[id(request)]
-            error = None if step.error is None else as_exception(step.error)
-            if isinstance(error, EngineDeadError):
-                self.failure = error
+    def _owner(self, step: wire.SequenceStep) -> Request | None:
+        """Whose step this is; None for a sequence that has ended here. The lock is the caller's to hold."""
+        if step.finish is None and step.error is None:
+            return self._requests.get(step.number)
+        request = self._requests.pop(step.number, None)
+        if request is not None:
+            del self._number_of[id(request)]
+        return request
+
+    def _update(self, known: tuple[Request, wire.SequenceStep]) -> Update:
+        """A step as this process's postprocessing knows it."""
+        request, step = known
+        error = None if step.error is None else as_exception(step.error)
+        if isinstance(error, EngineDeadError):
+            self.failure = error
         return Update(
             request,
             step.tokens,
-            wire.positions_from_wire(step.logprobs),
+            wire.positions_from_wire(step.logprobs) if step.logprobs else (),
             None if step.finish is None else FinishReason(step.finish),
             error,
-            prompt_logprobs=wire.positions_from_wire(step.prompt_logprobs),
+            prompt_logprobs=wire.positions_from_wire(step.prompt_logprobs) if step.prompt_logprobs else (),
             admission=None if step.admission is None else Admission(*step.admission),
             embedding=None if step.embedding is None else np.frombuffer(step.embedding, np.float32),
         )

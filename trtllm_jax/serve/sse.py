@@ -80,12 +80,12 @@ class EventStream(Response):
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
 
-async def merged(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+def merged(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
     """What all streams give, as it comes; what is there at once is one piece. The first failure ends all."""
-    if len(streams) == 1:
-        async for piece in streams[0]:
-            yield piece
-        return
+    return streams[0] if len(streams) == 1 else _merge(streams)
+
+
+async def _merge(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
     queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     async def pump(stream: AsyncIterator[bytes]) -> None:

@@ -4,12 +4,14 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.serve import chat, completions, embeddings, system, tokens
+from trtllm_jax.serve import chat, completions, embeddings, responses, system, tokens
 from trtllm_jax.serve.errors import ApiError
 from trtllm_jax.serve.front import Front
 from trtllm_jax.serve.metrics import Metrics
@@ -23,6 +25,9 @@ _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
     ("POST", "/v1/completions", completions.answer),
     ("POST", "/v1/chat/completions", chat.answer),
     ("POST", "/v1/embeddings", embeddings.answer),
+    ("POST", "/v1/responses", responses.answer),
+    ("GET", "/v1/responses/{response_id}", responses.stored),
+    ("DELETE", "/v1/responses/{response_id}", responses.delete),
     ("POST", "/tokenize", tokens.tokenize),
     ("POST", "/detokenize", tokens.detokenize),
     ("GET", "/v1/models", system.models),
@@ -59,7 +64,7 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     )
     app.state.server = server
     for method, path, endpoint in _ROUTES:
-        app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(path))
+        app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(method, path))
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Front, server=server)  # which answers all other failures
     describe(app, authenticated=bool(settings.api_keys), model_names=settings.model_names)
@@ -83,4 +88,13 @@ async def _refused(request: Request, error: Exception) -> Response:
         405: f"{request.method} is not a method of {request.url.path[:200]!r}",
     }
     message = known.get(error.status_code, str(error.detail))
-    return ApiError(error.status_code, message, headers=error.headers).response()
+    headers = error.headers if error.status_code != 405 else {"Allow": ", ".join(_allowed(request))}
+    return ApiError(error.status_code, message, headers=headers).response()
+
+
+def _allowed(request: Request) -> list[str]:
+    """All methods of a path; the router names those of the first route that has it."""
+    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
+    return sorted(
+        {name for route in routes if route.matches(request.scope)[0] != Match.NONE for name in route.methods or ()}
+    )

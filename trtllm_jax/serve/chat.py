@@ -23,9 +23,30 @@ from trtllm_jax.serve.usage import usage
 
 async def answer(server: Server, request: Request) -> Response:
     """The assistant's messages, at once or as a stream."""
-    exchange = Exchange(server, request, "chatcmpl")
+    exchange = Exchange(server, request, "chatcmpl-")
     body, heavy = await read_model(request, ChatRequest, server.settings, server.pool)
     model = server.check_model(body.model)
+    reading = await converse(exchange, body, heavy)
+    head = {
+        "id": exchange.id,
+        "object": "chat.completion.chunk" if body.stream else "chat.completion",
+        "created": exchange.created,
+        "model": model,
+        "system_fingerprint": server.fingerprint,
+    }
+    if body.stream:
+        return EventStream(exchange, _events(exchange, body, reading, head))
+    async with exchange.guarded(request.receive):
+        output = await exchange.outputs[0].aresult()
+        exchange.check()
+    choices = [_choice(server, body, reading.start(output.prompt), one) for one in output.outputs]
+    whole = {**head, "choices": choices, "usage": usage([output])}
+    return Response(as_json(whole), media_type="application/json")
+
+
+async def converse(exchange: Exchange, body: ChatRequest, heavy: bool) -> Reading:
+    """Have the answers to a conversation made; returns how they are read. ApiError or ValueError if it is wrong."""
+    server = exchange.server
     check_chat(body, server.settings.limits)
     reading = Reading(server, body)
     max_tokens = _max_tokens(body) or server.llm.facts.max_seq_len
@@ -44,21 +65,7 @@ async def answer(server: Server, request: Request) -> Response:
 
     # A constraint takes a while to compile: others of this process do not wait for it.
     await exchange.submit(submit, heavy or body.response_format is not None or bool(body.tools))
-    head = {
-        "id": exchange.id,
-        "object": "chat.completion.chunk" if body.stream else "chat.completion",
-        "created": exchange.created,
-        "model": model,
-        "system_fingerprint": server.fingerprint,
-    }
-    if body.stream:
-        return EventStream(exchange, _events(exchange, body, reading, head))
-    async with exchange.guarded(request.receive):
-        output = await exchange.outputs[0].aresult()
-        exchange.check()
-    choices = [_choice(server, body, reading.start(output.prompt), one) for one in output.outputs]
-    whole = {**head, "choices": choices, "usage": usage([output])}
-    return Response(as_json(whole), media_type="application/json")
+    return reading
 
 
 def _max_tokens(body: ChatRequest) -> int | None:

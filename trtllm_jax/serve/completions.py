@@ -23,7 +23,7 @@ _DEFAULT_TOKENS = 16
 
 async def answer(server: Server, request: Request) -> Response:
     """The texts, at once or as a stream."""
-    exchange = Exchange(server, request, "cmpl")
+    exchange = Exchange(server, request, "cmpl-")
     body, heavy = await read_model(request, CompletionRequest, server.settings, server.pool)
     model = server.check_model(body.model)
     check_completion(body, server.settings.limits)

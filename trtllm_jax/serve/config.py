@@ -71,4 +71,6 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
             request_timeout=self.request_timeout,
             reasoning_parser=self.reasoning_parser,
             tool_parser=self.tool_parser,
+            # A response that one process stored is unknown to the others.
+            stored_responses=ServeSettings.model_fields["stored_responses"].default if self.processes == 1 else 0,
         )

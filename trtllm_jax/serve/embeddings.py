@@ -19,7 +19,7 @@ from trtllm_jax.serve.sse import as_json
 
 async def answer(server: Server, request: Request) -> Response:
     """The prompts' embeddings, whole."""
-    exchange = Exchange(server, request, "embd")
+    exchange = Exchange(server, request, "embd-")
     body, heavy = await read_model(request, EmbeddingRequest, server.settings, server.pool)
     model = server.check_model(body.model)
     check_embedding(body, server.settings.limits)

@@ -32,7 +32,7 @@ class Exchange:
     def __init__(self, server: Server, request: Request, prefix: str) -> None:
         server.check_ready()
         self.server = server
-        self.id = f"{prefix}-{uuid.uuid4().hex}"
+        self.id = f"{prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.outputs: list[RequestOutput] = []
         self.gone = self.expired = False

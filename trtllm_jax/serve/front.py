@@ -14,7 +14,7 @@ from trtllm_jax.serve.server import Server
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _OPEN_PATHS = frozenset({"/health"})
-_GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/embeddings"})
+_GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses"})
 
 
 class Front:

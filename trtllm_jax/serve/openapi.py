@@ -1,5 +1,6 @@
 """The OpenAPI document: what each path takes and gives, failures included."""
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,8 +14,10 @@ from trtllm_jax.serve.protocol import ErrorResponse, ModelCard, ModelList
 from trtllm_jax.serve.protocol_chat import ChatChunk, ChatRequest, ChatResponse
 from trtllm_jax.serve.protocol_completions import CompletionRequest, CompletionResponse
 from trtllm_jax.serve.protocol_embeddings import EmbeddingRequest, EmbeddingResponse
+from trtllm_jax.serve.protocol_responses import DeletedResponse, ResponsesAnswer, ResponsesEvent, ResponsesRequest
 from trtllm_jax.serve.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
+_PATH_PARAMETER = re.compile(r"\{(\w+)")
 _REF = "#/components/schemas/{model}"
 
 _FAILURES = {
@@ -34,6 +37,7 @@ _BODIES: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionRequest,
     "/v1/chat/completions": ChatRequest,
     "/v1/embeddings": EmbeddingRequest,
+    "/v1/responses": ResponsesRequest,
     "/tokenize": TokenizeRequest,
     "/detokenize": DetokenizeRequest,
 }
@@ -41,13 +45,25 @@ _ANSWERS: dict[str, type[BaseModel]] = {
     "/v1/completions": CompletionResponse,
     "/v1/chat/completions": ChatResponse,
     "/v1/embeddings": EmbeddingResponse,
+    "/v1/responses": ResponsesAnswer,
+    "GET /v1/responses/{response_id}": ResponsesAnswer,
+    "DELETE /v1/responses/{response_id}": DeletedResponse,
     "/tokenize": TokenizeResponse,
     "/detokenize": DetokenizeResponse,
     "/v1/models": ModelList,
     "/v1/models/{model:path}": ModelCard,
 }
-_EVENTS: dict[str, type[BaseModel]] = {"/v1/completions": CompletionResponse, "/v1/chat/completions": ChatChunk}
-_STATUSES = {"/health": (503,), "/health_generate": (401, 500, 503, 504), "/v1/models/{model:path}": (401, 404, 500)}
+_EVENTS: dict[str, type[BaseModel]] = {
+    "/v1/completions": CompletionResponse,
+    "/v1/chat/completions": ChatChunk,
+    "/v1/responses": ResponsesEvent,
+}
+_STATUSES = {
+    "/health": (503,),
+    "/health_generate": (401, 500, 503, 504),
+    "/v1/models/{model:path}": (401, 404, 500),
+    "/v1/responses/{response_id}": (400, 401, 404, 500),
+}
 _OTHERS = (401, 500)
 _RECORDS = {"type": "array", "items": {"type": "object"}}
 _CONTENTS: dict[str, dict[str, Any]] = {
@@ -60,12 +76,13 @@ _CONTENTS: dict[str, dict[str, Any]] = {
 }
 
 
-def route_facts(path: str) -> dict[str, Any]:
+def route_facts(method: str, path: str) -> dict[str, Any]:
     """What FastAPI is told of a path besides its function."""
     statuses = tuple(_FAILURES) if path in _BODIES else _STATUSES.get(path, _OTHERS)
     content = _CONTENTS.get(path)
     if content is None:
-        content = {"application/json": {"schema": _ref(_ANSWERS[path])}}
+        answer = _ANSWERS.get(path) or _ANSWERS[f"{method} {path}"]
+        content = {"application/json": {"schema": _ref(answer)}}
         if path in _EVENTS:
             content["text/event-stream"] = {"schema": {"type": "string"}, "itemSchema": _event(_EVENTS[path])}
     error = {"application/json": {"schema": _ref(ErrorResponse)}}
@@ -77,8 +94,8 @@ def route_facts(path: str) -> dict[str, Any]:
             "required": True,
             "content": {"application/json": {"schema": _ref(_BODIES[path])}},
         }
-    if "{model" in path:
-        extra["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string"}}]
+    if found := _PATH_PARAMETER.search(path):
+        extra["parameters"] = [{"name": found[1], "in": "path", "required": True, "schema": {"type": "string"}}]
     return {"openapi_extra": extra, "response_class": Response}
 
 
@@ -109,4 +126,7 @@ def _ref(model: type[BaseModel]) -> dict[str, str]:
 
 
 def _event(model: type[BaseModel]) -> dict[str, Any]:
-    return {"type": "object", "properties": {"data": {"anyOf": [_ref(model), {"const": "[DONE]"}]}}}
+    """Of a stream: JSON as text, but for the last one of most."""
+    whole = {"contentMediaType": "application/json", "contentSchema": _ref(model)}
+    data = {"type": "string", "anyOf": [{"const": "[DONE]"}, whole]}
+    return {"type": "object", "properties": {"data": data}}

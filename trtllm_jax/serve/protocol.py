@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
 Count = Annotated[int, Field(ge=1, lt=2**31)]
 CountOrZero = Annotated[int, Field(ge=0, lt=2**31)]
@@ -10,6 +10,17 @@ TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+
+
+def _false(value: bool) -> bool:
+    if value:
+        raise ValueError("this server does not do that: give false, or leave it out")
+    return value
+
+
+OnlyFalse = Annotated[bool, AfterValidator(_false), WithJsonSchema({"type": "boolean", "const": False})]
+"""What OpenAI's servers do and this one does not. A literal False would take the number 0 as well."""
+
 Prompts = (
     str
     | Annotated[list[TokenId], Field(min_length=1)]

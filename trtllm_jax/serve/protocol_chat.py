@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 
-from trtllm_jax.serve.protocol import ApiModel, Count, CountOrZero, GenerationRequest, Usage
+from trtllm_jax.serve.protocol import ApiModel, Count, CountOrZero, GenerationRequest, OnlyFalse, Usage
 
 
 class Lenient(BaseModel):
@@ -85,12 +85,12 @@ class ChatRequest(GenerationRequest):
     max_tokens: Count | None = None
     metadata: dict[str, str] | None = None
     parallel_tool_calls: bool | None = None
-    store: Literal[False] | None = None
+    store: OnlyFalse | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedToolChoice | None = None
     tools: list[Tool] | None = None
 
     add_generation_prompt: bool = True
-    add_special_tokens: Literal[False] = False
+    add_special_tokens: OnlyFalse = False
     chat_template: str | None = None
     chat_template_kwargs: dict[str, Any] | None = None
     continue_final_message: bool = False

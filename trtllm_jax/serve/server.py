@@ -14,6 +14,7 @@ from trtllm_jax.serve.errors import ApiError, unavailable
 from trtllm_jax.serve.logprobs import TokenTexts
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.parsers.registry import make_reasoning_parser, make_tool_parser
+from trtllm_jax.serve.responses_store import ResponseStore
 from trtllm_jax.serve.settings import ServeSettings
 
 
@@ -48,6 +49,7 @@ class Server:
         thinks, calls = self.settings.reasoning_parser, self.settings.tool_parser
         self.reasoning = make_reasoning_parser(thinks, chat_template=template) if thinks else None
         self.calls = make_tool_parser(calls, chat_template=template) if calls else None
+        self.responses = ResponseStore(self.settings.stored_responses, self.settings.stored_bytes)
         self.pool = ThreadPoolExecutor(self.settings.tokenizer_threads, "trtllm_jax-tokenize")
         named = f"{self.settings.model_names[0]} {package_version()} {self.llm.facts}"
         self.fingerprint = f"fp_{hashlib.sha256(named.encode()).hexdigest()[:12]}"

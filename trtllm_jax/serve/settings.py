@@ -58,6 +58,8 @@ class ServeSettings(StrictModel):
         retry_after: seconds after which a refused client should come again.
         reasoning_parser: the format in which the model thinks aloud, None where it does not.
         tool_parser: the format of the model's tool calls, None to leave them in the text.
+        stored_responses: of /v1/responses, remembered in this process; 0 where others answer too.
+        stored_bytes: of them together.
         tokenizer_threads: for prompts so long that reading them would hold up the streams.
         limits: of each request.
     """
@@ -69,5 +71,7 @@ class ServeSettings(StrictModel):
     retry_after: PositiveInt = 1
     reasoning_parser: str | None = None
     tool_parser: str | None = None
+    stored_responses: NonNegativeInt = 1000
+    stored_bytes: PositiveInt = 64 << 20
     tokenizer_threads: PositiveInt = 2
     limits: Limits = Field(default_factory=Limits)

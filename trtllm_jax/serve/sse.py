@@ -1,7 +1,7 @@
 """Server-sent events: a response that costs little an event, and never ends without saying so."""
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -42,18 +42,33 @@ class Envelope:
         return self._before + choice + b'],"usage":' + as_json(usage) + b"}\n\n"
 
 
+def _failure(error: ApiError) -> bytes:
+    return b"data: " + error.body() + b"\n\n"
+
+
 class EventStream(Response):
     """Sends events as they come. Headers go out with the first, so that a request refused until then has its status.
 
     Args:
         exchange: what is answered.
         events: whole events; what they raise ends the stream with an event that tells it.
+        last: what ends a stream that is whole.
+        failure: the event of what ended it otherwise.
     """
 
-    def __init__(self, exchange: Exchange, events: AsyncIterator[bytes]) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        events: AsyncIterator[bytes],
+        *,
+        last: bytes = DONE,
+        failure: Callable[[ApiError], bytes] = _failure,
+    ) -> None:
         super().__init__()
         self._exchange = exchange
         self._events = events
+        self._last = last
+        self._failure = failure
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer."""
@@ -66,7 +81,7 @@ class EventStream(Response):
                         await send(_START)
                     await send({"type": "http.response.body", "body": event, "more_body": True})
                 self._exchange.check()
-            last = DONE
+            last = self._last
         except Exception as error:
             if not started:
                 raise
@@ -75,7 +90,7 @@ class EventStream(Response):
                 self._exchange.server.log_failure(scope, error)
                 told = ApiError(500, "the server failed while it answered")
             scope.get("trtllm_jax.record", {})["status"] = told.status
-            last = b"data: " + told.body() + b"\n\n"
+            last = self._failure(told)
         if not self._exchange.gone:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 

@@ -23,7 +23,7 @@ async def health(server: Server, request: Request) -> Response:
 
 async def health_generate(server: Server, request: Request) -> Response:
     """200 once the engine has generated a token, 503 where it does not."""
-    exchange = Exchange(server, request, "health")
+    exchange = Exchange(server, request, "health-")
     one = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
     exchange.outputs = [server.llm.generate_async([0], one)]
     try:

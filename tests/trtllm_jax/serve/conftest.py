@@ -1,8 +1,11 @@
 """A served tiny model: uvicorn in a thread on a port of its own, and OpenAI's client."""
 
+import random
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,9 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
-from trtllm_jax import LLM
+from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.llmapi import KvCacheConfig
+from trtllm_jax.outputs import Delta, RequestOutput
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
 
@@ -82,3 +86,47 @@ def client(address: str) -> Iterator[OpenAI]:
 def http(address: str) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=address, timeout=60) as client:
         yield client
+
+
+class Scripted:
+    """An `LLM` that says a given text, in pieces of random lengths."""
+
+    failure = None
+
+    def __init__(self, llm: LLM, text: str) -> None:
+        self.facts, self.tokenizer, self.chat_template, self._text = llm.facts, llm.tokenizer, llm.chat_template, text
+        self._llm = llm
+        self.prompts: list[str] = []
+        self.params: SamplingParams | None = None
+
+    def chat_prompt(self, messages: Any, **how: Any) -> dict[str, Any]:
+        return self._llm.chat_prompt(messages, **how)
+
+    def generate_async(self, prompt: Any, params: SamplingParams, *, streaming: bool) -> RequestOutput:
+        self.prompts.append(prompt["prompt"])
+        self.params = params
+        output = RequestOutput(1, prompt["prompt"], prompt["prompt_token_ids"], 1, lambda: None)
+        threading.Thread(target=self._say, args=(output,)).start()
+        return output
+
+    def _say(self, output: RequestOutput) -> None:
+        rest, cut = self._text, random.Random(0)
+        while rest:
+            length = cut.randint(1, 9)
+            piece, rest = rest[:length], rest[length:]
+            output._deliver(Delta(0, piece, (1,), finish_reason=None if rest else "stop"))
+            time.sleep(0.001)
+
+
+@contextmanager
+def _saying(llm: LLM, served: Any, text: str, **settings: Any) -> Iterator[tuple[OpenAI, Scripted]]:
+    scripted = Scripted(llm, text)
+    app = create_app(scripted, ServeSettings(model_names=("tiny",), **settings))  # type: ignore[arg-type]
+    with served(app) as url, OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
+        yield client, scripted
+
+
+@pytest.fixture
+def saying(tiny_llm: LLM, served: Any) -> Callable[..., Any]:
+    """(text, **settings) -> a context with a client of a server whose model says that, and the model."""
+    return partial(_saying, tiny_llm, served)

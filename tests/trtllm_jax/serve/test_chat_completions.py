@@ -1,18 +1,12 @@
 """/v1/chat/completions as OpenAI's client sees it: with the tiny model, and with one whose words are given."""
 
 import json
-import random
-import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import pytest
 from openai import BadRequestError, OpenAI
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.outputs import Delta, RequestOutput
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
 
@@ -120,50 +114,12 @@ def test_a_message_goes_on(client: OpenAI, tiny_llm: LLM) -> None:
     assert answer.choices[0].message.content == expected
 
 
-class Scripted:
-    """An `LLM` that says a given text, in pieces of random lengths."""
-
-    failure = None
-
-    def __init__(self, llm: LLM, text: str) -> None:
-        self.facts, self.tokenizer, self.chat_template, self._text = llm.facts, llm.tokenizer, llm.chat_template, text
-        self._llm = llm
-        self.prompts: list[str] = []
-        self.params: SamplingParams | None = None
-
-    def chat_prompt(self, messages: Any, **how: Any) -> dict[str, Any]:
-        return self._llm.chat_prompt(messages, **how)
-
-    def generate_async(self, prompt: Any, params: SamplingParams, *, streaming: bool) -> RequestOutput:
-        self.prompts.append(prompt["prompt"])
-        self.params = params
-        output = RequestOutput(1, prompt["prompt"], prompt["prompt_token_ids"], 1, lambda: None)
-        threading.Thread(target=self._say, args=(output,)).start()
-        return output
-
-    def _say(self, output: RequestOutput) -> None:
-        rest, cut = self._text, random.Random(0)
-        while rest:
-            length = cut.randint(1, 9)
-            piece, rest = rest[:length], rest[length:]
-            output._deliver(Delta(0, piece, (1,), finish_reason=None if rest else "stop"))
-            time.sleep(0.001)
-
-
-@contextmanager
-def saying(llm: LLM, served: Any, text: str, **settings: Any) -> Iterator[tuple[OpenAI, Scripted]]:
-    scripted = Scripted(llm, text)
-    app = create_app(scripted, ServeSettings(model_names=("tiny",), **settings))  # type: ignore[arg-type]
-    with served(app) as url, OpenAI(base_url=f"{url}/v1", api_key="x", max_retries=0) as client:
-        yield client, scripted
-
-
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
-def test_calls_of_tools(tiny_llm: LLM, served: Callable[..., Any]) -> None:
+def test_calls_of_tools(saying: Any) -> None:
     text = f"Let me see.\n{CALL}\n{CALL.replace('Köln', 'Rom')}"
-    with saying(tiny_llm, served, text, tool_parser="hermes") as (client, scripted):
+    with saying(text, tool_parser="hermes") as (client, scripted):
         ask: dict[str, Any] = {"model": "tiny", "messages": [USER], "tools": [WEATHER]}
         choice = client.chat.completions.create(**ask).choices[0]
         assert choice.finish_reason == "tool_calls"
@@ -190,16 +146,16 @@ def test_calls_of_tools(tiny_llm: LLM, served: Callable[..., Any]) -> None:
         assert scripted.prompts[-1].count('{"city": "K') == 1
 
 
-def test_a_call_that_breaks_is_content(tiny_llm: LLM, served: Callable[..., Any]) -> None:
+def test_a_call_that_breaks_is_content(saying: Any) -> None:
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": oh no'
-    with saying(tiny_llm, served, text, tool_parser="hermes") as (client, _):
+    with saying(text, tool_parser="hermes") as (client, _):
         choice = client.chat.completions.create(model="tiny", messages=[USER], tools=[WEATHER]).choices[0]
         assert (choice.message.content, choice.message.tool_calls, choice.finish_reason) == (text, None, "stop")
 
 
-def test_reasoning_is_told_apart(tiny_llm: LLM, served: Callable[..., Any]) -> None:
+def test_reasoning_is_told_apart(saying: Any) -> None:
     settings = {"reasoning_parser": "deepseek-r1", "tool_parser": "hermes"}
-    with saying(tiny_llm, served, f"Hm, well.</think>\n\nIt rains. {CALL}", **settings) as (client, _):
+    with saying(f"Hm, well.</think>\n\nIt rains. {CALL}", **settings) as (client, _):
         ask: dict[str, Any] = {"model": "tiny", "messages": [USER], "tools": [WEATHER]}
         message = client.chat.completions.create(**ask).choices[0].message
         assert (message.reasoning_content, message.content) == ("Hm, well.", "It rains.")
@@ -210,20 +166,20 @@ def test_reasoning_is_told_apart(tiny_llm: LLM, served: Callable[..., Any]) -> N
         assert plain.content == f"It rains. {CALL}"
 
 
-def test_tools_that_make_no_sense_are_refused(tiny_llm: LLM, served: Callable[..., Any]) -> None:
+def test_tools_that_make_no_sense_are_refused(saying: Any, tiny_llm: LLM) -> None:
     def refused(**more: Any) -> Any:
         with pytest.raises(BadRequestError) as error:
             client.chat.completions.create(model="tiny", messages=[USER], **more)
         return error.value.param
 
-    with saying(tiny_llm, served, "x", tool_parser="hermes") as (client, _):
+    with saying("x", tool_parser="hermes") as (client, _):
         twice = [WEATHER, WEATHER]
         assert refused(tools=twice) == "tools[1].function.name"
         assert refused(tools=[{"type": "function", "function": {"name": "a b"}}]) == "tools[0].function.name"
         other = {"type": "function", "function": {"name": "other"}}
         assert refused(tools=[WEATHER], tool_choice=other) == "tool_choice.function.name"
         assert refused(tool_choice="required") == "tool_choice"
-    with saying(tiny_llm, served, "x") as (client, _):
+    with saying("x") as (client, _):
         assert refused(tools=[WEATHER], tool_choice="required") == "tool_choice"
         assert client.chat.completions.create(model="tiny", messages=[USER], tools=[WEATHER]).choices[0].message
     with pytest.raises(ValueError, match="tool_parser = 'no'"):

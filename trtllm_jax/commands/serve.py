@@ -48,6 +48,7 @@ _OWN = (
         "--max_queue_size", section="Server", type=COUNT, help="Sequences that may wait; further ones get 429  [1024]"
     ),
     option("--request_timeout", section="Server", type=SECONDS, help="Seconds for one answer  [3600]"),
+    option("--otlp_traces_endpoint", section="Server", help="URL of an OpenTelemetry collector (OTLP over HTTP)."),
     option("--drain_timeout", section="Server", type=SECONDS, help="Seconds for the last answers after SIGTERM  [30]"),
     option(
         "--api_key",

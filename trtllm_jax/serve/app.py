@@ -52,7 +52,7 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
-        server.pool.shutdown(wait=False, cancel_futures=True)
+        server.close()
 
     app = FastAPI(
         title="trtllm_jax",

@@ -53,7 +53,7 @@ async def converse(exchange: Exchange, body: ChatRequest, heavy: bool) -> Readin
 
     def submit() -> list[RequestOutput]:
         prompt = chat_prompt(server.llm, body, reading.tools)
-        params = sampling_params(
+        exchange.params = params = sampling_params(
             body,
             server.llm.facts.vocab,
             guided_decoding=guidance(body.response_format, reading.call_grammar(prompt["prompt"])),

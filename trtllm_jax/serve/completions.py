@@ -28,7 +28,7 @@ async def answer(server: Server, request: Request) -> Response:
     model = server.check_model(body.model)
     check_completion(body, server.settings.limits)
     texts = Texts(server, body)
-    params = texts.params()
+    params = exchange.params = texts.params()
 
     def submit() -> list[RequestOutput]:
         salt = {"cache_salt": body.cache_salt} if body.cache_salt else {}

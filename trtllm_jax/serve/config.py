@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 
 from trtllm_jax.llm_args import NonNegativeInt, StrictModel
 from trtllm_jax.serve.settings import Seconds, ServeSettings
+from trtllm_jax.serve.tracing import check_available
 
 Name = Annotated[str, Field(min_length=1)]
 
@@ -39,6 +40,7 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
     ssl_ca_certs: str | None = None
     reasoning_parser: str | None = None
     tool_parser: str | None = None
+    otlp_traces_endpoint: str | None = None
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -57,6 +59,12 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
             raise ValueError(f"TLS needs a key and its certificate: trtllm-serve.{missing} is missing")
         return self
 
+    @model_validator(mode="after")
+    def _collector(self) -> Self:
+        if self.otlp_traces_endpoint is not None:
+            check_available(self.otlp_traces_endpoint)
+        return self
+
     @property
     def processes(self) -> int:
         """Frontends."""
@@ -71,6 +79,7 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
             request_timeout=self.request_timeout,
             reasoning_parser=self.reasoning_parser,
             tool_parser=self.tool_parser,
+            otlp_traces_endpoint=self.otlp_traces_endpoint,
             # A response that one process stored is unknown to the others.
             stored_responses=ServeSettings.model_fields["stored_responses"].default if self.processes == 1 else 0,
         )

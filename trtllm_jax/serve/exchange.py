@@ -11,6 +11,7 @@ from starlette.requests import Request
 from starlette.types import Receive
 
 from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.sampling_params import SamplingParams
 from trtllm_jax.serve.errors import GONE, ApiError, as_api_error, unavailable
 from trtllm_jax.serve.server import Server
 
@@ -25,6 +26,7 @@ class Exchange:
         id: of the answer.
         created: in seconds since 1970.
         outputs: one a prompt, once submitted.
+        params: what is generated, None for nothing.
         gone: whether the client left.
         expired: whether it took too long.
     """
@@ -35,6 +37,7 @@ class Exchange:
         self.id = f"{prefix}{uuid.uuid4().hex}"
         self.created = int(time.time())
         self.outputs: list[RequestOutput] = []
+        self.params: SamplingParams | None = None
         self.gone = self.expired = False
         self._request = request
         self._began = time.perf_counter()
@@ -115,6 +118,10 @@ class Exchange:
                 generated_tokens=sum(tokens for _, tokens in answers),
                 finished=",".join(dict.fromkeys(reason for reason, _ in answers)),
             )
+        if self.server.tracing is not None:
+            status = GONE if self.gone else status
+            headers = self._request.headers
+            self.server.tracing.record(self.id, headers, self._began, status, self.params, self.outputs)
         if status == 200:
             self.server.metrics.answered(time.perf_counter() - self._began, self.outputs)
 

@@ -16,6 +16,7 @@ from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.parsers.registry import make_reasoning_parser, make_tool_parser
 from trtllm_jax.serve.responses_store import ResponseStore
 from trtllm_jax.serve.settings import ServeSettings
+from trtllm_jax.serve.tracing import Tracing
 
 
 def package_version() -> str:
@@ -50,9 +51,17 @@ class Server:
         self.reasoning = make_reasoning_parser(thinks, chat_template=template) if thinks else None
         self.calls = make_tool_parser(calls, chat_template=template) if calls else None
         self.responses = ResponseStore(self.settings.stored_responses, self.settings.stored_bytes)
+        endpoint = self.settings.otlp_traces_endpoint
+        self.tracing = None if endpoint is None else Tracing(endpoint, self.settings.model_names[0])
         self.pool = ThreadPoolExecutor(self.settings.tokenizer_threads, "trtllm_jax-tokenize")
         named = f"{self.settings.model_names[0]} {package_version()} {self.llm.facts}"
         self.fingerprint = f"fp_{hashlib.sha256(named.encode()).hexdigest()[:12]}"
+
+    def close(self) -> None:
+        """Once no request is left."""
+        self.pool.shutdown(wait=False, cancel_futures=True)
+        if self.tracing is not None:
+            self.tracing.close()
 
     def check_ready(self) -> None:
         """ApiError 503 where no request can be taken."""

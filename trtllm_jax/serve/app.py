@@ -11,7 +11,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 
 from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.serve import chat, completions, embeddings, responses, system, tokens
+from trtllm_jax.serve import chat, completions, embeddings, page, responses, system, tokens
 from trtllm_jax.serve.errors import ApiError
 from trtllm_jax.serve.front import Front
 from trtllm_jax.serve.metrics import Metrics
@@ -41,6 +41,9 @@ _ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
 )
 
 
+_PAGE: tuple[tuple[str, Endpoint], ...] = (("/", page.index), ("/page/{name}", page.part))
+
+
 def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     """OpenAI's HTTP API for `llm`, which stays its owner's to shut down; `app.state.server` is the `Server`.
 
@@ -65,6 +68,8 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     app.state.server = server
     for method, path, endpoint in _ROUTES:
         app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(method, path))
+    for path, endpoint in _PAGE:
+        app.add_api_route(path, _bound(server, endpoint), include_in_schema=False, response_class=Response)
     app.add_exception_handler(HTTPException, _refused)
     app.add_middleware(Front, server=server)  # which answers all other failures
     describe(app, authenticated=bool(settings.api_keys), model_names=settings.model_names)

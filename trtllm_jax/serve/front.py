@@ -10,10 +10,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trtllm_jax.logger import logger
 from trtllm_jax.serve.errors import ApiError, as_api_error
+from trtllm_jax.serve.page import FILES
 from trtllm_jax.serve.server import Server
 
 _SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS = frozenset({"/health"})
+_OPEN_PATHS = frozenset({"/health", "/", *(f"/page/{name}" for name in FILES)})
 _GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses"})
 
 

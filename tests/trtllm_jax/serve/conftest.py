@@ -92,30 +92,38 @@ class Scripted:
     """An `LLM` that says a given text, in pieces of random lengths."""
 
     failure = None
+    pause = 0.001
+    """Seconds between two pieces."""
 
     def __init__(self, llm: LLM, text: str) -> None:
         self.facts, self.tokenizer, self.chat_template, self._text = llm.facts, llm.tokenizer, llm.chat_template, text
         self._llm = llm
         self.prompts: list[str] = []
         self.params: SamplingParams | None = None
+        self.aborted = threading.Event()
 
     def chat_prompt(self, messages: Any, **how: Any) -> dict[str, Any]:
         return self._llm.chat_prompt(messages, **how)
 
+    async def get_stats_async(self) -> list[Any]:
+        return []
+
     def generate_async(self, prompt: Any, params: SamplingParams, *, streaming: bool) -> RequestOutput:
         self.prompts.append(prompt["prompt"])
         self.params = params
-        output = RequestOutput(1, prompt["prompt"], prompt["prompt_token_ids"], 1, lambda: None)
+        output = RequestOutput(1, prompt["prompt"], prompt["prompt_token_ids"], 1, self.aborted.set)
         threading.Thread(target=self._say, args=(output,)).start()
         return output
 
     def _say(self, output: RequestOutput) -> None:
         rest, cut = self._text, random.Random(0)
-        while rest:
+        while rest and not self.aborted.is_set():
             length = cut.randint(1, 9)
             piece, rest = rest[:length], rest[length:]
             output._deliver(Delta(0, piece, (1,), finish_reason=None if rest else "stop"))
-            time.sleep(0.001)
+            time.sleep(self.pause)
+        if rest:
+            output._deliver(Delta(0, finish_reason="cancelled"))
 
 
 @contextmanager

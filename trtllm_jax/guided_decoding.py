@@ -18,7 +18,7 @@ MAX_RULES = 1000
 """Of a grammar in EBNF."""
 
 # A space, or a line break with any usual indentation: a model may love white space too much.
-_JSON_OPTIONS: Any = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,20})"}
+JSON_OPTIONS: Any = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,20})"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,7 +84,7 @@ class GuidedDecodingParams:
             return LLMatcher.grammar_from_lark(_lark(self.grammar))
         schema = {"type": "object"} if self.json_object else _schema(self.json)
         try:
-            return LLMatcher.grammar_from_json_schema(json_text.dumps(schema), overrides=_JSON_OPTIONS)
+            return LLMatcher.grammar_from_json_schema(json_text.dumps(schema), overrides=JSON_OPTIONS)
         except ValueError as error:
             raise ValueError(f"GuidedDecodingParams.json is no JSON schema: {one_line(str(error), 300)}") from error
 

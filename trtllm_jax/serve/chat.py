@@ -56,7 +56,7 @@ async def converse(exchange: Exchange, body: ChatRequest, heavy: bool) -> Readin
         exchange.params = params = sampling_params(
             body,
             server.llm.facts.vocab,
-            guided_decoding=guidance(body.response_format, reading.call_grammar(prompt["prompt"])),
+            guided_decoding=guidance(body.response_format, reading.grammar(prompt["prompt"], body.response_format)),
             logprobs=(body.top_logprobs or 0) if body.logprobs else None,
             max_tokens=max_tokens,
             skip_special_tokens=body.skip_special_tokens and not reading.keeps_special_tokens,

@@ -15,8 +15,10 @@ from trtllm_jax.serve.parsers.base import (
     ToolParser,
 )
 from trtllm_jax.serve.parsers.constraints import plan_tools
-from trtllm_jax.serve.parsers.grammar import call_grammar
+from trtllm_jax.serve.parsers.grammar import answer_grammar, call_grammar
+from trtllm_jax.serve.protocol import ResponseFormat
 from trtllm_jax.serve.protocol_chat import ChatRequest
+from trtllm_jax.serve.sampling import rule_of
 from trtllm_jax.serve.server import Server
 
 Delta = dict[str, Any]
@@ -49,19 +51,33 @@ class Reading:
         parsers = (self._reasoning, self._calls)
         self.keeps_special_tokens = any(parser.keep_special_tokens for parser in parsers if parser is not None)
 
-    def call_grammar(self, prompt: str) -> str | None:
-        """The grammar of the calls that must answer `prompt`, None where none must come."""
-        if not self._forced or self._calls is None or self._server.llm.tokenizer is None:
+    def grammar(self, prompt: str, wanted: ResponseFormat | None) -> str | None:
+        """The grammar of answers to `prompt`: calls that must come, or thoughts and then what is wanted.
+
+        None where any text is an answer, or `guidance` knows by itself.
+        """
+        tokenizer = self._server.llm.tokenizer
+        if tokenizer is None:
             return None
-        added = self._server.llm.tokenizer.hf.added_tokens_decoder
-        return call_grammar(
-            self._calls.name,
-            self._forced,
-            special_tokens={token.content: number for number, token in added.items() if token.special},
-            parallel=self._parallel,
-            reasoning=None if self._reasoning is None else self._reasoning.name,
-            prompt=prompt,
-        )
+        added = tokenizer.hf.added_tokens_decoder
+        special = {token.content: number for number, token in added.items() if token.special}
+        reasoning = None if self._reasoning is None else self._reasoning.name
+        if self._forced and self._calls is not None:
+            return call_grammar(
+                self._calls.name,
+                self._forced,
+                special_tokens=special,
+                parallel=self._parallel,
+                reasoning=reasoning,
+                prompt=prompt,
+            )
+        rule = None if reasoning is None else rule_of(wanted)
+        if reasoning is None or rule is None or "grammar" in rule:
+            return None
+        schema = {"type": "object"} if "json_object" in rule else rule.get("json")
+        if not isinstance(schema, dict | None):
+            return None
+        return answer_grammar(reasoning, schema=schema, regex=rule.get("regex"), special_tokens=special, prompt=prompt)
 
     def start(self, prompt: str | None) -> "Reader":
         """For one more answer to `prompt`."""

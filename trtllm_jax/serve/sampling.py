@@ -42,19 +42,19 @@ def sampling_params(body: GenerationRequest, vocab: int, **special: Any) -> Samp
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
-def guidance(wanted: ResponseFormat | None, calls: str | None = None) -> GuidedDecodingParams | None:
+def guidance(wanted: ResponseFormat | None, grammar: str | None = None) -> GuidedDecodingParams | None:
     """`GuidedDecodingParams` for what the text must be, None for any text. ApiError where its content is missing.
 
-    `calls` is the grammar of calls that must come: where there is one, they are the answer.
+    Where there is a `grammar` of the whole answer, it is what counts.
     """
-    rule = _rule(wanted) if calls is None else {"grammar": calls}
+    rule = rule_of(wanted) if grammar is None else {"grammar": grammar}
     if rule is None:
         return None
     return GuidedDecodingParams(**rule)
 
 
-def _rule(wanted: ResponseFormat | None) -> dict[str, Any] | None:
-    """The arguments of `GuidedDecodingParams`."""
+def rule_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+    """The arguments of `GuidedDecodingParams`, None for any text. ApiError where content is missing."""
     if wanted is None or wanted.type == "text":
         return None
     match wanted.type:

@@ -184,3 +184,18 @@ def test_tools_that_make_no_sense_are_refused(saying: Any, tiny_llm: LLM) -> Non
         assert client.chat.completions.create(model="tiny", messages=[USER], tools=[WEATHER]).choices[0].message
     with pytest.raises(ValueError, match="tool_parser = 'no'"):
         create_app(tiny_llm, ServeSettings(model_names=("tiny",), tool_parser="no"))
+
+
+def test_a_model_that_thinks_may_do_so_before_an_answer_of_a_form(saying: Any) -> None:
+    schema = {"type": "object", "properties": {"x": {"const": 1}}, "required": ["x"]}
+    wanted = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    with saying('Hm.</think>{"x": 1}', reasoning_parser="deepseek-r1") as (client, scripted):
+        ask: dict[str, Any] = {"model": "tiny", "messages": [USER], "response_format": wanted}
+        message = client.chat.completions.create(**ask).choices[0].message
+        assert (message.content, message.reasoning_content) == ('{"x": 1}', "Hm.")
+        asked = scripted.params.guided_decoding
+        assert (asked.name, asked.json) == ("grammar", None)
+        assert "</think>" in asked.grammar.replace("\\", "")
+    with saying('{"x": 1}') as (client, scripted):
+        client.chat.completions.create(**ask)
+        assert scripted.params.guided_decoding.json == schema

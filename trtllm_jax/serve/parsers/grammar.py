@@ -4,6 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from trtllm_jax.guided_decoding import JSON_OPTIONS
 from trtllm_jax.serve.parsers import deepseek, harmony, thinking
 from trtllm_jax.serve.parsers.qwen3_coder import types_of
 
@@ -92,6 +93,35 @@ def call_grammar(
             arguments = _json(schema)
         rules.append(f"call_{index}: {before} {arguments} {text(form.after)}")
     rules += _LAZY
+    return "\n".join(rules) + "\n"
+
+
+def answer_grammar(
+    reasoning: str,
+    *,
+    schema: Mapping[str, Any] | None = None,
+    regex: str | None = None,
+    special_tokens: Mapping[str, int] | None = None,
+    prompt: str = "",
+) -> str:
+    """A Lark grammar of answers that follow a JSON schema or a regular expression once the model has thought.
+
+    ``reasoning``, ``special_tokens`` and ``prompt`` as in `call_grammar`.
+    """
+    special = special_tokens or {}
+    name = "gpt-oss" if reasoning == "gpt-oss" else ""
+    begin = f"{harmony.CHANNEL}final{harmony.MESSAGE}" if name else ""
+    if regex is None:
+        answer = "%json " + json.dumps({**(schema or {}), "x-guidance": JSON_OPTIONS})
+    else:
+        answer = "/" + regex.replace("/", "\\/") + "/"
+    rules = [
+        "%llguidance {}",
+        f"start: reasoning {_literal(begin, special)} answer",
+        f"reasoning: {_reasoning(reasoning, name, prompt, special)}",
+        f"answer: {answer}",
+        *_LAZY,
+    ]
     return "\n".join(rules) + "\n"
 
 

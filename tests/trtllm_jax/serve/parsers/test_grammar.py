@@ -11,7 +11,7 @@ from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
 from trtllm_jax.serve.parsers.base import collect
 from trtllm_jax.serve.parsers.constraints import check_tools, plan_tools
-from trtllm_jax.serve.parsers.grammar import call_grammar
+from trtllm_jax.serve.parsers.grammar import answer_grammar, call_grammar
 from trtllm_jax.serve.parsers.registry import TOOL_PARSERS, make_tool_parser
 
 HARMONY = ("<|channel|>", "<|message|>", "<|end|>", "<|start|>", "<|constrain|>", "<|call|>")
@@ -122,6 +122,31 @@ def test_reasoning_may_come_first_and_must_end(written: Any) -> None:
     assert not accepts(opened, call)
     analysis = "<|channel|>analysis<|message|>hm<|end|><|start|>assistant"
     assert accepts(grammar_of("gpt-oss"), analysis + answer("gpt-oss", written, CALLS), HARMONY)
+
+
+POINT = {"type": "object", "properties": {"x": {"enum": [1, 2]}}, "required": ["x"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("rule", "good", "bad"),
+    [({"schema": POINT}, '{"x": 1}', '{"x": 3}'), ({"regex": "a/b|[0-9]{2}"}, "a/b", "a/c")],
+    ids=["schema", "regex"],
+)
+def test_an_answer_of_a_form_comes_after_thoughts(rule: Any, good: str, bad: str) -> None:
+    r1, qwen = answer_grammar("deepseek-r1", **rule), answer_grammar("qwen3", **rule)
+    for text, taken in ((good, True), (bad, False)):
+        assert accepts(r1, f"let me <think> of it\n</think>\n\n{text}") is taken
+        assert accepts(qwen, f"<think>\nhm\n</think>\n\n{text}") is taken
+        assert accepts(qwen, text) is taken
+    assert not accepts(r1, good)
+    assert not accepts(r1, f"hm</think>{good} and more")
+    assert accepts(answer_grammar("qwen3", prompt="assistant\n<think>\n", **rule), f"hm</think>{good}")
+    special = {token: 257 + index for index, token in enumerate(HARMONY)}
+    harmony = answer_grammar("gpt-oss", special_tokens=special, **rule)
+    final = f"<|channel|>final<|message|>{good}"
+    assert accepts(harmony, f"<|channel|>analysis<|message|>hm<|end|><|start|>assistant{final}", HARMONY)
+    assert accepts(harmony, final, HARMONY)
+    assert not accepts(harmony, good, HARMONY)
 
 
 def test_every_parser_has_a_grammar() -> None:

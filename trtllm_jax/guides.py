@@ -55,7 +55,12 @@ class Guide:
         return ValueError(f"SamplingParams.guided_decoding cannot be followed: {reason}")
 
 
-def allowed_words(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int32], dict[int, ValueError]]:
+def mask_words(vocab: int) -> int:
+    """32-bit words that say of each id whether it may be drawn."""
+    return -(-vocab // _WORD)
+
+
+def allowed_words(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int32], dict[int, Exception]]:
     """For each guide whether it allows each id: bit i of word j is id 32 j + i, ids from `vocab` on are not allowed.
 
     Guides that no token can follow are told by their place, and allow everything. Several are asked at once, in
@@ -68,12 +73,12 @@ def allowed_words(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.i
         fill_next_token_bitmask(guides[0]._matcher, known)
     else:
         fill_next_token_bitmask_par(_threads(), [(guide._matcher, i) for i, guide in enumerate(guides)], known)
-    words = np.zeros((len(guides), -(-vocab // _WORD)), np.int32)
+    words = np.zeros((len(guides), mask_words(vocab)), np.int32)
     width = min(words.shape[1], known.shape[1])
     words[:, :width] = known[:, :width]
     if vocab % _WORD:
         words[:, -1] &= (1 << vocab % _WORD) - 1
-    failures = {
+    failures: dict[int, Exception] = {
         i: guide._failure() for i, guide in enumerate(guides) if guide._matcher.is_error() or not words[i].any()
     }
     words[list(failures)] = -1

@@ -1,13 +1,19 @@
 """Masks of several guides at once, against what each allows by itself."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax import SamplingParams
+from trtllm_jax.engine.masking import follow, masks_of
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import Request
 from trtllm_jax.guides import Guide, Guides, allowed_words
 from trtllm_jax.llmapi import GuidedDecodingParams
+from trtllm_jax.logits_processing import Edits
 from trtllm_jax.tokenizer import Tokenizer
 
 EOS = 256
@@ -47,3 +53,31 @@ def test_where_nothing_is_left_the_others_go_on(guides: Guides) -> None:
     assert "cannot be followed" in str(failures[1])
     assert (words[1] == -1).all()
     assert [len(ids) for ids in ids_of(words)] == [3, 96, 10]
+
+
+class Broken(Guide):
+    """As if the library itself failed for it."""
+
+    @property
+    def _matcher(self) -> Any:
+        raise RuntimeError("poisoned")
+
+    @_matcher.setter
+    def _matcher(self, value: Any) -> None:
+        pass
+
+
+def test_a_guide_that_breaks_fails_its_own_sequence_only(guides: Guides) -> None:
+    rows = [begun(guides, "[a-c]"), Broken(None, 258), begun(guides, "[0-9]")]
+    requests = [
+        Request([1], 4, SamplingParams().resolved(), guide=guide, edits=Edits(constraint="x")) for guide in rows
+    ]
+    none = np.zeros(0, np.int32)
+    plan = StepPlan("step", tuple(requests), none, none, none, none, none, none, np.ones(3, bool), np.zeros(3, bool), 1)
+    masks = masks_of(plan, 258)
+    assert masks is not None
+    assert list(masks.failures) == [1]
+    assert [len(ids) for ids in ids_of(masks.words)] == [3, 288, 10]
+    tokens = [[ids_of(masks.words)[0][0]], [0], [200]]
+    failures = follow(plan, tokens, masks.failures)
+    assert (sorted(failures), str(failures[1])) == ([1, 2], "poisoned")

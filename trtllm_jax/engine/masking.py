@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.guides import allowed_words
+from trtllm_jax.guides import Guide, allowed_words, mask_words
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +23,25 @@ def masks_of(plan: StepPlan, vocab: int) -> Masks | None:
     if not plan.masked:
         return None
     guides = [guide for row in plan.masked if (guide := plan.requests[row].guide) is not None]
-    words, failures = allowed_words(guides, vocab)
+    try:
+        words, failures = allowed_words(guides, vocab)
+    except Exception:
+        words, failures = _one_by_one(guides, vocab)
     return Masks(words, {plan.masked[index]: failure for index, failure in failures.items()})
+
+
+def _one_by_one(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int32], dict[int, Exception]]:
+    """As `allowed_words`, where one guide breaks what is done for all: it fails its own sequence only."""
+    words = np.full((len(guides), mask_words(vocab)), -1, np.int32)
+    failures: dict[int, Exception] = {}
+    for index, guide in enumerate(guides):
+        try:
+            words[index : index + 1], found = allowed_words([guide], vocab)
+        except Exception as failure:
+            found = {0: failure}
+        if found:
+            failures[index] = found[0]
+    return words, failures
 
 
 def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[int, Exception]) -> dict[int, Exception]:
@@ -36,6 +53,6 @@ def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[in
             continue
         try:
             request.guide.accept(tokens[row][0])
-        except ValueError as failure:
+        except Exception as failure:
             found[row] = failure
     return found

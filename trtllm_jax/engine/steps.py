@@ -19,6 +19,7 @@ from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
+from trtllm_jax.guides import mask_words
 from trtllm_jax.models.forward import hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -178,11 +179,6 @@ def last_logits(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> 
 def last_embeddings(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> jax.Array:
     """The embeddings [r, embed] of what ends with some `rows` [r] of a ragged step."""
     return model.embeddings(params, last[rows])
-
-
-def mask_words(vocab: int) -> int:
-    """32-bit words that say of each id whether it may be drawn."""
-    return -(-vocab // 32)
 
 
 def masked_layout(rows: int, vocab: int) -> Layout:

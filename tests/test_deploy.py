@@ -58,10 +58,11 @@ def exposed() -> dict[str, set[str]]:
     """The labels of every series that the server exposes, by their names."""
     from prometheus_client.parser import text_string_to_metric_families
 
+    from trtllm_jax.outputs import RequestOutput
     from trtllm_jax.serve.metrics import Metrics
 
     metrics = Metrics("model")
-    metrics.answered(1.0, 0.5, 3, [("stop", 4)])
+    metrics.answered(1.0, [RequestOutput(1, None, [1, 2, 3], 1, lambda: None)])
     metrics.failed(503)
     series: dict[str, set[str]] = defaultdict(set)
     for family in text_string_to_metric_families(metrics.exposition().decode()):

@@ -114,7 +114,9 @@ class Edits:
         if self.repetition != 1.0:
             seen = np.unique(np.array([*prompt, *generated], np.int64))
             scores = logits[seen]
-            logits[seen] = np.where(scores > 0, scores / self.repetition, scores * self.repetition)
+            # An extreme penalty leaves infinities, which fail the request by name where they are looked for.
+            with np.errstate(all="ignore"):
+                logits[seen] = np.where(scores > 0, scores / self.repetition, scores * self.repetition)
         if self.presence or self.frequency:
             counted = np.array([*prompt[self.ignored_prompt :], *generated], np.int64)
             seen, counts = np.unique(counted, return_counts=True)

@@ -5,8 +5,6 @@ import re
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from tokenizers.decoders import ByteLevel
-
 from checkpoints.rust_errors import is_failure
 from checkpoints.shown import one_line
 
@@ -59,6 +57,8 @@ class Tokenizer:
                 f"the tokenizer has the id {highest}; ids up to {MAX_ID} are read. Check its tokenizer.json"
             )
         self.hf = hf
+        from tokenizers.decoders import ByteLevel
+
         self._backend = _try("be copied", copy.deepcopy, backend)
         self._backend.no_padding()
         self._backend.no_truncation()
@@ -66,6 +66,8 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder()
         self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
         self._pieces: dict[int, Piece] = {}
+        # A byte-level decoder strings bytes together and looks at nothing else.
+        self._by_bytes = isinstance(self._backend.decoder, ByteLevel)
 
     @property
     def eos_ids(self) -> tuple[int, ...]:
@@ -113,8 +115,7 @@ class Tokenizer:
         text = self.decode([token_id], skip_special_tokens=False)
         # Only a byte-fallback decoder turns "<0x41>" into something else than itself.
         match = _BYTE_TOKEN.fullmatch(token) if text != token else None
-        # A byte-level decoder strings bytes together and looks at nothing else.
-        fixed = isinstance(self._backend.decoder, ByteLevel) and REPLACEMENT not in text
+        fixed = self._by_bytes and REPLACEMENT not in text
         byte = int(match[1], base=16) if match else None
         return Piece(text, special=token_id in self._special_ids, byte=byte, fixed=fixed)
 

@@ -226,3 +226,10 @@ class TestTopLogprobs:
         top, own, rank = top_logprobs(np.zeros(4, np.float32), 2)
         assert ([index for index, _ in top], rank) == ([0, 1], 0)
         assert np.isnan(own)
+
+
+@pytest.mark.parametrize("penalty", [1e-45, 1e-320, 1e300])
+def test_an_extreme_penalty_warns_nobody(penalty: float) -> None:
+    logits = np.array([1.0, -1.0, 0.0, 2.0], np.float32)
+    Edits(repetition=penalty).apply(logits, [0, 1, 2], [])
+    assert logits[3] == 2.0

@@ -84,7 +84,7 @@ def route_facts(method: str, path: str) -> dict[str, Any]:
         answer = _ANSWERS.get(path) or _ANSWERS[f"{method} {path}"]
         content = {"application/json": {"schema": _ref(answer)}}
         if path in _EVENTS:
-            content["text/event-stream"] = {"schema": {"type": "string"}, "itemSchema": _event(_EVENTS[path])}
+            content["text/event-stream"] = {"itemSchema": _event(_EVENTS[path])}
     error = {"application/json": {"schema": _ref(ErrorResponse)}}
     responses: dict[int | str, Any] = {200: {"description": "The answer.", "content": content}}
     responses |= {status: {"description": _FAILURES[status], "content": error} for status in statuses}

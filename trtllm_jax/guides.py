@@ -107,7 +107,7 @@ class Guides:
         self._end_ids = sorted(token for token in end_ids if token < vocab)
         self._lock = threading.Lock()
         self._words: Any = None
-        self._trials = Trials(self._vocab, _special(tokenizer))
+        self._trials = Trials(self._vocab, tokenizer.special_tokens)
 
     def start(self, constraint: str) -> Guide:
         """A guide at a text's beginning. ValueError says what is wrong with the constraint."""
@@ -141,8 +141,3 @@ class Guides:
             if self._words is None:
                 self._words = from_tokenizer(self._tokenizer.hf, self._vocab, self._end_ids)
             return self._words
-
-
-def _special(tokenizer: Tokenizer) -> dict[int, str]:
-    added = getattr(tokenizer.hf, "added_tokens_decoder", {})
-    return {token: word.content for token, word in added.items() if word.special}

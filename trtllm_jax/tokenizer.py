@@ -64,7 +64,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.encode_special_tokens = backend.encode_special_tokens
         added = self._backend.get_added_tokens_decoder()
-        self._special_ids = frozenset(token_id for token_id, token in added.items() if token.special)
+        self._special_tokens = {token_id: token.content for token_id, token in added.items() if token.special}
         self._pieces: dict[int, Piece] = {}
         # A byte-level decoder strings bytes together and looks at nothing else.
         self._by_bytes = isinstance(self._backend.decoder, ByteLevel)
@@ -73,6 +73,11 @@ class Tokenizer:
     def eos_ids(self) -> tuple[int, ...]:
         """The ids that end a sequence according to the tokenizer; a model's generation config may name more."""
         return () if self.hf.eos_token_id is None else (self.hf.eos_token_id,)
+
+    @property
+    def special_tokens(self) -> dict[int, str]:
+        """The texts of the ids that skip_special_tokens drops."""
+        return self._special_tokens
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +122,7 @@ class Tokenizer:
         match = _BYTE_TOKEN.fullmatch(token) if text != token else None
         fixed = self._by_bytes and REPLACEMENT not in text
         byte = int(match[1], base=16) if match else None
-        return Piece(text, special=token_id in self._special_ids, byte=byte, fixed=fixed)
+        return Piece(text, special=token_id in self._special_tokens, byte=byte, fixed=fixed)
 
 
 def _try(task: str, call: Callable[..., Any], *args: Any, **options: Any) -> Any:

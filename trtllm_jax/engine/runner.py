@@ -140,8 +140,9 @@ class Runner:
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self.params, self._caches, self._state, packed
         )
-        every = np.arange(rows, dtype=np.int32)
-        logprobs = self._programs.logprobs(rows)(self.params, last, every, out) if plan.wants_logprobs else ()
+        logprobs = ()
+        if plan.wants_logprobs:
+            logprobs = self._programs.logprobs(rows)(self.params, last, np.arange(rows, dtype=np.int32), out)
         logits = self._of_rows(self._programs.logits, plan.with_logits, last)
         embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
         flight = InFlight(plan, out, logprobs, logits, embeddings)

@@ -57,10 +57,9 @@ class Reading:
         None where any text is an answer, or `guidance` knows by itself.
         """
         tokenizer = self._server.llm.tokenizer
-        if tokenizer is None:
+        if tokenizer is None or not (self._forced or (self._reasoning and wanted)):
             return None
-        added = tokenizer.hf.added_tokens_decoder
-        special = {token.content: number for number, token in added.items() if token.special}
+        special = {text: number for number, text in tokenizer.special_tokens.items()}
         reasoning = None if self._reasoning is None else self._reasoning.name
         if self._forced and self._calls is not None:
             return call_grammar(

@@ -144,8 +144,7 @@ class Making:
         positions = one.logprobs if whole else one.logprobs_diff
         found = for_chat(self._server.texts, tokens, positions, self._chat.top_logprobs or 0)["content"]
         return [
-            {**each, "bytes": each["bytes"] or [], "top_logprobs": [_with_bytes(top) for top in each["top_logprobs"]]}
-            for each in found
+            {**_with_bytes(each), "top_logprobs": [_with_bytes(top) for top in each["top_logprobs"]]} for each in found
         ]
 
     def _usage(self, output: RequestOutput) -> dict[str, Any]:

@@ -105,7 +105,9 @@ def main() -> None:
         if args.simulate:
             config.backend_defaults = engine.backend_defaults = lambda: config.BackendDefaults(ROWS, 8192, 1)
             arguments["kv_cache_config"] |= {"max_tokens": ROWS * 1024}
+        began = time.perf_counter()
         with LLM(**arguments) as llm:
+            tell(start_s=time.perf_counter() - began)
             if args.simulate:
                 llm._engine._runner = SimulatedRunner(args.simulate / 1e3)
             compare(llm, arguments, args)

@@ -45,7 +45,6 @@ class SimulatedFlight:
 
     def __init__(self, plan: StepPlan, ends: float, rng: np.random.Generator) -> None:
         self.plan = plan
-        self.masks = None
         self._ends = ends
         self._ids = rng.integers(0, IDS, (len(plan.requests), max(plan.steps, 1))).tolist()
 
@@ -55,11 +54,13 @@ class SimulatedFlight:
         ids = self._ids
         if self.plan.kind == "step":
             ids = [row if emits else [] for row, emits in zip(ids, self.plan.emits, strict=True)]
-        return Brought(ids, {}, {}, {})
+        return Brought(ids, {}, {}, {}, {})
 
 
 class SimulatedRunner:
     """A device whose steps run in order and take `seconds` each."""
+
+    edits_at_once = 0
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -67,7 +68,7 @@ class SimulatedRunner:
         self._rng = np.random.default_rng(0)
         self.params = None
 
-    def dispatch(self, plan: StepPlan, masks: None) -> SimulatedFlight:
+    def dispatch(self, plan: StepPlan, changes: object) -> SimulatedFlight:
         """Queue a step behind those before it."""
         self._free = max(self._free, time.perf_counter()) + self._seconds
         return SimulatedFlight(plan, self._free, self._rng)

@@ -105,8 +105,7 @@ class Intake:
         return self._guides.start(edits.constraint)
 
     def _rules(self, params: Sequence[SamplingParams]) -> list[_Rules]:
-        """What each one's sequences follow; equal constraints are compiled once."""
-        guides: dict[str, Guide] = {}
+        """What each one's sequences follow. Each prompt has a guide of its own: copies wait for each other's lexer."""
         rules = []
         for each in params:
             stops = set(each.stop_token_ids or ())
@@ -115,12 +114,7 @@ class Intake:
             if each.guided_decoding is not None:
                 stops |= self.facts.end_ids  # all that a complete text leaves
             edits = each.edits(frozenset(stops), self._bad_ids(each))
-            constraint = None if edits is None else edits.constraint
-            if constraint is not None and constraint not in guides:
-                started = self.guide(edits)
-                assert started is not None
-                guides[constraint] = started
-            rules.append(_Rules(frozenset(stops), edits, None if constraint is None else guides[constraint]))
+            rules.append(_Rules(frozenset(stops), edits, self.guide(edits)))
         return rules
 
     def _check(self, params: Any) -> None:

@@ -1,11 +1,13 @@
 """What changes a model's logits before a token is drawn, in numpy: penalties, bans, bias, and users' own functions.
 
-A sequence that asks for any of it is drawn on the host's side of the engine, where all its tokens are known.
+The engine has the device do most of it, by lists that equal `Edits.apply` (`engine.edit_list`). Users' functions run on
+the host, and so does the rest of what their sequences ask for.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,12 @@ Logits = npt.NDArray[np.float32]
 Processor = Callable[[int, Logits, list[list[int]], int | None, int | None], object]
 
 NEVER = np.float32(-np.inf)
+
+INVALID = "the changed logits hold NaN or +inf; check the logits processors, embedding_bias and the penalties"
+NOTHING_LEFT = (
+    "no token is left to draw: every logit is -inf; check the logits processors, embedding_bias, bad and bad_token_ids"
+)
+"""What is wrong where changed logits cannot be drawn from."""
 
 
 class LogitsProcessor(ABC):
@@ -83,17 +91,19 @@ class Edits:
     constraint: str | None = None
 
     @property
-    def only_constrains(self) -> bool:
-        """Whether nothing but the constraint changes anything."""
-        return (
-            not self.processors
-            and not self.batched
-            and self.bias is None
-            and self.repetition == 1.0
-            and self.presence == self.frequency == 0.0
-            and self.min_tokens == self.no_repeat_ngram == 0
-            and not self.bad
-        )
+    def penalises(self) -> bool:
+        """Whether it matters which tokens occurred."""
+        return self.repetition != 1.0 or self.presence != 0.0 or self.frequency != 0.0
+
+    @cached_property
+    def biased(self) -> npt.NDArray[np.int32]:
+        """The ids whose bias is not zero."""
+        return np.flatnonzero([] if self.bias is None else self.bias).astype(np.int32)
+
+    def most_entries(self, total: int) -> int:
+        """A bound on how many logits change after `total` tokens, once for each kind of change; users' own not."""
+        of_all = total * (self.penalises + (self.no_repeat_ngram > 0))
+        return of_all + self.biased.size + len(self.bad) + len(self.ends)
 
     def apply(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         """Change `logits` [vocab] in place, all but the users' functions: those are the caller's to call before.
@@ -104,11 +114,18 @@ class Edits:
         if self.bias is not None:
             logits += self.bias
         self._penalise(logits, prompt, generated)
-        tokens = [*prompt, *generated]
-        logits[_within(logits, self._bad_next(tokens))] = NEVER
-        if len(generated) < self.min_tokens:
-            _ban_unless_all(logits, self.ends)
-        _ban_unless_all(logits, self._repeating(tokens))
+        bad, ends, repeating = self.bans(prompt, generated)
+        logits[_within(logits, bad)] = NEVER
+        _ban_unless_all(logits, ends)
+        _ban_unless_all(logits, repeating)
+
+    def bans(
+        self, prompt: Sequence[int], generated: Sequence[int]
+    ) -> tuple[Collection[int], Collection[int], Collection[int]]:
+        """Ids that may not follow: bad ones, ends that come too early, and what would repeat an n-gram."""
+        bad = self._bad_next([*prompt, *generated]) if self.bad else ()
+        ends = self.ends if len(generated) < self.min_tokens else ()
+        return bad, ends, self._repeating([*prompt, *generated]) if self.no_repeat_ngram else ()
 
     def _penalise(self, logits: Logits, prompt: Sequence[int], generated: Sequence[int]) -> None:
         if self.repetition != 1.0:

@@ -33,6 +33,16 @@ def test_greedy_tokens_are_those_of_transformers(
         assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 40)
 
 
+def test_penalties_and_bans_are_those_of_transformers(
+    tiny_llama: Path, exact_matmuls: None, generate_by_transformers: Callable[..., list[int]]
+) -> None:
+    wishes = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
+    with LLM(tiny_llama, dtype="float32", kv_cache_config={"max_tokens": 2048}, **SIZES) as llm:
+        outputs = llm.generate(PROMPTS, SamplingParams(max_tokens=40, ignore_eos=True, **wishes))
+    for prompt, output in zip(PROMPTS, outputs, strict=True):
+        assert output.outputs[0].token_ids == generate_by_transformers(prompt, 40, **wishes)
+
+
 @pytest.mark.parametrize(("heads", "kv_heads", "head_dim"), [(4, 2, 64), (6, 2, 80), (8, 1, 128)])
 def test_heads_of_usual_sizes_give_the_tokens_of_transformers(
     tmp_path: Path, exact_matmuls: None, heads: int, kv_heads: int, head_dim: int

@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax import SamplingParams
-from trtllm_jax.engine.masking import follow, masks_of
+from trtllm_jax.engine.changes import changes_of, follow
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Request
 from trtllm_jax.guides import Guide, Guides, allowed_words
@@ -74,10 +74,9 @@ def test_a_guide_that_breaks_fails_its_own_sequence_only(guides: Guides) -> None
     ]
     none = np.zeros(0, np.int32)
     plan = StepPlan("step", tuple(requests), none, none, none, none, none, none, np.ones(3, bool), np.zeros(3, bool), 1)
-    masks = masks_of(plan, 258)
-    assert masks is not None
-    assert list(masks.failures) == [1]
-    assert [len(ids) for ids in ids_of(masks.words)] == [3, 288, 10]
-    tokens = [[ids_of(masks.words)[0][0]], [0], [200]]
-    failures = follow(plan, tokens, masks.failures)
+    (changes,) = changes_of(plan, 258, 1 << 14)
+    assert list(changes.failures) == [1]
+    assert [len(ids) for ids in ids_of(changes.allowed)] == [3, 288, 10]
+    tokens = [[ids_of(changes.allowed)[0][0]], [0], [200]]
+    failures = follow(plan, tokens, changes.failures)
     assert (sorted(failures), str(failures[1])) == ([1, 2], "poisoned")

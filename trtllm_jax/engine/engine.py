@@ -16,11 +16,12 @@ from jax.sharding import Mesh
 import sharding
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.changes import changes_of, follow
 from trtllm_jax.engine.config import EngineConfig, backend_defaults
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
 from trtllm_jax.engine.host_sampling import draw_on_host
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
-from trtllm_jax.engine.masking import follow, masks_of
+from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
@@ -240,7 +241,7 @@ class Engine:
             plan = self._scheduler.schedule()
             if plan is None and flight is None and self._scheduler.has_work:
                 raise RuntimeError("no sequence can run, and none is running: a fault of the scheduler")
-            following = self._runner.dispatch(plan, masks_of(plan, self._vocab)) if plan else None
+            following = self._dispatch(plan) if plan else None
             if flight:
                 self._commit(flight)
             flight = following
@@ -259,10 +260,12 @@ class Engine:
                 return
             command()
 
+    def _dispatch(self, plan: StepPlan) -> InFlight:
+        return self._runner.dispatch(plan, changes_of(plan, self._vocab, self._runner.edits_at_once))
+
     def _commit(self, flight: InFlight) -> None:
         started = time.perf_counter()
-        plan, (tokens, logprobs, logits, embeddings) = flight.plan, flight.brought()
-        failures = dict(flight.masks.failures) if flight.masks else {}
+        plan, (tokens, logprobs, logits, embeddings, failures) = flight.plan, flight.brought()
         if plan.drawn_on_host:
             drawn = draw_on_host(plan, logits, self._runner.draw, self._batched_processor)
             failures |= drawn.failures

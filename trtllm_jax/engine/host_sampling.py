@@ -1,14 +1,13 @@
-"""Drawing for sequences whose logits change on the host: users' functions, penalties, bans, then the device's draw."""
+"""Drawing for sequences whose logits the host must see: users' functions, penalties, bans, then the device's draw."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
-from trtllm_jax.logits_processing import top_logprobs
+from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT, top_logprobs
 
 Draw = Callable[[Logits, Sequence[Request]], list[int]]
 """One token for each row of logits [n, vocab], by the wishes of its sequence."""
@@ -51,8 +50,8 @@ def draw_on_host(
     alive = [row for row in rows if row not in drawn.failures]
     if not alive:
         return drawn
-    wishes = [_with_nucleus_of_now(plan.requests[row]) for row in alive]
-    drawn.tokens = dict(zip(alive, draw(np.stack([changed[row] for row in alive]), wishes), strict=True))
+    tokens = draw(np.stack([changed[row] for row in alive]), [plan.requests[row] for row in alive])
+    drawn.tokens = dict(zip(alive, tokens, strict=True))
     for row, token in drawn.tokens.items():
         count = plan.requests[row].num_logprobs
         if count is not None:
@@ -84,20 +83,6 @@ def _tokens(request: Request) -> list[list[int]]:
 
 def _check(logits: Logits) -> None:
     if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise ValueError(
-            "the changed logits hold NaN or +inf; check the logits processors, embedding_bias and the penalties"
-        )
+        raise ValueError(INVALID)
     if not np.isfinite(logits).any():
-        raise ValueError(
-            "no token is left to draw: every logit is -inf; check the logits processors, embedding_bias, bad and "
-            "bad_token_ids"
-        )
-
-
-def _with_nucleus_of_now(request: Request) -> Any:
-    """The sequence, for a draw with the top-p that it has come to."""
-    decay = request.sampling.decay
-    if decay is None:
-        return request
-    top_p = decay.top_p(request.sampling.top_p, request.generated)
-    return replace(request, sampling=replace(request.sampling, top_p=top_p))
+        raise ValueError(NOTHING_LEFT)

@@ -58,14 +58,14 @@ class StepPlan:
         return any(request.num_logprobs is not None and not request.host_bound for request in self.requests)
 
     @cached_property
-    def masked(self) -> list[int]:
-        """The rows that the device draws for among the tokens that the host allows."""
-        return [row for row in self._emitting if self.requests[row].masked]
+    def edited(self) -> list[int]:
+        """The rows that the device draws for after it has changed their logits as the host says."""
+        return [row for row in self._host_bound if not self.requests[row].host_drawn]
 
     @cached_property
     def drawn_on_host(self) -> list[int]:
         """The rows whose token the host draws."""
-        return [row for row in self._emitting if self.requests[row].host_bound and not self.requests[row].masked]
+        return [row for row in self._host_bound if self.requests[row].host_drawn]
 
     @cached_property
     def with_logits(self) -> list[int]:
@@ -76,6 +76,10 @@ class StepPlan:
     def with_embeddings(self) -> list[int]:
         """The rows that end a prompt whose embedding is asked for."""
         return [row for row in self._emitting if self.requests[row].keep_embedding]
+
+    @cached_property
+    def _host_bound(self) -> list[int]:
+        return [row for row in self._emitting if self.requests[row].host_bound]
 
     @cached_property
     def _emitting(self) -> list[int]:

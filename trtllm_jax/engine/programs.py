@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec as P
 import sharding
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.config import decode_buckets, token_buckets
+from trtllm_jax.engine.edit_list import A_ROW, room_for
 from trtllm_jax.engine.kv_cache import CACHE_AXES
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.request import MAX_LOGPROBS
@@ -102,9 +103,19 @@ class Programs:
         """The embeddings of what ends with some rows of a ragged step."""
         return self._programs["embeddings", size]
 
-    def masked(self, size: int) -> tuple[Layout, Compiled]:
-        """The draw from allowed ids for some rows of a ragged step, and what the host packs for it."""
-        return self._masked_layout(size), self._programs["masked", size]
+    def edited(self, size: int) -> tuple[Layout, Compiled]:
+        """The draw from changed logits for some rows of a ragged step, and what the host packs for it."""
+        return self._edited_layout(size), self._programs["edited", size]
+
+    def edited_size(self, rows: int, entries: int) -> int:
+        """Rows of the smallest such program for so many rows and entries, no more of these than `edits_at_once`."""
+        size = self.size_for(rows)
+        return size if entries <= room_for(size) else self.size_for(-(-entries // A_ROW))
+
+    @property
+    def edits_at_once(self) -> int:
+        """Entries that the largest such program takes."""
+        return room_for(self._limits.max_batch_size)
 
     def draw(self, size: int) -> Compiled:
         """The draw from logits that the host changed."""
@@ -143,7 +154,7 @@ class Programs:
             lowerings["logprobs", rows] = partial(self._lower_logprobs, rows)
             lowerings["logits", rows] = partial(self._lower_logits, rows)
             lowerings["embeddings", rows] = partial(self._lower_embeddings, rows)
-            lowerings["masked", rows] = partial(self._lower_masked, rows)
+            lowerings["edited", rows] = partial(self._lower_edited, rows)
             lowerings["draw", rows] = partial(self._lower_draw, rows)
         for rows in self.row_buckets:
             for greedy in (True, False):
@@ -185,12 +196,12 @@ class Programs:
     def _lower_embeddings(self, rows: int) -> jax.stages.Lowered:
         return self._lower_head(partial(steps.last_embeddings, self._model), (rows,))
 
-    def _masked_layout(self, rows: int) -> Layout:
-        return steps.masked_layout(rows, self._model.config.vocab)
+    def _edited_layout(self, rows: int) -> Layout:
+        return steps.edited_layout(rows, self._model.config.vocab)
 
-    def _lower_masked(self, rows: int) -> jax.stages.Lowered:
-        layout = self._masked_layout(rows)
-        return self._lower_head(partial(steps.masked_draw, self._model, layout), (layout.size,))
+    def _lower_edited(self, rows: int) -> jax.stages.Lowered:
+        layout = self._edited_layout(rows)
+        return self._lower_head(partial(steps.edited_draw, self._model, layout), (layout.size,))
 
     def _lower_head(self, function: Compiled, *shapes: tuple[int, ...]) -> jax.stages.Lowered:
         """A function of (params, last rows of a ragged step, int32 of these shapes ...)."""

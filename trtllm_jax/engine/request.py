@@ -12,12 +12,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_jax.engine.occurrences import Occurrences
 from trtllm_jax.guides import Guide
 from trtllm_jax.logits_processing import Edits
 from trtllm_jax.sampling_params import Sampling
 
 Logits = npt.NDArray[np.float32]
 Embedding = npt.NDArray[np.float32]
+
+MOST_EDITS = 1 << 14
+"""Logits that the device changes for one sequence's next token at most."""
 
 MAX_LOGPROBS = 20
 """Most alternatives a position that log-probabilities are computed for."""
@@ -112,6 +116,8 @@ class Request:
     id: int = 0
 
     generated: list[int] = field(default_factory=list)
+    occurrences: Occurrences = field(default_factory=Occurrences)
+    """Of its tokens, as far as its penalties asked."""
     slot: int | None = None
     """Row of the device's state while the sequence is scheduled; None while it waits."""
     pages: list[int] = field(default_factory=list)
@@ -145,15 +151,20 @@ class Request:
         return self.edits is not None or self.keep_logits or self.sampling.decay is not None
 
     @property
-    def masked(self) -> bool:
-        """Whether its constraint is all that changes its logits: the device then draws among the tokens it allows."""
-        return (
-            self.guide is not None
-            and self.edits is not None
-            and self.edits.only_constrains
-            and not self.keep_logits
-            and self.sampling.decay is None
+    def host_drawn(self) -> bool:
+        """Whether the host must see its next logits: users' functions change them, they are kept, or many change."""
+        if self.keep_logits:
+            return True
+        edits = self.edits
+        return edits is not None and (
+            edits.batched or bool(edits.processors) or edits.most_entries(self.total) > MOST_EDITS
         )
+
+    @property
+    def top_p(self) -> float:
+        """The nucleus that its next token is drawn from, as far as its tokens are known."""
+        start, decay = self.sampling.top_p, self.sampling.decay
+        return start if decay is None else decay.top_p(start, self.generated)
 
     @property
     def reports_context(self) -> bool:

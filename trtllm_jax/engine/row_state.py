@@ -123,7 +123,7 @@ def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
         "stop_ids": np.array([_device_stops(request.stop_ids) for request in requests], np.int32),
         "temperature": np.array([0.0 if rule.greedy else rule.temperature for rule in rules], np.float32),
         "top_k": np.array([min(rule.top_k, _LARGEST) for rule in rules], np.int32),
-        "top_p": np.array([rule.top_p for rule in rules], np.float32),
+        "top_p": np.array([request.top_p for request in requests], np.float32),
         "min_p": np.array([rule.min_p for rule in rules], np.float32),
         "seed": np.stack([seed >> 32, seed & 0xFFFFFFFF], axis=1).astype(np.uint32),
     }

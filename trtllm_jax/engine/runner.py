@@ -1,7 +1,7 @@
 """The device's side of the engine: owns weights, caches and row state, and turns plans into dispatched programs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import jax
@@ -11,13 +11,15 @@ from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import PADDING_PAGE
-from trtllm_jax.engine.masking import Masks
+from trtllm_jax.engine.changes import Changes
+from trtllm_jax.engine.edit_list import edit_arrays
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
-from trtllm_jax.engine.steps import draw_layout
+from trtllm_jax.engine.steps import Outcome, draw_layout
+from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT
 
 
 class Brought(NamedTuple):
@@ -28,39 +30,51 @@ class Brought(NamedTuple):
         logprobs: of each gained token of the rows that ask for them and that the device drew for.
         logits: [vocab], of `StepPlan.with_logits`.
         embeddings: [embed], of `StepPlan.with_embeddings`.
+        failures: of rows whose changed logits cannot be drawn from, or whose constraint cannot be followed.
     """
 
     tokens: list[list[int]]
     logprobs: dict[int, list[TokenLogprobs]]
     logits: dict[int, Logits]
     embeddings: dict[int, Embedding]
+    failures: dict[int, Exception]
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """What was drawn for rows that were changed on the device, in their order: outcomes and tokens [n, 2]."""
+
+    changes: Changes
+    out: jax.Array
+    logprobs: tuple[jax.Array, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """A dispatched plan, the masks it was dispatched with, and the arrays that will hold what it brought."""
+    """A dispatched plan, and the arrays that will hold what it brought."""
 
     plan: StepPlan
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
     logits: jax.Array | None = None
     embeddings: jax.Array | None = None
-    masks: Masks | None = None
-    masked: jax.Array | None = None
-    masked_logprobs: tuple[jax.Array, ...] = ()
+    drawn: tuple[Drawn, ...] = ()
 
     def brought(self) -> Brought:
         """What came of it; waits for the device."""
         plan = self.plan
         tokens = [row[1 : 1 + row[0]] for row in np.asarray(self.out)[: len(plan.requests)].tolist()]
-        if self.masked is not None:
-            for row, (_, token) in zip(plan.masked, np.asarray(self.masked).tolist(), strict=False):
-                tokens[row] = [token]
         logprobs = _token_logprobs(plan, range(len(plan.requests)), tokens, self.logprobs)
-        logprobs |= _token_logprobs(plan, plan.masked, tokens, self.masked_logprobs)
-        return Brought(
-            tokens, logprobs, _by_row(plan.with_logits, self.logits), _by_row(plan.with_embeddings, self.embeddings)
-        )
+        failures: dict[int, Exception] = {}
+        for drawn in self.drawn:
+            failures |= drawn.changes.failures
+            for row, (outcome, token) in zip(drawn.changes.rows, np.asarray(drawn.out).tolist(), strict=False):
+                tokens[row] = [token]
+                if outcome != Outcome.DRAWN:
+                    failures.setdefault(row, ValueError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT))
+            logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, drawn.logprobs)
+        logits = _by_row(plan.with_logits, self.logits)
+        return Brought(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)
 
 
 def _by_row(rows: Sequence[int], values: jax.Array | None) -> dict[int, Any]:
@@ -105,13 +119,18 @@ class Runner:
         make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, P()))
         self._state: RowState = make(slots, pages)
 
-    def dispatch(self, plan: StepPlan, masks: Masks | None = None) -> InFlight:
-        """Start a plan, with the masks of its masked rows; its results are on their way to the host when it is done."""
+    @property
+    def edits_at_once(self) -> int:
+        """Entries that one `Changes` may hold."""
+        return self._programs.edits_at_once
+
+    def dispatch(self, plan: StepPlan, changes: Sequence[Changes] = ()) -> InFlight:
+        """Start a plan, with what changes its edited rows; what it brings is on its way to the host when it is done."""
         if plan.copies:
             self._copy(plan.copies)
-        flight = self._ragged(plan, masks) if plan.kind == "step" else self._decode(plan)
-        arrays = (flight.out, flight.logprobs, flight.logits, flight.embeddings, flight.masked, flight.masked_logprobs)
-        for array in jax.tree.leaves(arrays):
+        flight = self._ragged(plan, changes) if plan.kind == "step" else self._decode(plan)
+        drawn = [(one.out, one.logprobs) for one in flight.drawn]
+        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits, flight.embeddings, drawn)):
             array.copy_to_host_async()
         return flight
 
@@ -133,7 +152,7 @@ class Runner:
             array.delete()
         self.params = None
 
-    def _ragged(self, plan: StepPlan, masks: Masks | None) -> InFlight:
+    def _ragged(self, plan: StepPlan, changes: Sequence[Changes]) -> InFlight:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
@@ -145,8 +164,8 @@ class Runner:
             logprobs = self._programs.logprobs(rows)(self.params, last, np.arange(rows, dtype=np.int32), out)
         logits = self._of_rows(self._programs.logits, plan.with_logits, last)
         embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
-        flight = InFlight(plan, out, logprobs, logits, embeddings)
-        return flight if masks is None else self._masked(flight, masks, last)
+        drawn = tuple(self._draw_edited(plan, some, last) for some in changes)
+        return InFlight(plan, out, logprobs, logits, embeddings, drawn)
 
     def _of_rows(
         self, program_of: Callable[[int], Callable[..., Any]], rows: Sequence[int], last: jax.Array
@@ -154,28 +173,30 @@ class Runner:
         """What a program makes of some rows of a step; None for none."""
         if not rows:
             return None
-        padded = self._padded(rows)
-        found: jax.Array = program_of(len(padded))(self.params, last, padded)
+        size = self._programs.size_for(len(rows))
+        found: jax.Array = program_of(size)(self.params, last, _padded_rows(rows, size))
         return found
 
-    def _padded(self, rows: Sequence[int]) -> np.ndarray:
-        """As many rows as a program takes, the first one in place of those that are missing."""
-        padded = np.full(self._programs.size_for(len(rows)), rows[0], np.int32)
-        padded[: len(rows)] = rows
-        return padded
-
-    def _masked(self, flight: InFlight, masks: Masks, last: jax.Array) -> InFlight:
-        """The masked rows' tokens in place of those that the step drew."""
-        rows = self._padded(flight.plan.masked)
-        requests = [flight.plan.requests[row] for row in flight.plan.masked]
-        layout, program = self._programs.masked(len(rows))
-        position = np.array([request.total for request in requests], np.int32)
-        packed = layout.pack(row=rows, allowed=masks.words, position=position, **wish_arrays(requests))
+    def _draw_edited(self, plan: StepPlan, changes: Changes, last: jax.Array) -> Drawn:
+        """Tokens for the changed rows in place of those that the step drew."""
+        requests = [plan.requests[row] for row in changes.rows]
+        entries = sum(one.ids.size for one in changes.edits)
+        size = self._programs.edited_size(len(requests), entries)
+        layout, program = self._programs.edited(size)
+        rows = _padded_rows(changes.rows, size)
+        packed = layout.pack(
+            row=rows,
+            allowed=changes.allowed,
+            guided=np.array([request.guide is not None for request in requests]),
+            position=np.array([request.total for request in requests], np.int32),
+            **edit_arrays(requests, changes.edits),
+            **wish_arrays(requests),
+        )
         drawn = program(self.params, last, packed)
         logprobs = ()
         if any(request.num_logprobs is not None for request in requests):
-            logprobs = self._programs.logprobs(len(rows))(self.params, last, rows, drawn)
-        return replace(flight, masks=masks, masked=drawn, masked_logprobs=logprobs)
+            logprobs = self._programs.logprobs(size)(self.params, last, rows, drawn)
+        return Drawn(changes, drawn, logprobs)
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
         """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""
@@ -229,6 +250,13 @@ def pack_decode(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
         slots=_padded_slots(plan.slots, rows, padding_slot),
         newest_pages=plan.newest_pages,
     )
+
+
+def _padded_rows(rows: Sequence[int], size: int) -> np.ndarray:
+    """As many rows as a program takes, the first one in place of those that are missing."""
+    padded = np.full(size, rows[0], np.int32)
+    padded[: len(rows)] = rows
+    return padded
 
 
 def _padded_slots(slots: np.ndarray, rows: int, padding_slot: int) -> np.ndarray:

@@ -4,6 +4,7 @@ Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device
 """
 
 from dataclasses import dataclass, replace
+from enum import IntEnum
 from types import ModuleType
 from typing import Any
 
@@ -17,6 +18,7 @@ from trtllm_jax import layers
 from trtllm_jax.batch import Batch
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
+from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
 from trtllm_jax.guides import mask_words
@@ -181,26 +183,45 @@ def last_embeddings(model: Model, params: Any, last: jax.Array, rows: jax.Array)
     return model.embeddings(params, last[rows])
 
 
-def masked_layout(rows: int, vocab: int) -> Layout:
-    """What the host sends with a draw from some ids only; bit i of word j is id 32 j + i."""
+def edited_layout(rows: int, vocab: int) -> Layout:
+    """What the host sends with a draw from logits that the device changes; names as in `Changes`."""
     return Layout(
         (
             Field("row", (rows,)),
             Field("allowed", (rows, mask_words(vocab))),
+            Field("guided", (rows,), np.bool_),
             Field("position", (rows,)),
+            *edit_fields(rows),
             *wish_fields(rows),
         )
     )
 
 
-def masked_draw(model: Model, layout: Layout, params: Any, last: jax.Array, packed: jax.Array) -> jax.Array:
-    """A token for some rows of a ragged step, among the allowed ids: int32 [r, 2] as that step gives it."""
+def edited_draw(model: Model, layout: Layout, params: Any, last: jax.Array, packed: jax.Array) -> jax.Array:
+    """A token for some rows of a ragged step from their changed logits: int32 [r, 2], an `Outcome` and the token.
+
+    A constraint comes last, and wins where the edits have left nothing that it allows.
+    """
     plan = layout.unpack(packed)
     logits = model.logits(params, last[plan["row"]]).astype(jnp.float32)
+    changed = edited(logits, plan)
     bits = (plan["allowed"][:, :, None] >> jnp.arange(32)) & 1
     allowed = bits.reshape(bits.shape[0], -1)[:, : logits.shape[1]] != 0
-    drawn = sampler.sample(jnp.where(allowed, logits, -jnp.inf), _wishes(plan), plan["position"])
-    return jnp.stack([jnp.ones_like(drawn), drawn], axis=1)
+    overruled = plan["guided"] & ~(allowed & (changed > -jnp.inf)).any(-1)
+    final = jnp.where(allowed, jnp.where(overruled[:, None], logits, changed), -jnp.inf)
+    highest = final.max(-1)  # NaN where there is one
+    outcome = jnp.where(highest == -jnp.inf, Outcome.NOTHING_LEFT, Outcome.DRAWN)
+    outcome = jnp.where(highest < jnp.inf, outcome, Outcome.INVALID)
+    drawn = sampler.sample(final, _wishes(plan), plan["position"])
+    return jnp.stack([outcome.astype(jnp.int32), drawn], axis=1)
+
+
+class Outcome(IntEnum):
+    """What came of a draw from changed logits."""
+
+    INVALID = -1
+    NOTHING_LEFT = 0
+    DRAWN = 1
 
 
 def draw_layout(rows: int) -> Layout:

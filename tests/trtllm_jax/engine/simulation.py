@@ -296,10 +296,10 @@ class Simulation:
         # Only now, so that a plan which changes after it was handed out is noticed.
         tokens = self.device.execute(plan, self.weights_of[id(plan)])
         logits = {row: self.device.logits[row] for row in plan.with_logits}
-        for row in plan.drawn_on_host:
+        for row in (*plan.edited, *plan.drawn_on_host):
             request = plan.requests[row]
             running = request.finished is None
-            tokens[row] = [draw_token(request, request.total, logits[row].item())] if running else []
+            tokens[row] = [draw_token(request, request.total, self.device.logits[row].item())] if running else []
         logprobs = {
             row: [TokenLogprobs(token, -0.5, 1, ()) for token in tokens[row]]
             for row, request in enumerate(plan.requests)
@@ -310,10 +310,10 @@ class Simulation:
         self._check_pool()
 
     def _failures(self, plan: StepPlan) -> dict[int, Exception]:
-        """What users' functions raise: that of a sequence in `failing` after so many tokens."""
+        """What its changes bring about: the end of a sequence in `failing` after so many tokens."""
         return {
             row: ArithmeticError()
-            for row in plan.drawn_on_host
+            for row in (*plan.edited, *plan.drawn_on_host)
             if self.failing.get(plan.requests[row]) == len(plan.requests[row].generated)
         }
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -44,19 +45,22 @@ def _forget_traces() -> None:
     jax.clear_caches()
 
 
-def lowered(step: object, layout: steps.Layout, model: Model) -> str:
+def lowered(step: Any, layout: steps.Layout, model: Model) -> str:
+    caches = (jax.ShapeDtypeStruct(cache_shape(600, 8, 32, 128), jnp.bfloat16),) * 2
+    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
+    return lowered_with(jax.jit(step, donate_argnums=(1, 2)), layout, model, caches, state)
+
+
+def lowered_with(step: Any, layout: steps.Layout, model: Model, *others: object) -> str:
+    """A compiled function of the weights, of others, and of what is packed."""
     sizes = model.config.sizes
     where = {"sizes": sizes, "padded": sizes, "mesh": make_mesh(1), "spec_of": spec_of, "dtype": jnp.bfloat16}
     params = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), param_shapes(llama.table(model.config), **where)
     )
-    caches = (jax.ShapeDtypeStruct(cache_shape(600, 8, 32, 128), jnp.bfloat16),) * 2
-    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = jax.jit(step, donate_argnums=(1, 2)).trace(  # type: ignore[call-overload]
-            params, caches, state, jax.ShapeDtypeStruct((layout.size,), np.int32)
-        )
+        traced = step.trace(params, *others, jax.ShapeDtypeStruct((layout.size,), np.int32))
         text: str = traced.lower(lowering_platforms=("cuda",)).as_text()
     return text
 
@@ -83,5 +87,15 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
     text = lowered(partial(steps.ragged_step, model, layout), layout, model)
     assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
     assert ("ragged_attention" in text) == (tokens < 1024)
+    assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
+    assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize("rows", [16, 256])
+def test_edited_draws(pretended_gpu: None, model: Model, rows: int) -> None:
+    layout = steps.edited_layout(rows, model.config.vocab)
+    last = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16)
+    text = lowered_with(jax.jit(partial(steps.edited_draw, model, layout)), layout, model, last)
+    assert "stablehlo.scatter" in text
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
     assert "stablehlo.while" not in text

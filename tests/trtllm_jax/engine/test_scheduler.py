@@ -80,7 +80,7 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         salt=draw(st.sampled_from([b"", b"", b"s"])),
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
-        edits=draw(st.sampled_from([None, None, Edits()])),
+        edits=draw(st.sampled_from([None, None, Edits(), Edits(batched=True)])),
         keep_logits=draw(st.sampled_from([False, False, True])),
         keep_context=draw(st.sampled_from([False, False, True])),
     )

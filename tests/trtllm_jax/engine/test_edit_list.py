@@ -1,0 +1,128 @@
+"""What the device changes in logits, against `Edits.apply`, whose own tests compare it with transformers."""
+
+from collections import Counter
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from trtllm_jax.engine.changes import changes_of
+from trtllm_jax.engine.edit_list import A_ROW, NONE, Kind, edit_arrays, edit_fields, edit_list, edited, room_for
+from trtllm_jax.engine.occurrences import Occurrences
+from trtllm_jax.engine.packing import Layout
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import MOST_EDITS, Request
+from trtllm_jax.logits_processing import Edits
+from trtllm_jax.sampling_params import SamplingParams
+
+VOCAB, ROWS = 12, 4
+LAYOUT = Layout(edit_fields(ROWS))
+on_device = jax.jit(lambda logits, packed: edited(logits, LAYOUT.unpack(packed)))
+
+ids = st.integers(0, VOCAB - 1)
+texts = st.lists(ids, max_size=14)
+bias = st.lists(st.sampled_from([0.0, 0.0, 1.5, -2.0, -np.inf]), min_size=VOCAB, max_size=VOCAB)
+some_edits = st.builds(
+    Edits,
+    bias=st.none() | bias.map(partial(np.array, dtype=np.float32)),
+    repetition=st.sampled_from([1.0, 1.3, 0.5]),
+    presence=st.sampled_from([0.0, 0.7, -0.5]),
+    frequency=st.sampled_from([0.0, 0.25]),
+    ignored_prompt=st.integers(0, 16),
+    min_tokens=st.integers(0, 6),
+    ends=st.frozensets(st.integers(-1, 1 << 40) | ids, max_size=VOCAB),
+    no_repeat_ngram=st.integers(0, 3),
+    bad=st.lists(st.lists(ids | st.just(VOCAB + 3), min_size=1, max_size=3).map(tuple), max_size=12).map(tuple),
+)
+
+
+def request_of(prompt: list[int], generated: list[int], edits: Edits | None) -> Request:
+    request = Request(prompt, 100, SamplingParams().resolved(), edits=edits)
+    request.generated += generated
+    return request
+
+
+@given(st.lists(st.tuples(texts.filter(bool), texts, st.none() | some_edits), min_size=1, max_size=ROWS))
+@settings(max_examples=150, deadline=None)
+def test_a_list_does_what_the_host_would_do(rows: list[tuple[list[int], list[int], Edits | None]]) -> None:
+    logits = np.random.default_rng(len(rows)).normal(size=(ROWS, VOCAB)).astype(np.float32)
+    requests = [request_of(*row) for row in rows]
+    packed = LAYOUT.pack(**edit_arrays(requests, [edit_list(request) for request in requests]))
+    expected = logits.copy()
+    for place, (prompt, generated, edits) in enumerate(rows):
+        if edits is not None:
+            in_range = frozenset(token for token in edits.ends if token >= 0)
+            Edits(**{**vars_of(edits), "ends": in_range}).apply(expected[place], prompt, generated)
+    np.testing.assert_allclose(on_device(logits, packed), expected, rtol=1e-6, atol=1e-6)
+
+
+def vars_of(edits: Edits) -> dict[str, object]:
+    return {name: getattr(edits, name) for name in Edits.__dataclass_fields__}
+
+
+@given(prompt=texts.filter(bool), pieces=st.lists(texts, max_size=5), ignored=st.integers(0, 16))
+def test_occurrences_are_counted_as_they_come(prompt: list[int], pieces: list[list[int]], ignored: int) -> None:
+    occurrences = Occurrences()
+    generated: list[int] = []
+    for piece in [[], *pieces]:
+        generated += piece
+        found = occurrences.of(prompt, generated, ignored)
+        assert set(found.ids.tolist()) == {*prompt, *generated}
+        counted = {token: count for token, count in zip(*map(np.ndarray.tolist, found), strict=True) if count}
+        assert counted == Counter([*prompt[ignored:], *generated])
+
+
+def test_many_new_ids_make_room() -> None:
+    generated = list(range(1000))
+    found = Occurrences().of([5], generated, 0)
+    assert found.ids.size == 1000
+    assert found.counts.tolist() == [2.0 if token == 5 else 1.0 for token in found.ids.tolist()]
+
+
+def step_of(requests: list[Request]) -> StepPlan:
+    none = np.zeros(0, np.int32)
+    emits = np.ones(len(requests), bool)
+    return StepPlan("step", tuple(requests), none, none, none, none, none, none, emits, ~emits, 1)
+
+
+def test_lists_that_do_not_fit_one_program_go_to_several() -> None:
+    sizes = [MOST_EDITS // 2 - 10, MOST_EDITS // 2, 20, 3 * MOST_EDITS // 4, MOST_EDITS // 4, 1]
+    requests = [request_of(list(range(size)), [], Edits(repetition=2.0)) for size in sizes]
+    groups = changes_of(step_of(requests), 1 << 15, MOST_EDITS)
+    assert [list(group.rows) for group in groups] == [[0, 1], [2, 3], [4, 5]]
+    assert [sum(one.ids.size for one in group.edits) for group in groups] == [
+        MOST_EDITS - 10, 20 + 3 * MOST_EDITS // 4, MOST_EDITS // 4 + 1,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("edits", "drawn_on_host"),
+    [
+        (Edits(repetition=1.1), True),
+        (Edits(no_repeat_ngram=2), True),
+        (Edits(bias=np.ones(MOST_EDITS + 1, np.float32)), True),
+        (Edits(processors=(lambda *_: None,)), True),
+        (Edits(batched=True), True),
+        (Edits(min_tokens=3, ends=frozenset({1})), False),
+        (Edits(bias=np.eye(1, MOST_EDITS + 1, dtype=np.float32)[0]), False),
+    ],
+)
+def test_who_draws(edits: Edits, drawn_on_host: bool) -> None:
+    plan = step_of([request_of([1] * (MOST_EDITS + 1), [], edits)])
+    assert (plan.drawn_on_host, plan.edited) == (([0], []) if drawn_on_host else ([], [0]))
+
+
+def test_a_program_has_room_for_one_sequence_and_for_many() -> None:
+    assert [room_for(rows) for rows in (1, 16, 64, 256)] == [MOST_EDITS, MOST_EDITS, MOST_EDITS, 256 * A_ROW]
+    assert edit_list(request_of([1], [], None)) == NONE
+    assert Kind.NOTHING == 0, "what is padded with zeros does nothing"
+
+
+def test_padding_changes_nothing_where_a_logit_is_infinite() -> None:
+    logits = jnp.full((ROWS, VOCAB), -jnp.inf)
+    packed = LAYOUT.pack(**edit_arrays([], [NONE]))
+    np.testing.assert_array_equal(on_device(logits, packed), logits)

@@ -1,0 +1,89 @@
+"""What the device is told to change in the logits of some rows of a step before it draws for them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from trtllm_jax.engine.edit_list import EditList, edit_list
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.guides import Guide, allowed_words, mask_words
+
+
+@dataclass(frozen=True, eq=False)
+class Changes:
+    """Of rows that one program takes at once.
+
+    Attributes:
+        rows: of the plan, n.
+        edits: of each of them.
+        allowed: int32 words [n, w] in which bit i of word j is id 32 j + i; all ones without a constraint.
+        failures: by row of the plan, what went wrong with its constraint.
+    """
+
+    rows: Sequence[int]
+    edits: Sequence[EditList]
+    allowed: npt.NDArray[np.int32]
+    failures: Mapping[int, Exception]
+
+
+def changes_of(plan: StepPlan, vocab: int, room: int) -> tuple[Changes, ...]:
+    """Those of a plan whose changed sequences' newest tokens are known, no more than `room` entries in each."""
+    lists = {row: edit_list(plan.requests[row]) for row in plan.edited}
+    return tuple(_changes(plan, rows, [lists[row] for row in rows], vocab) for rows in _grouped(lists, room))
+
+
+def _grouped(lists: Mapping[int, EditList], room: int) -> Iterator[list[int]]:
+    group: list[int] = []
+    taken = 0
+    for row, entries in lists.items():
+        if group and taken + entries.ids.size > room:
+            yield group
+            group, taken = [], 0
+        group.append(row)
+        taken += entries.ids.size
+    if group:
+        yield group
+
+
+def _changes(plan: StepPlan, rows: Sequence[int], edits: Sequence[EditList], vocab: int) -> Changes:
+    guides = {index: guide for index, row in enumerate(rows) if (guide := plan.requests[row].guide) is not None}
+    allowed = np.full((len(rows), mask_words(vocab)), -1, np.int32)
+    failures: dict[int, Exception] = {}
+    if guides:
+        try:
+            words, failures = allowed_words(list(guides.values()), vocab)
+        except Exception:
+            words, failures = _one_by_one(list(guides.values()), vocab)
+        allowed[list(guides)] = words
+    guided = [rows[index] for index in guides]
+    return Changes(rows, edits, allowed, {guided[index]: failure for index, failure in failures.items()})
+
+
+def _one_by_one(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int32], dict[int, Exception]]:
+    """As `allowed_words`, where one guide breaks what is done for all: it fails its own sequence only."""
+    words = np.full((len(guides), mask_words(vocab)), -1, np.int32)
+    failures: dict[int, Exception] = {}
+    for index, guide in enumerate(guides):
+        try:
+            words[index : index + 1], found = allowed_words([guide], vocab)
+        except Exception as failure:
+            found = {0: failure}
+        if found:
+            failures[index] = found[0]
+    return words, failures
+
+
+def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[int, Exception]) -> dict[int, Exception]:
+    """Tell the guides of a plan what their rows drew; by row, the failures so far and those that this finds."""
+    found = dict(failures)
+    for row in (*plan.edited, *plan.drawn_on_host):
+        request = plan.requests[row]
+        if request.guide is None or request.finished is not None or row in found:
+            continue
+        try:
+            request.guide.accept(tokens[row][0])
+        except Exception as failure:
+            found[row] = failure
+    return found

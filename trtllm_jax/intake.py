@@ -31,6 +31,7 @@ class EngineFacts:
         max_input_len: tokens of a prompt, None for no bound of its own.
         stream_interval: steps between two updates of a stream.
         batched_processor: whether the engine has a `BatchedLogitsProcessor`.
+        model_type: as config.json names the architecture; "" where nothing does.
     """
 
     vocab: int
@@ -40,6 +41,7 @@ class EngineFacts:
     max_input_len: int | None
     stream_interval: int
     batched_processor: bool
+    model_type: str
 
 
 class _Rules(NamedTuple):

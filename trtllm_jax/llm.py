@@ -64,6 +64,7 @@ class LLM(BaseLLM):
             max_input_len=self._args.max_input_len,
             stream_interval=self._args.stream_interval,
             batched_processor=self._args.batched_logits_processor is not None,
+            model_type=loaded.model_type,
         )
         chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._connect(loaded.tokenizer, chat, facts, self._engine)

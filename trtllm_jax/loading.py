@@ -32,6 +32,7 @@ class LoadedModel:
         mesh: the devices.
         tokenizer: None if none was wanted.
         end_ids: every id that ends a sequence, by the generation config and the tokenizer.
+        model_type: the configuration's name of the architecture; "" where it has none.
     """
 
     model: Model
@@ -39,6 +40,7 @@ class LoadedModel:
     mesh: Mesh
     tokenizer: Tokenizer | None
     end_ids: frozenset[int]
+    model_type: str
 
 
 def load(args: LlmArgs) -> LoadedModel:
@@ -54,6 +56,7 @@ def load(args: LlmArgs) -> LoadedModel:
         mesh=mesh,
         tokenizer=tokenizer,
         end_ids=stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ()),
+        model_type=str(checkpoint.config.get("model_type") or ""),
     )
 
 

@@ -1,5 +1,6 @@
 """What a server is told besides its engine's arguments."""
 
+import ssl
 from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
@@ -57,7 +58,31 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             missing = "ssl_certfile" if self.ssl_keyfile else "ssl_keyfile"
             raise ValueError(f"TLS needs a key and its certificate: trtllm-serve.{missing} is missing")
+        if self.ssl_ca_certs and not self.ssl_certfile:
+            raise ValueError("trtllm-serve.ssl_ca_certs is for TLS: give ssl_keyfile and ssl_certfile, too")
+        if self.ssl_certfile:
+            self._check_files(self.ssl_certfile)
         return self
+
+    def _check_files(self, certificate: str) -> None:
+        """What a frontend would fail with, after the model was loaded."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        try:
+            # Without a password for an encrypted key, OpenSSL would ask for one on the terminal.
+            context.load_cert_chain(certificate, self.ssl_keyfile, password="")
+        except OSError as error:
+            raise ValueError(
+                f"trtllm-serve.ssl_certfile = {certificate!r} and ssl_keyfile = {self.ssl_keyfile!r} cannot be used "
+                f"({error}): give a certificate and its key, not encrypted, as PEM files"
+            ) from error
+        try:
+            if self.ssl_ca_certs:
+                context.load_verify_locations(self.ssl_ca_certs)
+        except OSError as error:
+            raise ValueError(
+                f"trtllm-serve.ssl_ca_certs = {self.ssl_ca_certs!r} cannot be used ({error}): give a PEM file of the "
+                "authorities whose clients may come in"
+            ) from error
 
     @model_validator(mode="after")
     def _collector(self) -> Self:

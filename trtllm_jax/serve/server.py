@@ -46,10 +46,13 @@ class Server:
 
     def __post_init__(self) -> None:
         self.texts = TokenTexts(self.llm.tokenizer)
-        template = self.llm.chat_template
         thinks, calls = self.settings.reasoning_parser, self.settings.tool_parser
-        self.reasoning = make_reasoning_parser(thinks, chat_template=template) if thinks else None
-        self.calls = make_tool_parser(calls, chat_template=template) if calls else None
+        known = {"model_type": self.llm.facts.model_type, "chat_template": self.llm.chat_template}
+        self.reasoning = make_reasoning_parser(thinks, **known) if thinks else None
+        self.calls = make_tool_parser(calls, **known) if calls else None
+        for option, asked, found in (("reasoning_parser", thinks, self.reasoning), ("tool_parser", calls, self.calls)):
+            if asked == "auto":
+                logger.info("%s = auto: %s", option, found.name if found else "none, the model gives no sign of one")
         self.responses = ResponseStore(self.settings.stored_responses, self.settings.stored_bytes)
         endpoint = self.settings.otlp_traces_endpoint
         self.tracing = None if endpoint is None else Tracing(endpoint, self.settings.model_names[0])

@@ -146,6 +146,13 @@ def test_calls_of_tools(saying: Any) -> None:
         assert scripted.prompts[-1].count('{"city": "K') == 1
 
 
+def test_a_format_that_no_template_tells_follows_from_the_architecture(saying: Any) -> None:
+    call = '{"name": "weather", "parameters": {"city": "Rom"}}'
+    with saying(call, tool_parser="auto") as (client, _):
+        choice = client.chat.completions.create(model="tiny", messages=[USER], tools=[WEATHER]).choices[0]
+        assert json.loads(choice.message.tool_calls[0].function.arguments) == {"city": "Rom"}
+
+
 def test_a_call_that_breaks_is_content(saying: Any) -> None:
     text = '<tool_call>\n{"name": "weather", "arguments": {"city": oh no'
     with saying(text, tool_parser="hermes") as (client, _):

@@ -2,13 +2,17 @@
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import pytest
 import uvicorn
+from openai import InternalServerError, OpenAI
 
 from trtllm_jax.serve import connection
 from trtllm_jax.serve.connection import BoundedConnection
@@ -142,3 +146,42 @@ def test_who_reads_is_not(client: socket.socket, app: App) -> None:
     while time.monotonic() < until:
         assert client.recv(1 << 20)
     assert not app.left.is_set()
+
+
+def test_connections_beyond_the_bound_are_refused(
+    address: tuple[str, int], monkeypatch: pytest.MonkeyPatch, client: socket.socket
+) -> None:
+    monkeypatch.setattr(connection, "HEAD_SECONDS", SECONDS)
+    monkeypatch.setattr(BoundedConnection, "most", 4)
+    with ExitStack() as stack:
+        others = [stack.enter_context(socket.create_connection(address, timeout=SECONDS)) for _ in range(5)]
+        heads = [ends(other).partition(b"\r\n")[0] for other in others[3:]]
+        assert heads == [b"HTTP/1.1 503 Service Unavailable"] * 2
+        for other in others[:3]:
+            other.sendall(HEAD % b"" + b"\r\n")
+            assert other.recv(1 << 16).startswith(b"HTTP/1.1 200")
+    again = b""
+    while not again.startswith(b"HTTP/1.1 200"):  # the closed ones are forgotten a moment later
+        with socket.create_connection(address, timeout=SECONDS) as late:
+            late.sendall(HEAD % b"" + b"\r\n")
+            again = late.recv(1 << 16)
+
+
+def test_a_refusal_is_an_error_as_clients_know_it(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BoundedConnection, "most", 0)
+    host, port = address
+    client = OpenAI(base_url=f"http://{host}:{port}/v1", api_key="x", max_retries=0)
+    with client, pytest.raises(InternalServerError) as refused:
+        client.models.list()
+    assert (refused.value.status_code, refused.value.code) == (503, "unavailable")
+
+
+@pytest.mark.parametrize("soft", [200, 300])
+def test_as_many_files_are_opened_as_may_be(soft: int) -> None:
+    code = (
+        f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 300))\n"
+        "from trtllm_jax.serve.connection import room_for_connections as room\n"
+        "print(room(), resource.getrlimit(resource.RLIMIT_NOFILE))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split(maxsplit=1) == ["236", "(300, 300)\n"]

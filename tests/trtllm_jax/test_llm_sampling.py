@@ -11,6 +11,7 @@ import pytest
 from scipy import stats
 
 from trtllm_jax import LLM, SamplingParams
+from trtllm_jax.engine.runner import Runner
 from trtllm_jax.llmapi import KvCacheConfig, SchedulerConfig
 from trtllm_jax.sampling_params import BatchedLogitsProcessor, LogitsProcessor
 
@@ -108,6 +109,41 @@ class TestChanges:
         expected = generate_by_transformers(self.PROMPT, 40, **theirs)
         assert expected != generate_by_transformers(self.PROMPT, 40)
         assert tokens_of(llm, self.PROMPT, max_tokens=40, **ours) == expected
+
+    @pytest.mark.parametrize("sampled", [{"temperature": 0.0}, {"temperature": 0.9, "top_p": 0.95, "seed": 5}])
+    def test_the_host_draws_the_same_where_much_changes(
+        self, llm: LLM, sampled: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        wishes = [
+            {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "logprobs": 2},
+            {"presence_penalty": 1.0, "frequency_penalty": 0.5, "min_tokens": 5, "end_id": 7},
+            {"embedding_bias": np.linspace(-3, 3, VOCAB), "bad_token_ids": [1, 2]},
+            {"top_p_decay": 0.9, "top_p_min": 0.1} if sampled["temperature"] else {},
+        ]
+
+        def answers() -> tuple[list[list[int]], list[float]]:
+            outputs = llm.generate([self.PROMPT] * len(wishes), [free(**sampled | wish) for wish in wishes])
+            scores = [entry.logprob for step in outputs[0].outputs[0].logprobs for entry in step.values()]
+            return [output.outputs[0].token_ids for output in outputs], scores
+
+        tokens, scores = answers()
+        drawn = []
+        draw = Runner.draw
+        monkeypatch.setattr(
+            Runner, "draw", lambda self, logits, rows: drawn.append(len(rows)) or draw(self, logits, rows)
+        )
+        assert answers() == (tokens, scores)
+        assert not drawn
+        monkeypatch.setattr("trtllm_jax.engine.request.MOST_EDITS", -1)
+        by_the_host = answers()
+        assert drawn
+        assert by_the_host[0] == tokens
+        np.testing.assert_allclose(by_the_host[1], scores, atol=1e-5)
+
+    def test_two_devices_draw_the_same(self, llm: LLM, tiny_llama: Path) -> None:
+        wishes = {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2, "bad_token_ids": [1, 2]}
+        with make(tiny_llama, tensor_parallel_size=2) as two:
+            assert tokens_of(two, self.PROMPT, **wishes) == tokens_of(llm, self.PROMPT, **wishes)
 
     @pytest.mark.parametrize("ignored", [0, 5, 12, 50])
     @pytest.mark.parametrize(("presence", "frequency"), [(4.0, 0.0), (0.0, 2.0), (3.0, -0.5)])

@@ -18,13 +18,14 @@ class Changes:
     Attributes:
         rows: of the plan, n.
         edits: of each of them.
-        allowed: int32 words [n, w] in which bit i of word j is id 32 j + i; all ones without a constraint.
+        allowed: int32 words [n, w] in which bit i of word j is id 32 j + i, of rows without a constraint all ones; None
+            where no row has one.
         failures: by row of the plan, what went wrong with its constraint.
     """
 
     rows: Sequence[int]
     edits: Sequence[EditList]
-    allowed: npt.NDArray[np.int32]
+    allowed: npt.NDArray[np.int32] | None
     failures: Mapping[int, Exception]
 
 
@@ -49,14 +50,14 @@ def _grouped(lists: Mapping[int, EditList], room: int) -> Iterator[list[int]]:
 
 def _changes(plan: StepPlan, rows: Sequence[int], edits: Sequence[EditList], vocab: int) -> Changes:
     guides = {index: guide for index, row in enumerate(rows) if (guide := plan.requests[row].guide) is not None}
+    if not guides:
+        return Changes(rows, edits, None, {})
+    try:
+        words, failures = allowed_words(list(guides.values()), vocab)
+    except Exception:
+        words, failures = _one_by_one(list(guides.values()), vocab)
     allowed = np.full((len(rows), mask_words(vocab)), -1, np.int32)
-    failures: dict[int, Exception] = {}
-    if guides:
-        try:
-            words, failures = allowed_words(list(guides.values()), vocab)
-        except Exception:
-            words, failures = _one_by_one(list(guides.values()), vocab)
-        allowed[list(guides)] = words
+    allowed[list(guides)] = words
     guided = [rows[index] for index in guides]
     return Changes(rows, edits, allowed, {guided[index]: failure for index, failure in failures.items()})
 

@@ -35,7 +35,7 @@ class Kind(IntEnum):
 
 
 class EditList(NamedTuple):
-    """Entries in any order, all [n]; ids of one kind occur once."""
+    """Entries in any order, all [n]; ids of one kind occur once. Good until the sequence's next token is known."""
 
     ids: npt.NDArray[np.int32]
     kinds: npt.NDArray[np.int32]
@@ -92,6 +92,8 @@ def edit_list(request: Request) -> EditList:
         )
     bans = edits.bans(request.prompt, request.generated)
     parts += [_bans(kind, ids) for kind, ids in zip((Kind.BAN, Kind.END, Kind.REPEATS), bans, strict=True) if ids]
+    if len(parts) == 1:
+        return parts[0]
     return EditList(*map(np.concatenate, zip(*parts, strict=True))) if parts else NONE
 
 

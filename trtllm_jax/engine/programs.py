@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Hashable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, TypeVar
 
 import jax
@@ -22,6 +22,7 @@ from trtllm_jax.engine.request import MAX_LOGPROBS
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
 from trtllm_jax.engine.steps import Model
+from trtllm_jax.guides import mask_words
 from trtllm_jax.layers import activation_dtype
 
 LONG_STEP = 1024
@@ -105,7 +106,12 @@ class Programs:
 
     def edited(self, size: int) -> tuple[Layout, Compiled]:
         """The draw from changed logits for some rows of a ragged step, and what the host packs for it."""
-        return self._edited_layout(size), self._programs["edited", size]
+        return steps.edited_layout(size), self._programs["edited", size]
+
+    @cached_property
+    def mask_words(self) -> int:
+        """Words of each row that say which ids such a draw allows."""
+        return mask_words(self._model.config.vocab)
 
     def edited_size(self, rows: int, entries: int) -> int:
         """Rows of the smallest such program for so many rows and entries, no more of these than `edits_at_once`."""
@@ -196,12 +202,10 @@ class Programs:
     def _lower_embeddings(self, rows: int) -> jax.stages.Lowered:
         return self._lower_head(partial(steps.last_embeddings, self._model), (rows,))
 
-    def _edited_layout(self, rows: int) -> Layout:
-        return steps.edited_layout(rows, self._model.config.vocab)
-
     def _lower_edited(self, rows: int) -> jax.stages.Lowered:
-        layout = self._edited_layout(rows)
-        return self._lower_head(partial(steps.edited_draw, self._model, layout), (layout.size,))
+        layout = steps.edited_layout(rows)
+        draw = partial(steps.edited_draw, self._model, layout)
+        return self._lower_head(draw, (rows, self.mask_words), (layout.size,))
 
     def _lower_head(self, function: Compiled, *shapes: tuple[int, ...]) -> jax.stages.Lowered:
         """A function of (params, last rows of a ragged step, int32 of these shapes ...)."""

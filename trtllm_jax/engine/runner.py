@@ -116,7 +116,9 @@ class Runner:
         self.params = params
         self._caches = caches
         self._padding_slot = slots
-        make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=NamedSharding(mesh, P()))
+        self._replicated = NamedSharding(mesh, P())
+        self._everything: dict[int, jax.Array] = {}
+        make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._replicated)
         self._state: RowState = make(slots, pages)
 
     @property
@@ -147,8 +149,8 @@ class Runner:
         return error
 
     def close(self) -> None:
-        """Free the caches and the row state now, not when the garbage collector finds them."""
-        for array in (*self._caches, *jax.tree.leaves(self._state)):
+        """Free what is on the devices now, not when the garbage collector finds it."""
+        for array in (*self._caches, *jax.tree.leaves(self._state), *self._everything.values()):
             array.delete()
         self.params = None
 
@@ -186,17 +188,27 @@ class Runner:
         rows = _padded_rows(changes.rows, size)
         packed = layout.pack(
             row=rows,
-            allowed=changes.allowed,
             guided=np.array([request.guide is not None for request in requests]),
             position=np.array([request.total for request in requests], np.int32),
             **edit_arrays(requests, changes.edits),
             **wish_arrays(requests),
         )
-        drawn = program(self.params, last, packed)
+        drawn = program(self.params, last, self._allowed(size, changes), packed)
         logprobs = ()
         if any(request.num_logprobs is not None for request in requests):
             logprobs = self._programs.logprobs(size)(self.params, last, rows, drawn)
         return Drawn(changes, drawn, logprobs)
+
+    def _allowed(self, size: int, changes: Changes) -> np.ndarray | jax.Array:
+        """The words of as many rows as the program takes. Where no row has a constraint the device has them already."""
+        if changes.allowed is not None:
+            padded = np.zeros((size, self._programs.mask_words), np.int32)
+            padded[: len(changes.allowed)] = changes.allowed
+            return padded
+        if size not in self._everything:
+            words = np.full((size, self._programs.mask_words), -1, np.int32)
+            self._everything[size] = jax.device_put(words, self._replicated)
+        return self._everything[size]
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
         """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""

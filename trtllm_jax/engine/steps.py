@@ -21,7 +21,6 @@ from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
-from trtllm_jax.guides import mask_words
 from trtllm_jax.models.forward import hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -183,12 +182,11 @@ def last_embeddings(model: Model, params: Any, last: jax.Array, rows: jax.Array)
     return model.embeddings(params, last[rows])
 
 
-def edited_layout(rows: int, vocab: int) -> Layout:
-    """What the host sends with a draw from logits that the device changes; names as in `Changes`."""
+def edited_layout(rows: int) -> Layout:
+    """What the host sends with a draw from logits that the device changes, besides which ids are allowed."""
     return Layout(
         (
             Field("row", (rows,)),
-            Field("allowed", (rows, mask_words(vocab))),
             Field("guided", (rows,), np.bool_),
             Field("position", (rows,)),
             *edit_fields(rows),
@@ -197,15 +195,17 @@ def edited_layout(rows: int, vocab: int) -> Layout:
     )
 
 
-def edited_draw(model: Model, layout: Layout, params: Any, last: jax.Array, packed: jax.Array) -> jax.Array:
+def edited_draw(
+    model: Model, layout: Layout, params: Any, last: jax.Array, words: jax.Array, packed: jax.Array
+) -> jax.Array:
     """A token for some rows of a ragged step from their changed logits: int32 [r, 2], an `Outcome` and the token.
 
-    A constraint comes last, and wins where the edits have left nothing that it allows.
+    `words` as in `Changes.allowed`. A constraint comes last, and wins where the edits have left nothing that it allows.
     """
     plan = layout.unpack(packed)
     logits = model.logits(params, last[plan["row"]]).astype(jnp.float32)
     changed = edited(logits, plan)
-    bits = (plan["allowed"][:, :, None] >> jnp.arange(32)) & 1
+    bits = (words[:, :, None] >> jnp.arange(32)) & 1
     allowed = bits.reshape(bits.shape[0], -1)[:, : logits.shape[1]] != 0
     overruled = plan["guided"] & ~(allowed & (changed > -jnp.inf)).any(-1)
     final = jnp.where(allowed, jnp.where(overruled[:, None], logits, changed), -jnp.inf)

@@ -17,6 +17,7 @@ from sharding import make_mesh, spec_of
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.steps import Model
+from trtllm_jax.guides import mask_words
 from trtllm_jax.models import forward, llama
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -93,9 +94,10 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
 
 @pytest.mark.parametrize("rows", [16, 256])
 def test_edited_draws(pretended_gpu: None, model: Model, rows: int) -> None:
-    layout = steps.edited_layout(rows, model.config.vocab)
+    layout = steps.edited_layout(rows)
     last = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16)
-    text = lowered_with(jax.jit(partial(steps.edited_draw, model, layout)), layout, model, last)
+    words = jax.ShapeDtypeStruct((rows, mask_words(model.config.vocab)), np.int32)
+    text = lowered_with(jax.jit(partial(steps.edited_draw, model, layout)), layout, model, last, words)
     assert "stablehlo.scatter" in text
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
     assert "stablehlo.while" not in text

@@ -60,15 +60,13 @@ class SimulatedFlight:
 class SimulatedRunner:
     """A device whose steps run in order and take `seconds` each."""
 
-    edits_at_once = 0
-
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._free = 0.0
         self._rng = np.random.default_rng(0)
         self.params = None
 
-    def dispatch(self, plan: StepPlan, changes: object) -> SimulatedFlight:
+    def dispatch(self, plan: StepPlan) -> SimulatedFlight:
         """Queue a step behind those before it."""
         self._free = max(self._free, time.perf_counter()) + self._seconds
         return SimulatedFlight(plan, self._free, self._rng)

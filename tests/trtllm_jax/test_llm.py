@@ -349,10 +349,10 @@ class TestLife:
         dispatch = runner.dispatch
         calls = itertools.count(1)
 
-        def fail_at_the_third(plan: StepPlan, changes: object) -> InFlight:
+        def fail_at_the_third(plan: StepPlan) -> InFlight:
             if next(calls) == 3:
                 raise OSError("the device fell off the bus")
-            return dispatch(plan, changes)
+            return dispatch(plan)
 
         monkeypatch.setattr(runner, "dispatch", fail_at_the_third)
         # More sequences than rows, each far longer than three dispatches: some run, some wait.

@@ -105,11 +105,11 @@ def update_after(llm: LLM, dispatches: int, params: Any, monkeypatch: pytest.Mon
     runner = llm._engine._runner
     dispatch, calls = runner.dispatch, itertools.count(1)
 
-    def counted(plan: StepPlan, changes: Any) -> InFlight:
+    def counted(plan: StepPlan) -> InFlight:
         if next(calls) == dispatches:
             threading.Thread(target=llm.update_weights, args=(params,)).start()
             wait_for_a_command(llm)
-        return dispatch(plan, changes)
+        return dispatch(plan)
 
     monkeypatch.setattr(runner, "dispatch", counted)
 
@@ -272,7 +272,7 @@ class TestErrors:
     ) -> None:
         reached, go_on = threading.Event(), threading.Event()
 
-        def fail(plan: object, changes: object) -> None:
+        def fail(plan: object) -> None:
             reached.set()
             go_on.wait(60)
             raise OSError("the device fell off the bus")

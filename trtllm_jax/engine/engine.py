@@ -261,7 +261,11 @@ class Engine:
             command()
 
     def _dispatch(self, plan: StepPlan) -> InFlight:
-        return self._runner.dispatch(plan, changes_of(plan, self._vocab, self._runner.edits_at_once))
+        flight = self._runner.dispatch(plan)
+        if not plan.edited:
+            return flight
+        # While the device computes the step: only the draw needs them.
+        return self._runner.draw_edited(flight, changes_of(plan, self._vocab, self._runner.edits_at_once))
 
     def _commit(self, flight: InFlight) -> None:
         started = time.perf_counter()

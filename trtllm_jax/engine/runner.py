@@ -1,7 +1,7 @@
 """The device's side of the engine: owns weights, caches and row state, and turns plans into dispatched programs."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -51,13 +51,14 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """A dispatched plan, and the arrays that will hold what it brought."""
+    """A dispatched plan, the last rows [s - 1, embed] of its step, and the arrays that will hold what it brought."""
 
     plan: StepPlan
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
     logits: jax.Array | None = None
     embeddings: jax.Array | None = None
+    last: jax.Array | None = None
     drawn: tuple[Drawn, ...] = ()
 
     def brought(self) -> Brought:
@@ -126,15 +127,19 @@ class Runner:
         """Entries that one `Changes` may hold."""
         return self._programs.edits_at_once
 
-    def dispatch(self, plan: StepPlan, changes: Sequence[Changes] = ()) -> InFlight:
-        """Start a plan, with what changes its edited rows; what it brings is on its way to the host when it is done."""
+    def dispatch(self, plan: StepPlan) -> InFlight:
+        """Start a plan; what it brings is on its way to the host when it is done."""
         if plan.copies:
             self._copy(plan.copies)
-        flight = self._ragged(plan, changes) if plan.kind == "step" else self._decode(plan)
-        drawn = [(one.out, one.logprobs) for one in flight.drawn]
-        for array in jax.tree.leaves((flight.out, flight.logprobs, flight.logits, flight.embeddings, drawn)):
-            array.copy_to_host_async()
+        flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
+        _send((flight.out, flight.logprobs, flight.logits, flight.embeddings))
         return flight
+
+    def draw_edited(self, flight: InFlight, changes: Sequence[Changes]) -> InFlight:
+        """The same flight with tokens for its edited rows, in place of those that the step draws."""
+        drawn = tuple(self._draw_edited(flight, some) for some in changes)
+        _send([(one.out, one.logprobs) for one in drawn])
+        return replace(flight, drawn=drawn)
 
     def explained(self, failure: BaseException) -> BaseException:
         """The failure of a step, or if weights that it read are gone, an error that says so and what to do."""
@@ -154,7 +159,7 @@ class Runner:
             array.delete()
         self.params = None
 
-    def _ragged(self, plan: StepPlan, changes: Sequence[Changes]) -> InFlight:
+    def _ragged(self, plan: StepPlan) -> InFlight:
         tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
@@ -166,8 +171,7 @@ class Runner:
             logprobs = self._programs.logprobs(rows)(self.params, last, np.arange(rows, dtype=np.int32), out)
         logits = self._of_rows(self._programs.logits, plan.with_logits, last)
         embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
-        drawn = tuple(self._draw_edited(plan, some, last) for some in changes)
-        return InFlight(plan, out, logprobs, logits, embeddings, drawn)
+        return InFlight(plan, out, logprobs, logits, embeddings, last)
 
     def _of_rows(
         self, program_of: Callable[[int], Callable[..., Any]], rows: Sequence[int], last: jax.Array
@@ -179,9 +183,8 @@ class Runner:
         found: jax.Array = program_of(size)(self.params, last, _padded_rows(rows, size))
         return found
 
-    def _draw_edited(self, plan: StepPlan, changes: Changes, last: jax.Array) -> Drawn:
-        """Tokens for the changed rows in place of those that the step drew."""
-        requests = [plan.requests[row] for row in changes.rows]
+    def _draw_edited(self, flight: InFlight, changes: Changes) -> Drawn:
+        requests = [flight.plan.requests[row] for row in changes.rows]
         entries = sum(one.ids.size for one in changes.edits)
         size = self._programs.edited_size(len(requests), entries)
         layout, program = self._programs.edited(size)
@@ -193,10 +196,10 @@ class Runner:
             **edit_arrays(requests, changes.edits),
             **wish_arrays(requests),
         )
-        drawn = program(self.params, last, self._allowed(size, changes), packed)
+        drawn = program(self.params, flight.last, self._allowed(size, changes), packed)
         logprobs = ()
         if any(request.num_logprobs is not None for request in requests):
-            logprobs = self._programs.logprobs(size)(self.params, last, rows, drawn)
+            logprobs = self._programs.logprobs(size)(self.params, flight.last, rows, drawn)
         return Drawn(changes, drawn, logprobs)
 
     def _allowed(self, size: int, changes: Changes) -> np.ndarray | jax.Array:
@@ -234,6 +237,12 @@ class Runner:
             some = copies[first : first + COPIES_A_CALL]
             pairs[: len(some)] = some
             self._caches = self._programs.copy()(self._caches, pairs)
+
+
+def _send(arrays: Any) -> None:
+    """Have them copied to the host once they are there."""
+    for array in jax.tree.leaves(arrays):
+        array.copy_to_host_async()
 
 
 def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:

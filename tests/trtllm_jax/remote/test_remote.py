@@ -262,7 +262,7 @@ def test_an_engine_that_fails_tells_everybody(tiny_llama: Path, monkeypatch: pyt
     pair = Pair(tiny_llama)
     remote, other = pair.remote(), pair.remote()
 
-    def fail(plan: Any, changes: Any) -> None:
+    def fail(plan: Any) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr(pair.llm._engine._runner, "dispatch", fail)

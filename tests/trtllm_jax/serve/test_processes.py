@@ -28,10 +28,10 @@ from trtllm_jax.engine.runner import Runner
 
 dispatch = Runner.dispatch
 
-def dispatch_or_fail(self, plan, changes):
+def dispatch_or_fail(self, plan):
     if os.path.exists(os.environ["FAIL"]):
         raise MemoryError("no room")
-    return dispatch(self, plan, changes)
+    return dispatch(self, plan)
 
 Runner.dispatch = dispatch_or_fail
 from trtllm_jax.commands.serve import main

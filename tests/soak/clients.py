@@ -33,10 +33,19 @@ SCHEMA = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required"
 TOOL = {"type": "function", "function": {"name": "look", "parameters": SCHEMA}}
 
 
+CHANGES: tuple[dict[str, Any], ...] = (
+    {}, {}, {}, {"repetition_penalty": 1.2}, {"frequency_penalty": 0.5},
+    {"presence_penalty": 1.0, "logit_bias": {"97": 5}},
+)  # fmt: skip
+"""What an answer's logits may be changed by."""
+
+
 def wanted(draw: random.Random, **more: Any) -> dict[str, Any]:
     """A completion of random length."""
     prompt = "".join(draw.choices("abcdefgh ", k=draw.choice((3, 20, 90))))
-    return {"model": "tiny", "prompt": prompt, "max_tokens": draw.choice((1, 8, 40, 150)), "ignore_eos": True, **more}
+    length = draw.choice((1, 8, 40, 150))
+    changes = draw.choice(CHANGES)
+    return {"model": "tiny", "prompt": prompt, "max_tokens": length, "ignore_eos": True, **changes, **more}
 
 
 def chat(draw: random.Random, **more: Any) -> dict[str, Any]:
@@ -82,7 +91,7 @@ async def guided(address: Address, draw: random.Random) -> int:
         ({"type": "json_schema", "json_schema": {"schema": SCHEMA}}, {"type": "regex", "regex": "(ab)+"})
     )
     forced = draw.choice(({"response_format": form}, {"tools": [TOOL], "tool_choice": "required"}))
-    return (await ask(address, chat(draw, **forced), "/v1/chat/completions"))[0]
+    return (await ask(address, chat(draw, **forced, **draw.choice(CHANGES)), "/v1/chat/completions"))[0]
 
 
 async def refused(address: Address, draw: random.Random) -> int:

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -9,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
+from starlette.types import Receive, Scope, Send
 
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.serve import chat, completions, embeddings, page, responses, system, tokens
@@ -66,6 +68,7 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.server = server
+    app.router.route_class = _Route
     for method, path, endpoint in _ROUTES:
         app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(method, path))
     for path, endpoint in _PAGE:
@@ -74,6 +77,21 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     app.add_middleware(Front, server=server)  # which answers all other failures
     describe(app, authenticated=bool(settings.api_keys), model_names=settings.model_names)
     return app
+
+
+class _Route(APIRoute):
+    """A path of FastAPI's document whose function takes the request as it came.
+
+    FastAPI would solve dependencies and keep exit stacks for it, which takes longer than reading most requests.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.app = self._answer
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.endpoint(Request(scope, receive, send))
+        await response(scope, receive, send)
 
 
 def _bound(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:

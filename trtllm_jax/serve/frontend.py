@@ -58,6 +58,7 @@ def _uvicorn(app: Any, options: ServerOptions) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
+        proxy_headers=False,  # nothing here depends on who asks
         http=BoundedConnection,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(options.drain_timeout)),

@@ -3,7 +3,7 @@
     python tests/soak/run.py [--seconds 600] [--clients 24] [--seed 1]
 
 The exit status is 1 where a client saw what it may not see, an answer changed, or anything leaked: a page of the KV
-cache, a sequence, a task, a thread, a file descriptor, memory.
+cache, a sequence, a task, a thread, a file descriptor, a process, memory.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ SETTLED = 30.0
 
 @dataclass
 class Sample:
-    """What all processes hold: the engine's first."""
+    """What the processes that serve hold: the engine's first."""
 
     seconds: float
     memory: list[int]
@@ -132,6 +132,8 @@ def _left(server: Server, before: Sample, tasks: int) -> list[str]:
         )
         if any(a > b + more for a, b in zip(new, old, strict=True))
     ]
+    if passing := server.passing():
+        left.append(f"processes were started and have not ended: {passing}")
     running = server.tasks()
     if len(running) > tasks:
         left.append(f"there were {tasks} tasks and there are {len(running)}: {Counter(running)}")

@@ -87,6 +87,7 @@ class Server:
                 raise RuntimeError(f"the server did not start:\n{self.log.read_text()}")
             time.sleep(0.05)
         self.host, self.port = found[1], int(found[2])
+        self._lasting = [psutil.Process(self.process.pid), *self._children()]
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -94,13 +95,19 @@ class Server:
         try:
             self.process.wait(SECONDS)
         finally:
-            for process in self.processes() if self.process.poll() is None else []:
+            for process in [*self._children(), self.process] if self.process.poll() is None else []:
                 process.kill()
 
     def processes(self) -> list[psutil.Process]:
-        """The engine's, then the frontends'."""
-        engine = psutil.Process(self.process.pid)
-        return [engine, *engine.children()]
+        """The engine's, then the frontends', as they were when they began to serve."""
+        return self._lasting
+
+    def passing(self) -> list[psutil.Process]:
+        """Children that the engine has started since; it tries a new constraint in one."""
+        return [child for child in self._children() if child not in self._lasting]
+
+    def _children(self) -> list[psutil.Process]:
+        return psutil.Process(self.process.pid).children()
 
     def tasks(self) -> list[str]:
         """The coroutines that are under way in the frontends, by name."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -54,6 +55,20 @@ def test_what_is_held_is_seen(server: Server) -> None:
     files, running = asyncio.run(hold())
     assert files.startswith("files of the processes were")
     assert running.startswith(f"there were {tasks} tasks and there are")
+    assert run.settle(server, before, tasks) == []
+
+
+def test_a_process_that_passes_is_no_sample_and_is_seen_while_it_is_there(server: Server) -> None:
+    time.sleep(1.0)
+    before, tasks = run.sample(server), len(server.tasks())
+    form = {"type": "regex", "regex": "(this|was|not|asked|before)+"}
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(server.complete, response_format=form)
+        seen = set()
+        while not asked.done():
+            seen.add("processes" in str(run._left(server, before, tasks)))
+            assert len(run.sample(server).memory) == len(before.memory)
+    assert True in seen
     assert run.settle(server, before, tasks) == []
 
 

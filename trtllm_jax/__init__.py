@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
     from trtllm_jax.errors import EngineBusyError as EngineBusyError
     from trtllm_jax.errors import EngineDeadError as EngineDeadError
+    from trtllm_jax.errors import RequestError as RequestError
     from trtllm_jax.generation import generate_fn as generate_fn
     from trtllm_jax.llm import LLM as LLM
     from trtllm_jax.llm_args import BuildConfig as BuildConfig
@@ -34,6 +35,7 @@ _HOME_OF = {
     "SamplingParams": "trtllm_jax.sampling_params",
     "EngineBusyError": "trtllm_jax.errors",
     "EngineDeadError": "trtllm_jax.errors",
+    "RequestError": "trtllm_jax.errors",
     "convert_checkpoint": "trtllm_jax.conversion",
     "generate_fn": "trtllm_jax.generation",
     "load_model": "trtllm_jax.research",

@@ -1,4 +1,8 @@
-"""Failures of an engine that a caller may want to catch by name."""
+"""Failures that a caller may want to catch by name."""
+
+
+class RequestError(ValueError):
+    """One request cannot be done as it is asked; others are not touched. TensorRT-LLM's name for it."""
 
 
 class EngineDeadError(RuntimeError):

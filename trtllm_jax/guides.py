@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from checkpoints.shown import one_line
 from trtllm_jax.constraint_trial import MAX_LEXER_STATES, Trials
+from trtllm_jax.errors import RequestError
 from trtllm_jax.tokenizer import Tokenizer
 
 NEVER = np.float32(-np.inf)
@@ -28,7 +29,7 @@ class Guide:
         """Forbid in `logits` [vocab] every token that the text cannot go on with.
 
         Where penalties and bans have left none of the others, these are as in `original`: the constraint wins.
-        ValueError where there are none at all.
+        RequestError where there are none at all.
         """
         allowed = self._allowed(logits.size)
         logits[~allowed] = NEVER
@@ -50,9 +51,9 @@ class Guide:
             raise failures[0]
         return np.unpackbits(words.view(np.uint8), bitorder="little")[:size].astype(np.bool_)
 
-    def _failure(self) -> ValueError:
+    def _failure(self) -> RequestError:
         reason = one_line(self._matcher.get_error().partition("<state>")[0], 300) or "no token can follow"
-        return ValueError(f"SamplingParams.guided_decoding cannot be followed: {reason}")
+        return RequestError(f"SamplingParams.guided_decoding cannot be followed: {reason}")
 
 
 def mask_words(vocab: int) -> int:
@@ -110,19 +111,19 @@ class Guides:
         self._trials = Trials(self._vocab, tokenizer.special_tokens)
 
     def start(self, constraint: str) -> Guide:
-        """A guide at a text's beginning. ValueError says what is wrong with the constraint."""
+        """A guide at a text's beginning. RequestError says what is wrong with the constraint."""
         from llguidance import LLMatcher, LLParserLimits
 
         words = self._known_words()
         if not self._trials.safe(constraint):
-            raise ValueError(
+            raise RequestError(
                 "SamplingParams.guided_decoding cannot be followed: it takes too long, too much memory or too deep a "
                 "recursion to compile; simplify it"
             )
         limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
         wrong, messages = LLMatcher.validate_grammar_with_warnings(constraint, words, limits=limits)
         if wrong:
-            raise ValueError(f"SamplingParams.guided_decoding cannot be followed: {one_line(messages[0], 300)}")
+            raise RequestError(f"SamplingParams.guided_decoding cannot be followed: {one_line(messages[0], 300)}")
         guide = Guide(LLMatcher(words, constraint, log_level=0, limits=limits), self._vocab)
         # Some limits are noticed at the first token only: here that holds up nobody else.
         guide.restrict(np.zeros(self._vocab, np.float32), np.zeros(self._vocab, np.float32))
@@ -133,7 +134,7 @@ class Guides:
         from llguidance.hf import from_tokenizer
 
         if not self._end_ids:
-            raise ValueError(
+            raise RequestError(
                 "SamplingParams.guided_decoding needs a model with an end token, which ends a complete text; this "
                 "one's generation_config.json and tokenizer name none"
             )

@@ -10,6 +10,7 @@ import numpy as np
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
+from trtllm_jax.errors import RequestError
 from trtllm_jax.guides import Guide, Guides
 from trtllm_jax.inputs import Prompt, read_prompt
 from trtllm_jax.logits_processing import Edits
@@ -99,11 +100,11 @@ class Intake:
             ]
 
     def guide(self, edits: Edits | None) -> Guide | None:
-        """What keeps a sequence with these edits to their constraint. ValueError where it cannot be followed."""
+        """What keeps a sequence with these edits to their constraint. RequestError where it cannot be followed."""
         if edits is None or edits.constraint is None:
             return None
         if self._guides is None:
-            raise ValueError("SamplingParams.guided_decoding needs a tokenizer; leave skip_tokenizer_init=True out")
+            raise RequestError("SamplingParams.guided_decoding needs a tokenizer; leave skip_tokenizer_init=True out")
         return self._guides.start(edits.constraint)
 
     def _rules(self, params: Sequence[SamplingParams]) -> list[_Rules]:
@@ -222,12 +223,12 @@ class Intake:
     def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         length, limit = len(prompt.ids), self.facts.max_seq_len
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
-            raise ValueError(
+            raise RequestError(
                 f"the prompt has {length} tokens, max_input_len is {self.facts.max_input_len}; shorten the prompt, set "
                 "truncate_prompt_tokens or raise max_input_len"
             )
         if length >= limit:
-            raise ValueError(
+            raise RequestError(
                 f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
                 "shorten the prompt, set truncate_prompt_tokens or raise max_seq_len"
             )

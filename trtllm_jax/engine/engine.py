@@ -27,7 +27,7 @@ from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
 from trtllm_jax.engine.steps import Model
-from trtllm_jax.errors import EngineDeadError
+from trtllm_jax.errors import EngineDeadError, RequestError
 from trtllm_jax.models.config import CacheGroup
 
 NOMINAL_PAGES = 1024
@@ -122,15 +122,15 @@ class Engine:
         """Queue sequences; their updates go to the sink.
 
         Raises:
-            ValueError: a sequence cannot fit the engine; none of them is queued.
+            RequestError: a sequence cannot fit the engine; none of them is queued.
             EngineDeadError: the engine's thread failed.
             RuntimeError: the engine is shut down.
         """
         for request in requests:
             if not request.prompt:
-                raise ValueError("the prompt holds no tokens; give at least one")
+                raise RequestError("the prompt holds no tokens; give at least one")
             if request.limit > self.limits.max_seq_len:
-                raise ValueError(
+                raise RequestError(
                     f"prompt of {len(request.prompt)} tokens and max_tokens={request.max_tokens} exceed "
                     f"max_seq_len={self.limits.max_seq_len}; shorten one or raise max_seq_len"
                 )

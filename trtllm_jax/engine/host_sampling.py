@@ -7,6 +7,7 @@ import numpy as np
 
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.errors import RequestError
 from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT, top_logprobs
 
 Draw = Callable[[Logits, Sequence[Request]], list[int]]
@@ -83,6 +84,6 @@ def _tokens(request: Request) -> list[list[int]]:
 
 def _check(logits: Logits) -> None:
     if np.isnan(logits).any() or np.isposinf(logits).any():
-        raise ValueError(INVALID)
+        raise RequestError(INVALID)
     if not np.isfinite(logits).any():
-        raise ValueError(NOTHING_LEFT)
+        raise RequestError(NOTHING_LEFT)

@@ -19,6 +19,7 @@ from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
 from trtllm_jax.engine.steps import Outcome, draw_layout
+from trtllm_jax.errors import RequestError
 from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT
 
 
@@ -72,7 +73,7 @@ class InFlight:
             for row, (outcome, token) in zip(drawn.changes.rows, np.asarray(drawn.out).tolist(), strict=False):
                 tokens[row] = [token]
                 if outcome != Outcome.DRAWN:
-                    failures.setdefault(row, ValueError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT))
+                    failures.setdefault(row, RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT))
             logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, drawn.logprobs)
         logits = _by_row(plan.with_logits, self.logits)
         return Brought(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)

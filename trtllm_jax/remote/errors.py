@@ -1,11 +1,11 @@
 """Failures that cross from the engine's process to those that wait: as a kind, and words."""
 
-from trtllm_jax.errors import EngineBusyError, EngineDeadError
+from trtllm_jax.errors import EngineBusyError, EngineDeadError, RequestError
 
 _KINDS: dict[str, type[Exception]] = {
     "busy": EngineBusyError,
     "dead": EngineDeadError,
-    "invalid": ValueError,
+    "invalid": RequestError,
     "failed": RuntimeError,
 }
 """The first that fits."""

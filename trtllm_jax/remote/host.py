@@ -10,7 +10,7 @@ import numpy as np
 
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.engine.request import FinishReason, Request, Update
-from trtllm_jax.errors import EngineBusyError
+from trtllm_jax.errors import EngineBusyError, RequestError
 from trtllm_jax.logger import logger
 from trtllm_jax.postprocess import PromptLogprobs
 from trtllm_jax.remote import wire
@@ -54,9 +54,9 @@ class EngineHost:
             connection.close()
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` sequences. EngineBusyError where there is none, ValueError where there never is."""
+        """Make room for `count` sequences. EngineBusyError where there is none, RequestError where there never is."""
         if count > self.most:
-            raise ValueError(f"{count} sequences are asked for at once, and at most {self.most} may run and wait")
+            raise RequestError(f"{count} sequences are asked for at once, and at most {self.most} may run and wait")
         with self._lock:
             if self._unfinished + count > self.most:
                 raise EngineBusyError(

@@ -10,7 +10,7 @@ from trtllm_jax.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.body import read_model
 from trtllm_jax.serve.chat_prompt import chat_prompt
 from trtllm_jax.serve.chat_reader import Reader, Reading
-from trtllm_jax.serve.errors import bad
+from trtllm_jax.serve.errors import bad, checking
 from trtllm_jax.serve.exchange import Exchange
 from trtllm_jax.serve.limits import check_chat
 from trtllm_jax.serve.logprobs import for_chat
@@ -45,10 +45,11 @@ async def answer(server: Server, request: Request) -> Response:
 
 
 async def converse(exchange: Exchange, body: ChatRequest, heavy: bool) -> Reading:
-    """Have the answers to a conversation made; returns how they are read. ApiError or ValueError if it is wrong."""
+    """Have the answers to a conversation made; returns how they are read. ApiError where they ask for what is wrong."""
     server = exchange.server
     check_chat(body, server.settings.limits)
-    reading = Reading(server, body)
+    with checking():
+        reading = Reading(server, body)
     max_tokens = _max_tokens(body) or server.llm.facts.max_seq_len
 
     def submit() -> list[RequestOutput]:

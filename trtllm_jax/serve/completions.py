@@ -28,9 +28,9 @@ async def answer(server: Server, request: Request) -> Response:
     model = server.check_model(body.model)
     check_completion(body, server.settings.limits)
     texts = Texts(server, body)
-    params = exchange.params = texts.params()
 
     def submit() -> list[RequestOutput]:
+        params = exchange.params = texts.params()
         salt = {"cache_salt": body.cache_salt} if body.cache_salt else {}
 
         def make(prompt: Any) -> RequestOutput:
@@ -54,7 +54,7 @@ async def answer(server: Server, request: Request) -> Response:
         outputs = [await output.aresult() for output in exchange.outputs]
         exchange.check()
     choices = [
-        texts.choice(output, one, number * params.n + one.index, whole=True)
+        texts.choice(output, one, number * (body.n or 1) + one.index, whole=True)
         for number, output in enumerate(outputs)
         for one in output.outputs
     ]

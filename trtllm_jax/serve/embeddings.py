@@ -9,7 +9,7 @@ from starlette.responses import Response
 
 from trtllm_jax.outputs import RequestOutput
 from trtllm_jax.serve.body import read_model
-from trtllm_jax.serve.errors import bad
+from trtllm_jax.serve.errors import ApiError, bad
 from trtllm_jax.serve.exchange import Exchange, submit_each
 from trtllm_jax.serve.limits import check_embedding
 from trtllm_jax.serve.protocol_embeddings import EmbeddingRequest
@@ -31,8 +31,8 @@ async def answer(server: Server, request: Request) -> Response:
 
     try:
         await exchange.submit(lambda: submit_each(body.prompts, make), heavy)
-    except (ValueError, TypeError) as error:
-        raise bad("input", str(error)) from error
+    except ApiError as error:
+        raise bad("input", error.message) from error
     async with exchange.guarded(request.receive):
         outputs = [await output.aresult() for output in exchange.outputs]
         exchange.check()

@@ -1,7 +1,8 @@
 """Failures as OpenAI's clients know them: a status and {"error": {"message", "type", "param", "code"}}."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -9,7 +10,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 from starlette.responses import Response
 
-from trtllm_jax.errors import EngineBusyError, EngineDeadError
+from trtllm_jax.errors import EngineBusyError, EngineDeadError, RequestError
 
 GONE = 499
 """Nobody reads an answer with this status: its client left."""
@@ -84,15 +85,29 @@ def as_api_error(error: BaseException, retry_after: int) -> ApiError | None:
         return ApiError(429, str(error), code="engine_busy", headers={"Retry-After": str(retry_after)})
     if isinstance(error, EngineDeadError):
         return unavailable("the engine failed; the server is about to end", retry_after)
-    if isinstance(error, ValueError | TypeError):
-        if str(error).startswith("GuidedDecodingParams"):
-            return bad("response_format", str(error))
-        named = _FIELD.match(str(error))
-        name = named and (named[1] or named[2])
-        return bad(_RENAMED.get(name, name) if name else "prompt", str(error))
+    if isinstance(error, RequestError):
+        return _blaming(error)
     if isinstance(error, RuntimeError) and str(error) == "LLM is shutting down":
         return unavailable("the server is shutting down", retry_after)
     return None
+
+
+@contextmanager
+def checking() -> Iterator[None]:
+    """What is done in here with a request's fields fails because they are wrong; elsewhere a ValueError is ours."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise _blaming(error) from error
+
+
+def _blaming(error: ValueError | TypeError) -> ApiError:
+    message = str(error)
+    if message.startswith("GuidedDecodingParams"):
+        return bad("response_format", message)
+    named = _FIELD.match(message)
+    name = named and (named[1] or named[2])
+    return bad(_RENAMED.get(name, name) if name else "prompt", message)
 
 
 def unavailable(message: str, retry_after: int) -> ApiError:

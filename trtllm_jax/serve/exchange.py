@@ -12,7 +12,7 @@ from starlette.types import Receive
 
 from trtllm_jax.outputs import RequestOutput
 from trtllm_jax.sampling_params import SamplingParams
-from trtllm_jax.serve.errors import GONE, ApiError, as_api_error, unavailable
+from trtllm_jax.serve.errors import GONE, ApiError, as_api_error, checking, unavailable
 from trtllm_jax.serve.server import Server
 
 _GRACE = 5.0
@@ -43,11 +43,16 @@ class Exchange:
         self._began = time.perf_counter()
 
     async def submit(self, make: Callable[[], list[RequestOutput]], heavy: bool) -> None:
-        """Have the requests made, in a thread where that takes long."""
+        """Have the requests made, in a thread where that takes long. ApiError where what they ask for is wrong."""
+
+        def checked() -> list[RequestOutput]:
+            with checking():
+                return make()
+
         if not heavy:
-            self.outputs = make()
+            self.outputs = checked()
             return
-        made = self.server.pool.submit(make)
+        made = self.server.pool.submit(checked)
         try:
             self.outputs = await asyncio.wrap_future(made)
         except asyncio.CancelledError:

@@ -12,7 +12,7 @@ from trtllm_jax.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.body import read_model
 from trtllm_jax.serve.chat import converse
 from trtllm_jax.serve.chat_reader import Reading
-from trtllm_jax.serve.errors import ApiError, as_api_error
+from trtllm_jax.serve.errors import ApiError, as_api_error, checking
 from trtllm_jax.serve.exchange import Exchange
 from trtllm_jax.serve.logprobs import for_chat
 from trtllm_jax.serve.protocol_chat import ChatRequest
@@ -36,7 +36,8 @@ async def answer(server: Server, request: Request) -> Response:
         before = server.responses.get(body.previous_response_id, owner, "previous_response_id").items
     items = [*_ITEMS.validate_python(before), *items_of(body)]
     try:
-        chat = as_chat(body, items)
+        with checking():
+            chat = as_chat(body, items)
         reading = await converse(exchange, chat, heavy)
     except Exception as error:
         told = as_api_error(error, server.settings.retry_after)

@@ -12,7 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from trtllm_jax import LLM, EngineBusyError, EngineDeadError
+from trtllm_jax import LLM, EngineBusyError, EngineDeadError, RequestError
+from trtllm_jax.serve import completions
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import Limits, ServeSettings
 
@@ -234,6 +235,30 @@ def test_an_engine_that_refuses(
             assert answer.headers["x-request-id"] == "mine-1"
             assert ("mine-1" in answer.text) == (status == 500)
             assert answer.headers.get("retry-after") == ("7" if status in (429, 503) else None)
+
+
+def test_a_fault_of_our_own_is_not_the_requests(
+    tiny_llm: LLM, served: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*args: Any) -> None:
+        raise ValueError("secret")
+
+    monkeypatch.setattr(completions, "usage", broken)
+    with served(create_app(tiny_llm, ServeSettings(model_names=("tiny",)))) as url, httpx.Client(base_url=url) as http:
+        assert "secret" not in told(http.post("/v1/completions", json=COMPLETION), 500, type="server_error")
+        streamed = {**COMPLETION, "stream": True, "stream_options": {"include_usage": True}}
+        answer = http.post("/v1/completions", json=streamed)
+        assert answer.status_code == 200
+        last = json.loads(answer.text.strip().splitlines()[-1].removeprefix("data: "))
+        assert last["error"]["type"] == "server_error"
+        assert "secret" not in answer.text
+    wait_until_idle(tiny_llm)
+
+
+def test_what_the_engine_finds_wrong_later_is_the_requests(tiny_llm: LLM, served: Callable[..., Any]) -> None:
+    app = create_app(Broken(tiny_llm, RequestError("too much")), ServeSettings(model_names=("tiny",)))  # type: ignore[arg-type]
+    with served(app) as url, httpx.Client(base_url=url) as http:
+        assert "too much" in told(http.post("/v1/completions", json=COMPLETION), 400, type="invalid_request_error")
 
 
 def test_health_follows_the_engine_and_the_end(tiny_llm: LLM, served: Callable[..., Any]) -> None:

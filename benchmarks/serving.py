@@ -1,11 +1,12 @@
 """What a server costs: tokens/s of the same requests through `LLM` in one process, and through HTTP from others.
 
-    python benchmarks/serving.py --tokenizer FOLDER [--simulate MS] [--concurrency 64 256]
+    python benchmarks/serving.py --tokenizer FOLDER [--simulate MS] [--concurrency 64 256] [--spread TOKENS]
 
 On a GPU the engine has Llama-3.1-8B's shape and random weights. With --simulate nothing is computed: every step of the
 real engine's loop, of 256 rows at most, takes MS milliseconds and gives random tokens, so that 12.8 ms are 20,000
-tokens/s. Requests are 128 ids in, 256 out, sampled, all of that length; each bound of concurrency is measured without
-HTTP and with it, in turn. One JSON line a result.
+tokens/s. Requests are 128 ids in, 256 out, sampled, all of that length, so that they end and begin together, or between
+256 - TOKENS and 256 + TOKENS; each bound of concurrency is measured without HTTP and with it, in turn. One JSON line a
+result.
 """
 
 import argparse
@@ -93,6 +94,7 @@ def main() -> None:
     parser.add_argument("--client_processes", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--requests_per_row", type=int, default=4)
+    parser.add_argument("--spread", type=int, default=0, metavar="TOKENS")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         shape = LLAMA_8B | (SMALL if args.simulate else {})
@@ -123,13 +125,13 @@ def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> No
         frontends.start()
         for concurrency in args.concurrency:
             for _ in range(args.rounds):
-                count = concurrency * args.requests_per_row
-                here = in_process(llm, count, concurrency)
+                wishes = requests(concurrency * args.requests_per_row, args.spread)
+                here = in_process(llm, wishes, concurrency)
                 before = processor_seconds()
-                there = over_http(listening.getsockname()[1], count, concurrency, args.client_processes)
-                used = {f"{name}_us_a_token": (after - before[name]) / (count * OUTPUT) * 1e6
+                there = over_http(listening.getsockname()[1], wishes, concurrency, args.client_processes)
+                used = {f"{name}_us_a_token": (after - before[name]) / tokens(wishes) * 1e6
                         for name, after in processor_seconds().items()}  # fmt: skip
-                tell(concurrency=concurrency, requests=count, in_process_tok_s=here, **there, **used,
+                tell(concurrency=concurrency, requests=len(wishes), in_process_tok_s=here, **there, **used,
                      kept=there["http_tok_s"] / here)  # fmt: skip
         host.close()
 
@@ -142,33 +144,51 @@ def processor_seconds() -> dict[str, float]:
     return spent | {"frontends": sum(sum(child.cpu_times()[:2]) for child in frontends)}
 
 
-def in_process(llm: LLM, count: int, concurrency: int) -> float:
+def requests(count: int, spread: int) -> list[dict[str, Any]]:
+    """Records as `trtllm-bench prepare-dataset` writes them."""
+    rng = np.random.default_rng(0)
+    prompts = rng.integers(0, IDS, (count, INPUT)).tolist()
+    lengths = rng.integers(OUTPUT - spread, OUTPUT + spread, count, endpoint=True).tolist()
+    return [
+        {"task_id": number, "input_ids": prompt, "output_tokens": length}
+        for number, (prompt, length) in enumerate(zip(prompts, lengths, strict=True))
+    ]
+
+
+def tokens(wishes: Sequence[dict[str, Any]]) -> int:
+    """Tokens that are to be generated."""
+    return sum(wish["output_tokens"] for wish in wishes)
+
+
+def in_process(llm: LLM, wishes: Sequence[dict[str, Any]], concurrency: int) -> float:
     """Generated tokens/s of the same requests without HTTP, each awaited as a whole."""
-    params = SamplingParams(temperature=1.0, max_tokens=OUTPUT, ignore_eos=True)
-    prompts = np.random.default_rng(0).integers(0, IDS, (count, INPUT)).tolist()
 
     async def run() -> None:
         room = asyncio.Semaphore(concurrency)
 
-        async def one(prompt: list[int]) -> None:
+        async def one(wish: dict[str, Any]) -> None:
             async with room:
-                await llm.generate_async(prompt, params)
+                params = SamplingParams(temperature=1.0, max_tokens=wish["output_tokens"], ignore_eos=True)
+                await llm.generate_async(wish["input_ids"], params)
 
-        await asyncio.gather(*map(one, prompts))
+        await asyncio.gather(*map(one, wishes))
 
     began = time.perf_counter()
     asyncio.run(run())
-    return count * OUTPUT / (time.perf_counter() - began)
+    return tokens(wishes) / (time.perf_counter() - began)
 
 
-def over_http(port: int, count: int, concurrency: int, processes: int) -> dict[str, float]:
+def over_http(port: int, wishes: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
     """Generated tokens/s and gaps by `trtllm-bench serve`."""
-    command = [
-        sys.executable, "-c", "from trtllm_jax.commands.bench import main; main()", "serve", f"--base_url=http://127.0.0.1:{port}/v1",
-        f"--num_requests={count}", f"--concurrency={concurrency}", f"--input_len={INPUT}", f"--output_len={OUTPUT}",
-        f"--vocab_size={IDS}", "--ignore_eos", "--json_lines", f"--client_processes={processes}",
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
+    with tempfile.NamedTemporaryFile("w", suffix=".json") as dataset:
+        dataset.writelines(json.dumps(wish) + "\n" for wish in wishes)
+        dataset.flush()
+        command = [
+            sys.executable, "-c", "from trtllm_jax.commands.bench import main; main()", "serve",
+            f"--base_url=http://127.0.0.1:{port}/v1", f"--concurrency={concurrency}", f"--dataset={dataset.name}",
+            "--ignore_eos", "--json_lines", f"--client_processes={processes}",
+        ]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "JAX_PLATFORMS": "cpu"})
     if done.returncode:
         raise SystemExit(done.stdout + done.stderr)
     record = json.loads(done.stdout.splitlines()[-1])

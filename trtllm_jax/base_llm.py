@@ -25,6 +25,9 @@ class EnginePort(Protocol):
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a sequence soon; no effect if it has ended."""
 
+    def refuse_own_thread(self) -> None:
+        """RuntimeError in a thread that fills results, where waiting for one would be for ever."""
+
 
 class BaseLLM(ABC):
     """Generation over an engine; all methods may be called from any thread."""
@@ -40,7 +43,7 @@ class BaseLLM(ABC):
         self._tokenizer = tokenizer
         self._chat = chat
         self.port = port
-        self.intake = Intake(facts, tokenizer, port.finish)
+        self.intake = Intake(facts, tokenizer, port.finish, port.refuse_own_thread)
 
     @property
     def facts(self) -> EngineFacts:
@@ -199,7 +202,7 @@ class BaseLLM(ABC):
         An embedding is the model's last hidden state after its final norm, at the prompt's last token, divided by its
         length: float32 [embed]. Embedding models are trained for that; whether they want an end-of-sequence token is
         their tokenizer's to add. The engine computes prompts as it always does: in chunks, beside other requests, and
-        without what its prefix cache has.
+        from what its prefix cache has.
 
         Args:
             inputs: as `generate` takes them.

@@ -1,12 +1,12 @@
 """From prompts and parameters to sequences for an engine: what is wrong with them is found here, before any runs."""
 
 import itertools
+import secrets
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
-
-import numpy as np
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
@@ -59,17 +59,22 @@ class Intake:
     Args:
         facts: what they must fit.
         tokenizer: None where prompts are ids and no text is wanted.
-        finish: ends a sequence of the engine early. Results hold it, and nothing else of the engine's.
+        finish: ends a sequence of the engine early. Results hold it and `before_waiting`, nothing else of the engine's.
+        before_waiting: called where somebody is about to wait for a result; raises where that would be for ever.
     """
 
     def __init__(
-        self, facts: EngineFacts, tokenizer: Tokenizer | None, finish: Callable[[Request, FinishReason], None]
+        self,
+        facts: EngineFacts,
+        tokenizer: Tokenizer | None,
+        finish: Callable[[Request, FinishReason], None],
+        before_waiting: Callable[[], None],
     ) -> None:
         self.facts = facts
         self._tokenizer = tokenizer
         self._finish = finish
+        self._before_waiting = before_waiting
         self._guides = None if tokenizer is None else Guides(tokenizer, facts.vocab, facts.end_ids)
-        self._seeds = np.random.default_rng(0)
         self._request_ids = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -80,8 +85,9 @@ class Intake:
 
         ValueError or TypeError if one is wrong.
         """
+        # Copies: who asked may change the record while the sequences run.
+        params = [self._checked(each) for each in params]
         for each in params:
-            self._check(each)
             if streaming and each.sequences > each.n:
                 raise ValueError(
                     f"SamplingParams.best_of = {each.best_of} is invalid with streaming: which n = {each.n} are "
@@ -120,7 +126,8 @@ class Intake:
             rules.append(_Rules(frozenset(stops), edits, self.guide(edits)))
         return rules
 
-    def _check(self, params: Any) -> None:
+    def _checked(self, params: Any) -> SamplingParams:
+        """A copy of parameters that this engine can follow."""
         if not isinstance(params, SamplingParams):
             raise TypeError(
                 f"sampling_params must be a SamplingParams or a list of them, one a prompt; got {type(params).__name__}"
@@ -139,6 +146,7 @@ class Intake:
             )
         if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
             raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
+        return params.model_copy()
 
     def _check_ids(self, params: SamplingParams) -> None:
         """What speaks of the vocabulary must fit the model's."""
@@ -169,19 +177,30 @@ class Intake:
         """A result and the sequences that will fill it."""
         max_tokens = self._fitting_max_tokens(prompt, params)
         rule = params.resolved()
-        seed = rule.seed if rule.seed is not None else int(self._seeds.integers(1 << 64, dtype=np.uint64))
+        # Fresh from the system, so that neither processes nor forks of one draw alike.
+        seed = rule.seed if rule.seed is not None else secrets.randbits(64)
         best_of_more = params.sequences > params.n
         requests: list[Request] = []
-        # The result must not keep the LLM alive, only the engine that fills it.
+        running: weakref.WeakSet[Request] = weakref.WeakSet()
+        # The result must not keep the LLM alive, only the engine that fills it; and a sequence holds its result.
         end = self._finish
 
         def abort() -> None:
-            for request in requests:
+            for request in list(running):
                 end(request, FinishReason.CANCELLED)
 
-        output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.sequences, abort, keep=params.n)
+        output = RequestOutput(
+            next(self._request_ids),
+            prompt.text,
+            list(prompt.ids),
+            params.sequences,
+            abort,
+            before_waiting=self._before_waiting,
+            keep=params.n,
+        )
         if not params.exclude_input_from_output:
             output._begin_with(prompt.ids, self._text_of(prompt, params))
+        ids = tuple(prompt.ids)
         for index in range(params.sequences):
             stream = Stream(
                 output,
@@ -193,7 +212,7 @@ class Intake:
             )
             requests.append(
                 Request(
-                    prompt=prompt.ids,
+                    prompt=ids,
                     max_tokens=max_tokens,
                     sampling=replace(rule, seed=(seed + index) % (1 << 64)),
                     stop_ids=rules.stop_ids,
@@ -210,6 +229,7 @@ class Intake:
                     owner=stream,
                 )
             )
+        running.update(requests)
         return output, requests
 
     def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:

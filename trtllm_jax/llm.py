@@ -1,7 +1,5 @@
 """The `LLM` class: a model, an engine and a tokenizer behind TensorRT-LLM's Python API."""
 
-import atexit
-import weakref
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -9,8 +7,8 @@ from typing import Any, Self
 from trtllm_jax import compilation_cache, device_memory
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.chat import Chat, read_template
+from trtllm_jax.engine.build import build_engine
 from trtllm_jax.engine.config import EngineConfig
-from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.scheduler import CapacityPolicy
 from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.intake import EngineFacts
@@ -18,8 +16,6 @@ from trtllm_jax.llm_args import LlmArgs, parse_llm_args
 from trtllm_jax.loading import load
 from trtllm_jax.logger import progress, status
 from trtllm_jax.postprocess import Postprocessor
-
-_alive: weakref.WeakSet["LLM"] = weakref.WeakSet()
 
 
 class LLM(BaseLLM):
@@ -42,6 +38,7 @@ class LLM(BaseLLM):
         device_memory.claim()
         compilation_cache.enable()
         loaded = load(self._args)
+        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._postprocessor = Postprocessor()
         try:
             with progress(None, "Compiling", unit="program") as bar:
@@ -50,11 +47,17 @@ class LLM(BaseLLM):
                     bar.total = total
                     bar.update(done - bar.n)
 
-                self._engine = Engine(
-                    loaded.model, loaded.params, loaded.mesh, _engine_config(self._args), self._postprocessor.put, show
+                self._engine, self._start_up = build_engine(
+                    loaded.model,
+                    loaded.params,
+                    loaded.mesh,
+                    _engine_config(self._args),
+                    self._postprocessor.put,
+                    self._postprocessor.end,
+                    show,
                 )
         except BaseException:
-            self._postprocessor.close()
+            self._postprocessor.end()
             raise
         facts = EngineFacts(
             vocab=loaded.model.config.vocab,
@@ -66,10 +69,8 @@ class LLM(BaseLLM):
             batched_processor=self._args.batched_logits_processor is not None,
             model_type=loaded.model_type,
         )
-        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._connect(loaded.tokenizer, chat, facts, self._engine)
         self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
-        _alive.add(self)
 
     @property
     def args(self) -> LlmArgs:
@@ -84,7 +85,7 @@ class LLM(BaseLLM):
     @property
     def compile_seconds(self) -> float:
         """How long sizing the cache and compiling every program took at the start."""
-        return self._engine.start_up.compile_seconds
+        return self._start_up.compile_seconds
 
     @property
     def failure(self) -> EngineDeadError | None:
@@ -137,12 +138,12 @@ class LLM(BaseLLM):
         return {"maxNumBlocks": blocks, "tokensPerBlock": size, "maxNumTokens": blocks * size}
 
     def shutdown(self) -> None:
-        """End every request as cancelled, stop the threads and free the device's memory; may be called again."""
-        _alive.discard(self)
-        engine = self.__dict__.get("_engine")
-        if engine is not None:
-            engine.close()
-            self._postprocessor.close()
+        """End every request as cancelled, stop the threads and free the device's memory; may be called again.
+
+        A program's end does the same. A logits processor that calls it has it done after this step.
+        """
+        if self._engine.close():
+            self._postprocessor.join()
 
     def __enter__(self) -> Self:
         return self
@@ -153,13 +154,15 @@ class LLM(BaseLLM):
         self.shutdown()
 
     def __del__(self) -> None:
-        self.shutdown()
+        # Not waiting: the garbage collector may call this in any thread, the engine's own and one with a lock included.
+        if (engine := self.__dict__.get("_engine")) is not None:
+            engine.abandon()
 
     def __getstate__(self) -> Any:
         raise RuntimeError("LLM cannot be pickled: it holds threads and device memory; create one in each process")
 
     def _announce(self, device: str, dtype: str) -> None:
-        facts = self._engine.start_up
+        facts = self._start_up
         limits = facts.limits
         status(
             f"trtllm_jax: {self._args.model} on {self._args.tensor_parallel_size} x {device}, {dtype}; "
@@ -167,12 +170,6 @@ class LLM(BaseLLM):
             f"{limits.max_seq_len} tokens, {limits.max_num_tokens} tokens a step; steps for {facts.token_buckets} "
             f"tokens and {facts.row_buckets} rows, ready in {facts.compile_seconds:.1f} s"
         )
-
-
-@atexit.register
-def _shut_down_all() -> None:
-    for llm in list(_alive):
-        llm.shutdown()
 
 
 def _engine_config(args: LlmArgs) -> EngineConfig:

@@ -1,6 +1,8 @@
 """What a request gives back: results that can be waited for, awaited and iterated, in TensorRT-LLM's shape."""
 
 import asyncio
+import contextlib
+import copy
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
@@ -112,7 +114,8 @@ class RequestOutput:
     """The result of one prompt, filled while it is waited for, awaited or iterated.
 
     `result()` and `await` give the finished output. Iterating, plainly or with `async for`, gives this same object
-    after every step that brought something, until it is finished.
+    after every step that brought something, until it is finished. `copy` and `pickle` give what is known at that time,
+    as data: a copy of an unfinished output gets no more.
 
     Attributes:
         request_id: counts the requests of one LLM.
@@ -133,6 +136,7 @@ class RequestOutput:
         sequences: int,
         abort: Callable[[], object],
         *,
+        before_waiting: Callable[[], object] = lambda: None,
         keep: int | None = None,
     ) -> None:
         self.request_id = request_id
@@ -150,6 +154,7 @@ class RequestOutput:
         self._last: float | None = None
         self.error: str | None = None
         self._abort = abort
+        self._before_waiting = before_waiting
         self._aborted = False
         self._failure: BaseException | None = None
         self._arrived: list[Delta] = []
@@ -225,6 +230,23 @@ class RequestOutput:
             await self._arrival(self._something)
         return self._next_step()
 
+    def __getstate__(self) -> dict[str, Any]:
+        with self._lock:
+            state = self.__dict__.copy()
+        for name in ("_abort", "_before_waiting", "_lock", "_changed", "_blocked", "_wakers"):
+            del state[name]
+        return state | {"_context": list(self._context), "_arrived": list(self._arrived)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._abort, self._before_waiting = _nothing, self._refuse_to_wait
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._blocked, self._wakers = 0, []
+
+    def _refuse_to_wait(self) -> None:
+        raise RuntimeError(f"this is a copy of request {self.request_id}, made before it was finished: it gets no more")
+
     def __repr__(self) -> str:
         return (
             f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, "
@@ -257,8 +279,9 @@ class RequestOutput:
         for thread, loop, waker in wakers:
             if thread == threading.get_ident():
                 _wake(waker)
-            elif not loop.is_closed():
-                loop.call_soon_threadsafe(_wake, waker)
+            else:
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+                    loop.call_soon_threadsafe(_wake, waker)
 
     def _something(self) -> bool:
         return bool(self._arrived) or self.finished or self._failure is not None
@@ -270,6 +293,7 @@ class RequestOutput:
         return all(output.finish_reason or output.index in ended for output in self.outputs)
 
     async def _arrival(self, ready: Callable[[], bool]) -> None:
+        self._before_waiting()
         loop = asyncio.get_running_loop()
         waker = loop.create_future()
         with self._lock:
@@ -280,6 +304,9 @@ class RequestOutput:
 
     def _block(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
         """Wait in this thread; False where that took too long."""
+        if ready():
+            return True
+        self._before_waiting()
         with self._lock:
             self._blocked += 1
             try:
@@ -308,7 +335,7 @@ class RequestOutput:
             self.finished = self.finished or all(output.finish_reason for output in self.outputs)
             if self._failure is not None:
                 self.error, self.finished = str(self._failure), True
-                raise self._failure
+                raise _copied(self._failure)
             if self.finished and len(self.outputs) > self._keep:
                 self._keep_best()
         return self
@@ -316,7 +343,7 @@ class RequestOutput:
     def _add_context(self, delta: Delta) -> None:
         """The prompt is the same for all sequences."""
         for output in self.outputs if delta.prompt_logprobs else ():
-            output.prompt_logprobs += delta.prompt_logprobs
+            output.prompt_logprobs += map(dict, delta.prompt_logprobs)
         self._context += [logits[None] for logits in delta.context_logits]
 
     def _keep_best(self) -> None:
@@ -324,6 +351,20 @@ class RequestOutput:
         del self.outputs[self._keep :]
         for index, output in enumerate(self.outputs):
             output.index = index
+
+
+def _copied(failure: BaseException) -> BaseException:
+    """The failure for one who waits: raising it tells nothing to others, and its frames hold no result that holds it."""
+    try:
+        copied = copy.copy(failure)
+    except Exception:  # an exception whose arguments are not its constructor's
+        return failure
+    copied.__cause__ = failure.__cause__
+    return copied.with_traceback(failure.__traceback__)
+
+
+def _nothing() -> None:
+    """What there is to abort of a copy."""
 
 
 def _wake(waker: "asyncio.Future[None]") -> None:

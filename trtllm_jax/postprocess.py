@@ -2,11 +2,13 @@
 
 import queue
 import threading
+import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
+from trtllm_jax.logger import logger
 from trtllm_jax.logits_processing import top_logprobs
 from trtllm_jax.outputs import Delta, Logprob, RequestOutput
 from trtllm_jax.sampling_params import SamplingParams
@@ -58,6 +60,8 @@ class Stream:
             return
         if update.error is not None:
             self._ended = True
+            # Where it was raised is worth telling; what was there, logits and sequences, is not to be kept by it.
+            traceback.clear_frames(update.error.__traceback__)
             self._output._deliver(Delta(self._index, error=update.error))
             # The other samples of its prompt have nobody left to tell.
             self._output._abort()
@@ -180,15 +184,19 @@ class Postprocessor:
         """Hand over one step's updates; never blocks."""
         self._updates.put(updates)
 
-    def close(self) -> None:
-        """Stop once everything handed over is delivered."""
+    def end(self) -> None:
+        """Nothing more is handed over; what was will be delivered."""
         self._updates.put(None)
+
+    def join(self) -> None:
+        """Wait for that, where this is another thread and `end` was called or will be."""
         if self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
         while (updates := self._updates.get()) is not None:
             hand_out(updates)
+            del updates  # what has ended is its owner's alone, also while this thread waits
 
 
 def hand_out(updates: Iterable[Update]) -> None:
@@ -197,4 +205,7 @@ def hand_out(updates: Iterable[Update]) -> None:
         try:
             update.request.owner.take(update)
         except Exception as failure:
-            update.request.owner.take(Update(update.request, error=failure))
+            try:
+                update.request.owner.take(Update(update.request, error=failure))
+            except Exception:
+                logger.exception("a result could not be told its failure")

@@ -168,7 +168,7 @@ class SamplingParams(StrictModel):
         return Edits(
             processors=processors,
             batched=self.apply_batched_logits_processor,
-            bias=None if self.embedding_bias is None else np.asarray(self.embedding_bias, np.float32),
+            bias=None if self.embedding_bias is None else np.array(self.embedding_bias, np.float32),
             repetition=repetition,
             presence=presence,
             frequency=frequency,

@@ -1,122 +1,95 @@
-"""The engine: builds the compiled programs and the cache, then runs the batching loop in one thread."""
+"""The engine's loop: one thread that takes sequences, plans steps, has them computed and tells what they brought."""
 
+import atexit
 import contextlib
+import os
 import queue
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-from jax.sharding import Mesh
-
-import sharding
-from trtllm_jax.engine import weights
-from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.changes import changes_of, follow
-from trtllm_jax.engine.config import EngineConfig, backend_defaults
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
 from trtllm_jax.engine.host_sampling import draw_on_host
-from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
-from trtllm_jax.engine.steps import Model
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.errors import EngineDeadError, RequestError
-from trtllm_jax.models.config import CacheGroup
+from trtllm_jax.logger import logger
 
-NOMINAL_PAGES = 1024
-"""Pool size of the compile that measures a step's temporary bytes; they do not depend on it."""
+_running: set["Engine"] = set()
+"""Engines whose thread runs: a program's end waits for them, because a step in flight calls back into Python."""
 
 
-@dataclass(frozen=True)
-class StartUp:
-    """What the engine chose and how long it took, for the start-up line."""
+class _Command(NamedTuple):
+    """What another thread asks of the engine's, and who waits for it."""
 
-    limits: SchedulerLimits
-    kv_tokens: int
-    kv_dtype: str
-    token_buckets: tuple[int, ...]
-    row_buckets: tuple[int, ...]
-    compile_seconds: float
+    run: Callable[[], Any]
+    done: Future[None] | None = None
 
 
 class Engine:
     """Runs submitted sequences to their end; every method may be called from any thread.
 
-    Args:
-        model: the pure functions.
-        params: the weights on the mesh.
-        mesh: the devices.
-        config: sizes and policy.
-        sink: called from the engine's thread with the updates of each step; must not block.
-        progress: told how many programs are compiled of how many.
+    Each sequence that was submitted gets one last update, whatever fails: its end, or the failure.
 
-    Raises:
-        MemoryError: the cache does not fit; names the knob.
+    Args:
+        scheduler: decides what runs; used by the engine's thread alone from now on, and so is the runner.
+        runner: has steps computed.
+        sink: called from the engine's thread with the updates of each step; must not block.
+        ended: called from the engine's thread after the last update.
+        look_ahead: whether a step is dispatched before the one before it was read.
+        batched_processor: called once a step for the sequences that ask for it.
+        cache_events: the prefix cache's, where they are kept.
+        stats_length: iteration statistics kept for `drain_stats`.
     """
 
     def __init__(
         self,
-        model: Model,
-        params: Any,
-        mesh: Mesh,
-        config: EngineConfig,
+        scheduler: Scheduler,
+        runner: Runner,
         sink: Callable[[Sequence[Update]], None],
-        progress: Callable[[int, int], None] = lambda done, total: None,
+        ended: Callable[[], None] = lambda: None,
+        *,
+        look_ahead: bool = True,
+        batched_processor: Callable[..., object] | None = None,
+        cache_events: CacheEvents | None = None,
+        stats_length: int = 0,
     ) -> None:
-        weight_dtype = params["embed"].dtype
-        # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
-        on_cpu = mesh.devices.flat[0].platform == "cpu"
-        kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
-        spec = CacheSpec(_padded_group(model, mesh), config.page_size, kv_dtype)
-        started = time.perf_counter()
-        # Whatever keeps the weights themselves would keep their memory when others take their place.
-        self._weight_shapes = weights.shapes_of(params)
-        self.limits, pages = _size(model, self._weight_shapes, mesh, config, spec)
-        table_width = -(-self.limits.max_seq_len // spec.page_size)
-        programs = Programs(model, mesh, self._weight_shapes, spec.arrays(pages, mesh), self.limits, table_width)
-        programs.compile(progress)
-        self.start_up = StartUp(
-            limits=self.limits,
-            kv_tokens=(pages - 1) * spec.page_size,
-            kv_dtype=kv_dtype.name,
-            token_buckets=programs.token_buckets,
-            row_buckets=programs.row_buckets,
-            compile_seconds=time.perf_counter() - started,
-        )
-        self.cache_events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
-        self._pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=self.cache_events)
-        self._scheduler = Scheduler(self.limits, self._pool, config.policy)
-        caches = spec.allocate(pages, mesh)
-        self._runner = Runner(programs, params, caches, mesh, self.limits.max_batch_size, table_width)
-        self._vocab = model.config.vocab
-        self._look_ahead = config.look_ahead
-        self._batched_processor = config.batched_processor
+        self.limits = scheduler.limits
+        self.cache_events = cache_events
+        self._scheduler = scheduler
+        self._runner = runner
         self._sink = sink
-        self._stats: deque[Record] = deque(maxlen=config.stats_length)
+        self._ended = ended
+        self._look_ahead = look_ahead
+        self._batched_processor = batched_processor
+        self._stats: deque[Record] = deque(maxlen=stats_length)
         self._iteration = 0
-        self._commands: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
+        self._last_commit = 0.0
+        self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
+        self._unfinished: dict[Request, None] = {}
+        """Every sequence whose owner has not been told its end, wherever it is."""
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trtllm_jax-engine", daemon=True)
+        _running.add(self)
         self._thread.start()
 
     @property
     def kv_pages(self) -> int:
         """Pages that sequences can hold."""
-        return self._pool.capacity
+        return self._scheduler.pool.capacity
 
     @property
     def page_size(self) -> int:
         """Tokens of a page."""
-        return self._pool.page_size
+        return self._scheduler.pool.page_size
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue sequences; their updates go to the sink.
@@ -124,8 +97,9 @@ class Engine:
         Raises:
             RequestError: a sequence cannot fit the engine; none of them is queued.
             EngineDeadError: the engine's thread failed.
-            RuntimeError: the engine is shut down.
+            RuntimeError: the engine is shut down, or this is its own thread.
         """
+        self.refuse_own_thread()
         for request in requests:
             if not request.prompt:
                 raise RequestError("the prompt holds no tokens; give at least one")
@@ -139,7 +113,11 @@ class Engine:
             for request in requests:
                 self._scheduler.submit(request)
 
-        self._command(queue_all)
+        with self._lock:
+            if refusal := self._refusal():
+                raise refusal
+            self._unfinished.update(dict.fromkeys(requests))
+            self._commands.put(_Command(queue_all))
 
     def finish(self, request: Request, reason: FinishReason) -> None:
         """End a sequence soon; no effect if it has ended. Its last update tells the reason."""
@@ -147,11 +125,10 @@ class Engine:
         def end() -> None:
             update = self._scheduler.finish(request, reason)
             if update:
-                self._sink([update])
+                self._tell([update])
 
         # A dead or closed engine has ended every sequence and said so.
-        with contextlib.suppress(RuntimeError):
-            self._command(end)
+        self._commands.put(_Command(end))
 
     @property
     def params(self) -> Any:
@@ -169,20 +146,20 @@ class Engine:
         Raises:
             ValueError: they do not fit; nothing has changed.
             EngineDeadError: the engine's thread failed.
-            RuntimeError: the engine is shut down.
+            RuntimeError: the engine is shut down, or this is its own thread.
         """
-        fitted = weights.fitted(params, self._weight_shapes, copy=copy)
+        self.refuse_own_thread()
+        fitted = self._runner.fitted(params, copy=copy)
         swapped: Future[None] = Future()
 
         def swap() -> None:
-            if refusal := self._refusal():
-                swapped.set_exception(refusal)
-                return
             self._runner.params = fitted
             self._scheduler.begin_weights()
-            swapped.set_result(None)
 
-        self._command(swap)
+        with self._lock:
+            if refusal := self._refusal():
+                raise refusal
+            self._commands.put(_Command(swap, swapped))
         swapped.result()
 
     def drain_stats(self) -> list[Record]:
@@ -192,20 +169,32 @@ class Engine:
             stats.append(self._stats.popleft())
         return stats
 
-    def close(self) -> None:
-        """End every sequence as cancelled, stop the thread and free the cache; may be called again."""
-        with self._lock:
-            first, self._closed = not self._closed, True
-        if first:
-            self._commands.put(lambda: None)
-        if self._thread is not threading.current_thread():
-            self._thread.join()
+    def close(self) -> bool:
+        """End every sequence as cancelled, wait for the steps in flight, stop the thread; may be called again.
 
-    def _command(self, command: Callable[[], Any]) -> None:
+        From the engine's own thread, where a user's function calls it, the same happens after this step: False.
+        """
+        self.abandon()
+        if self._thread is threading.current_thread():
+            return False
+        self._thread.join()
+        return True
+
+    def abandon(self) -> None:
+        """`close` without waiting, and without a lock: the garbage collector may call it from anywhere."""
+        self._commands.put(_Command(self._mark_closed))
+
+    def refuse_own_thread(self) -> None:
+        """RuntimeError in the engine's thread, which would wait for itself."""
+        if self._thread is threading.current_thread():
+            raise RuntimeError(
+                "this runs in the engine's own thread, as logits processors do, and would wait for itself: call it "
+                "from another thread, and do not wait for that"
+            )
+
+    def _mark_closed(self) -> None:
         with self._lock:
-            if refusal := self._refusal():
-                raise refusal
-            self._commands.put(command)
+            self._closed = True
 
     def _refusal(self) -> RuntimeError | None:
         """Why nothing more can be asked of this engine, if that is so."""
@@ -226,10 +215,22 @@ class Engine:
         try:
             self._loop()
         except BaseException as failure:
-            with self._lock:
-                self._failure = self._runner.explained(failure)
-        self._end_everything()
-        self._runner.close()
+            self._fail(failure)
+        try:
+            self._end_everything()
+            self._runner.close()
+        except BaseException:
+            logger.exception("the engine could not be closed in order")
+        finally:
+            _running.discard(self)
+            self._ended()
+
+    def _fail(self, failure: BaseException) -> None:
+        explained = failure
+        with contextlib.suppress(Exception):
+            explained = self._runner.explained(failure)
+        with self._lock:
+            self._failure = explained
 
     def _loop(self) -> None:
         """One step ahead: while the device runs step n, the host plans n + 1, then reads the tokens of n."""
@@ -248,28 +249,36 @@ class Engine:
             if flight and not self._look_ahead:
                 self._commit(flight)
                 flight = None
+            # What ended is its owner's alone, also while this thread waits.
+            plan = following = None
 
     def _obey(self, wait: bool) -> None:
         """Carry out what other threads asked for; `wait` for something if there is nothing else to do."""
-        if wait:
-            self._commands.get()()
         while True:
             try:
-                command = self._commands.get_nowait()
+                command = self._commands.get(block=wait)
             except queue.Empty:
                 return
-            command()
+            wait = False
+            try:
+                command.run()
+            except BaseException as failure:
+                if command.done:
+                    command.done.set_exception(failure)
+                raise
+            if command.done:
+                command.done.set_result(None)
+            del command
 
     def _dispatch(self, plan: StepPlan) -> InFlight:
         flight = self._runner.dispatch(plan)
         if not plan.edited:
             return flight
         # While the device computes the step: only the draw needs them.
-        return self._runner.draw_edited(flight, changes_of(plan, self._vocab, self._runner.edits_at_once))
+        return self._runner.draw_edited(flight, changes_of(plan, self._runner.vocab, self._runner.edits_at_once))
 
     def _commit(self, flight: InFlight) -> None:
-        started = time.perf_counter()
-        plan, (tokens, logprobs, logits, embeddings, failures) = flight.plan, flight.brought()
+        plan, (tokens, logprobs, logits, embeddings, failures) = flight.plan, self._runner.read(flight)
         if plan.drawn_on_host:
             drawn = draw_on_host(plan, logits, self._runner.draw, self._batched_processor)
             failures |= drawn.failures
@@ -277,51 +286,44 @@ class Engine:
                 tokens[row] = [drawn.tokens[row]] if row in drawn.tokens else []
             logprobs |= {row: [found] for row, found in drawn.logprobs.items()}
         failures = follow(plan, tokens, failures)
-        updates = self._scheduler.commit(plan, tokens, logprobs, logits, failures, embeddings)
-        if updates:
-            self._sink(updates)
+        self._tell(self._scheduler.commit(plan, tokens, logprobs, logits, failures, embeddings))
         self._iteration += 1
+        ended = time.perf_counter()
         if self._stats.maxlen:
-            seconds = time.perf_counter() - started
+            # A step that was dispatched ahead begins when the one before it has ended: so the sum is the time they took.
+            seconds = ended - max(flight.dispatched, self._last_commit)
             self._stats.append(iteration_stats(self._iteration, seconds, plan, self._scheduler))
+        self._last_commit = ended
+
+    def _tell(self, updates: Sequence[Update]) -> None:
+        if not updates:
+            return
+        self._sink(updates)
+        for update in updates:
+            if update.finish is not None or update.error is not None:
+                self._unfinished.pop(update.request, None)
 
     def _end_everything(self) -> None:
-        """Tell every owner that its sequence ends here, submitted ones that were never seen included."""
-        while True:
-            try:
-                self._commands.get_nowait()()
-            except queue.Empty:
-                break
-        unfinished = [*self._scheduler.running, *self._scheduler.waiting]
+        """Tell every owner that its sequence ends here, and everybody who waits for a command that it is not obeyed."""
+        self._mark_closed()
         error = self.failure
+        with contextlib.suppress(queue.Empty):
+            while True:
+                command = self._commands.get_nowait()
+                if command.done:
+                    command.done.set_exception(error or RuntimeError("LLM is shutting down"))
+        unfinished = list(self._unfinished)
         for request in unfinished:
             request.finished = FinishReason.CANCELLED
-        if unfinished:
-            self._sink([Update(request, finish=FinishReason.CANCELLED, error=error) for request in unfinished])
+        self._tell([Update(request, finish=FinishReason.CANCELLED, error=error) for request in unfinished])
 
 
-def _padded_group(model: Model, mesh: Mesh) -> CacheGroup:
-    """The model's cache group with its heads padded as its weights are."""
-    (group,) = model.module.cache_spec(model.config)
-    heads = sharding.pad_sizes({"kv_heads": group.kv_heads}, mesh)["kv_heads"]
-    return CacheGroup(group.layers, heads, group.head_dim)
+@atexit.register
+def _close_all() -> None:
+    """Registered after jax's own, so that it runs before: the devices are still there."""
+    for engine in list(_running):
+        engine.close()
 
 
-def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:
-    """The limits and the pages of the pool: what was asked for, clamped to what the memory holds."""
-    defaults = backend_defaults()
-    batch = config.max_batch_size or defaults.max_batch_size
-    tokens = max(config.max_num_tokens or defaults.max_num_tokens, batch)
-    decode_steps = config.max_decode_steps or defaults.max_decode_steps
-    length = min(config.max_seq_len or model.config.max_position, model.config.max_position)
-
-    def limits(batch: int, length: int) -> SchedulerLimits:
-        return SchedulerLimits(batch, tokens, length, decode_steps)
-
-    temporary = 0
-    if mesh.devices.flat[0].platform != "cpu":
-        width = -(-length // spec.page_size)
-        nominal = spec.arrays(NOMINAL_PAGES, mesh)
-        temporary = Programs(model, mesh, params, nominal, limits(batch, length), width).temporary_bytes()
-    pages = pool_pages(spec, mesh, config.kv_fraction, temporary, config.kv_tokens)
-    return limits(min(batch, pages - 1), min(length, (pages - 1) * spec.page_size)), pages
+# A child has no thread to wait for, and locks that nobody will release.
+os.register_at_fork(after_in_child=_running.clear)

@@ -44,7 +44,7 @@ class Programs:
         params: the weights, or shapes with shardings like them.
         caches: shapes with shardings of every layer's cache.
         limits: sizes that bound a step.
-        pages: columns of the page table.
+        table_width: pages of a row.
     """
 
     def __init__(
@@ -54,14 +54,14 @@ class Programs:
         params: Any,
         caches: tuple[jax.ShapeDtypeStruct, ...],
         limits: SchedulerLimits,
-        pages: int,
+        table_width: int,
     ) -> None:
         self._model = model
         self._mesh = mesh
-        self._params = params
+        self.params = params
         self._caches = caches
-        self._limits = limits
-        self._pages = pages
+        self.limits = limits
+        self.table_width = table_width
         self._page_size = caches[0].shape[3]
         self._replicated = NamedSharding(mesh, P())
         self.token_buckets = token_buckets(limits.max_num_tokens)
@@ -70,15 +70,15 @@ class Programs:
 
     def rows_of(self, tokens: int) -> int:
         """Rows of the ragged program for a bucket of `tokens`."""
-        return min(tokens, self._limits.max_batch_size)
+        return min(tokens, self.limits.max_batch_size)
 
     def ragged_layout(self, tokens: int) -> Layout:
         """What the host packs for the ragged program of a bucket."""
-        return steps.ragged_layout(tokens, self.rows_of(tokens), self._pages)
+        return steps.ragged_layout(tokens, self.rows_of(tokens), self.table_width)
 
     def decode_layout(self, rows: int) -> Layout:
         """What the host packs for the decode program of a bucket."""
-        return steps.decode_layout(rows, pages_a_dispatch(self._limits.max_decode_steps, self._page_size))
+        return steps.decode_layout(rows, pages_a_dispatch(self.limits.max_decode_steps, self._page_size))
 
     def ragged(self, tokens: int) -> Compiled:
         """The ragged step of a token bucket."""
@@ -111,7 +111,12 @@ class Programs:
     @cached_property
     def mask_words(self) -> int:
         """Words of each row that say which ids such a draw allows."""
-        return mask_words(self._model.config.vocab)
+        return mask_words(self.vocab)
+
+    @property
+    def vocab(self) -> int:
+        """Ids of the model are 0 to vocab - 1."""
+        return int(self._model.config.vocab)
 
     def edited_size(self, rows: int, entries: int) -> int:
         """Rows of the smallest such program for so many rows and entries, no more of these than `edits_at_once`."""
@@ -121,7 +126,7 @@ class Programs:
     @property
     def edits_at_once(self) -> int:
         """Entries that the largest such program takes."""
-        return room_for(self._limits.max_batch_size)
+        return room_for(self.limits.max_batch_size)
 
     def draw(self, size: int) -> Compiled:
         """The draw from logits that the host changed."""
@@ -176,7 +181,7 @@ class Programs:
 
     def _lower_decode(self, rows: int, greedy: bool) -> jax.stages.Lowered:
         layout = self.decode_layout(rows)
-        step = partial(steps.decode_loop, self._model, layout, greedy, self._limits.max_decode_steps)
+        step = partial(steps.decode_loop, self._model, layout, greedy, self.limits.max_decode_steps)
         return self._lower_step(step, layout, (self._cache_specs(), P(), P()))
 
     def _lower_step(self, step: Compiled, layout: Layout, out_specs: Any) -> jax.stages.Lowered:
@@ -189,7 +194,7 @@ class Programs:
             check_vma=False,
         )
         return jax.jit(mapped, donate_argnums=(1, 2)).lower(
-            self._params, self._caches, self._state(), self._array((layout.size,), jnp.int32)
+            self.params, self._caches, self._state(), self._array((layout.size,), jnp.int32)
         )
 
     def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
@@ -212,9 +217,9 @@ class Programs:
         more = [self._array(shape, jnp.int32) for shape in shapes]
         specs = (self._param_specs(), *[P()] * (1 + len(more)))
         mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False)
-        dtype = activation_dtype(self._params["embed"].dtype)
-        last = self._array((self._limits.max_batch_size, self._model.config.embed), dtype)
-        return jax.jit(mapped).lower(self._params, last, *more)
+        dtype = activation_dtype(self.params["embed"].dtype)
+        last = self._array((self.limits.max_batch_size, self._model.config.embed), dtype)
+        return jax.jit(mapped).lower(self.params, last, *more)
 
     def _lower_draw(self, rows: int) -> jax.stages.Lowered:
         layout = steps.draw_layout(rows)
@@ -230,7 +235,7 @@ class Programs:
         )
 
     def _param_specs(self) -> Any:
-        return jax.tree.map(lambda leaf: leaf.sharding.spec, self._params)
+        return jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
 
     def _cache_specs(self) -> tuple[P, ...]:
         return (sharding.spec_of(CACHE_AXES),) * len(self._caches)
@@ -238,7 +243,7 @@ class Programs:
     def _state(self) -> RowState:
         shapes: RowState = jax.tree.map(
             lambda leaf: self._array(leaf.shape, leaf.dtype),
-            jax.eval_shape(partial(RowState.empty, self._limits.max_batch_size, self._pages)),
+            jax.eval_shape(partial(RowState.empty, self.limits.max_batch_size, self.table_width)),
         )
         return shapes
 

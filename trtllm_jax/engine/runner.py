@@ -1,7 +1,9 @@
 """The device's side of the engine: owns weights, caches and row state, and turns plans into dispatched programs."""
 
+import contextlib
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import jax
@@ -52,7 +54,10 @@ class Drawn:
 
 @dataclass(frozen=True, eq=False)
 class InFlight:
-    """A dispatched plan, the last rows [s - 1, embed] of its step, and the arrays that will hold what it brought."""
+    """A dispatched plan, the last rows [s - 1, embed] of its step, and the arrays that will hold what it brought.
+
+    `dispatched` is when, in `time.perf_counter`'s seconds.
+    """
 
     plan: StepPlan
     out: jax.Array
@@ -61,6 +66,14 @@ class InFlight:
     embeddings: jax.Array | None = None
     last: jax.Array | None = None
     drawn: tuple[Drawn, ...] = ()
+    dispatched: float = field(default_factory=time.perf_counter)
+
+    @property
+    def arrays(self) -> list[jax.Array]:
+        """What the host reads of it."""
+        step = (self.out, self.logprobs, self.logits, self.embeddings)
+        found: list[jax.Array] = jax.tree.leaves((step, [(one.out, one.logprobs) for one in self.drawn]))
+        return found
 
     def brought(self) -> Brought:
         """What came of it; waits for the device."""
@@ -107,21 +120,24 @@ class Runner:
         params: the weights, on the devices; others like them may take their place between two plans.
         caches: every layer's cache, on the devices; donated from step to step.
         mesh: the devices.
-        slots: rows of the device state.
-        pages: columns of its page table.
     """
 
-    def __init__(
-        self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh, slots: int, pages: int
-    ) -> None:
+    def __init__(self, programs: Programs, params: Any, caches: tuple[jax.Array, ...], mesh: Mesh) -> None:
         self._programs = programs
         self.params = params
         self._caches = caches
-        self._padding_slot = slots
+        self._padding_slot = programs.limits.max_batch_size
         self._replicated = NamedSharding(mesh, P())
         self._everything: dict[int, jax.Array] = {}
+        self._unread: list[InFlight] = []
+        """Dispatched, and on their way to the host."""
         make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._replicated)
-        self._state: RowState = make(slots, pages)
+        self._state: RowState = make(self._padding_slot, programs.table_width)
+
+    @property
+    def vocab(self) -> int:
+        """Ids of the model are 0 to vocab - 1."""
+        return self._programs.vocab
 
     @property
     def edits_at_once(self) -> int:
@@ -132,15 +148,21 @@ class Runner:
         """Start a plan; what it brings is on its way to the host when it is done."""
         if plan.copies:
             self._copy(plan.copies)
-        flight = self._ragged(plan) if plan.kind == "step" else self._decode(plan)
-        _send((flight.out, flight.logprobs, flight.logits, flight.embeddings))
-        return flight
+        return self._send(self._ragged(plan) if plan.kind == "step" else self._decode(plan))
 
     def draw_edited(self, flight: InFlight, changes: Sequence[Changes]) -> InFlight:
         """The same flight with tokens for its edited rows, in place of those that the step draws."""
-        drawn = tuple(self._draw_edited(flight, some) for some in changes)
-        _send([(one.out, one.logprobs) for one in drawn])
-        return replace(flight, drawn=drawn)
+        return self._send(replace(flight, drawn=tuple(self._draw_edited(flight, some) for some in changes)))
+
+    def read(self, flight: InFlight) -> Brought:
+        """What came of a dispatched plan; waits for the device."""
+        brought = flight.brought()
+        self._unread = [other for other in self._unread if other.plan is not flight.plan]
+        return brought
+
+    def fitted(self, params: Any, *, copy: bool) -> Any:
+        """Other weights in the place of the first, as `weights.fitted` says."""
+        return weights.fitted(params, self._programs.params, copy=copy)
 
     def explained(self, failure: BaseException) -> BaseException:
         """The failure of a step, or if weights that it read are gone, an error that says so and what to do."""
@@ -155,7 +177,11 @@ class Runner:
         return error
 
     def close(self) -> None:
-        """Free what is on the devices now, not when the garbage collector finds it."""
+        """Wait for what is on its way, which calls back into Python, and free what is on the devices."""
+        for array in [array for flight in self._unread for array in flight.arrays]:
+            with contextlib.suppress(Exception):  # the failure of a step was told already
+                np.asarray(array)
+        self._unread.clear()
         for array in (*self._caches, *jax.tree.leaves(self._state), *self._everything.values()):
             array.delete()
         self.params = None
@@ -232,18 +258,19 @@ class Runner:
         )
         return InFlight(plan, out)
 
+    def _send(self, flight: InFlight) -> InFlight:
+        """Have what it brings copied to the host once it is there."""
+        self._unread.append(flight)
+        for array in flight.arrays:
+            array.copy_to_host_async()
+        return flight
+
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
         for first in range(0, len(copies), COPIES_A_CALL):
             pairs = np.full((COPIES_A_CALL, 2), PADDING_PAGE, np.int32)
             some = copies[first : first + COPIES_A_CALL]
             pairs[: len(some)] = some
             self._caches = self._programs.copy()(self._caches, pairs)
-
-
-def _send(arrays: Any) -> None:
-    """Have them copied to the host once they are there."""
-    for array in jax.tree.leaves(arrays):
-        array.copy_to_host_async()
 
 
 def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:

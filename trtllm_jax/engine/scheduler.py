@@ -6,6 +6,7 @@ position is written before it is read by its next owner.
 """
 
 import enum
+import hashlib
 import itertools
 import time
 from collections import deque
@@ -67,14 +68,27 @@ class Counters:
 
 
 class Scheduler:
-    """Keeps every unfinished sequence and turns them into plans; used from one thread."""
+    """Keeps every unfinished sequence and turns them into plans; used from one thread.
+
+    Args:
+        limits: of one step.
+        pool: the pages.
+        policy: when a sequence is admitted.
+        rope_stretch: the longest sequence whose keys depend on nothing but the tokens before them; those of a longer
+            prompt depend on its length as well. None where there is no such bound.
+    """
 
     def __init__(
-        self, limits: SchedulerLimits, pool: BlockPool, policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
+        self,
+        limits: SchedulerLimits,
+        pool: BlockPool,
+        policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT,
+        rope_stretch: int | None = None,
     ) -> None:
         self.limits = limits
         self.pool = pool
         self.policy = policy
+        self._rope_stretch = rope_stretch
         self.counters = Counters()
         self.waiting: deque[Request] = deque()
         self.running: list[Request] = []
@@ -253,12 +267,23 @@ class Scheduler:
     def _extend_hashes(self, request: Request, blocks: int) -> None:
         page_size = self.pool.page_size
         for index in range(len(request.hashes), blocks):
-            parent = request.hashes[-1] if index else request.salt
+            parent = request.hashes[-1] if index else self._chain_start(request)
             request.hashes.append(block_hash(parent, request.tokens(index * page_size, (index + 1) * page_size)))
+
+    def _chain_start(self, request: Request) -> bytes:
+        """What its pages depend on besides its tokens."""
+        length = len(request.prompt)
+        if self._rope_stretch is None or length <= self._rope_stretch:
+            return request.salt
+        # As long as a salt, and so never a block's own hash.
+        return hashlib.sha512(request.salt + length.to_bytes(8, "big")).digest()
 
     def _register(self, request: Request, tokens: int) -> None:
         """Make the full pages among the first `tokens` known and computed tokens findable."""
         page_size = self.pool.page_size
+        if self._rope_stretch is not None:
+            # Each token that was generated beyond was the last of a sequence of another length.
+            tokens = min(tokens, max(self._rope_stretch, len(request.prompt)))
         blocks = tokens // page_size
         if not self.pool.reuse or blocks <= request.registered or not self._is_current(request):
             return

@@ -33,6 +33,12 @@ class Model:
     module: ModuleType
     config: Any
 
+    @property
+    def rope_stretch(self) -> int | None:
+        """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
+        trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
+        return min(trained, default=None)
+
     def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
         """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
         return hidden_states(self.module, self.config, params, batch, caches)

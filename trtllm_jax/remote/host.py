@@ -3,7 +3,8 @@
 import queue
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import numpy as np
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.errors import EngineBusyError, RequestError
+from trtllm_jax.guides import Guide
 from trtllm_jax.logger import logger
 from trtllm_jax.postprocess import PromptLogprobs
 from trtllm_jax.remote import wire
@@ -33,6 +35,8 @@ class EngineHost:
         self._lock = threading.Lock()
         self._unfinished = 0
         self._connections: set[_Connection] = set()
+        # A constraint takes a while to compile, and requests without one do not wait for it.
+        self.compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="trtllm_jax-constraints")
 
     def connect(self, connected: socket.socket) -> None:
         """Serve this socket, in threads of its own, until it ends."""
@@ -52,6 +56,7 @@ class EngineHost:
             connections = list(self._connections)
         for connection in connections:
             connection.close()
+        self.compilers.shutdown(wait=False, cancel_futures=True)
 
     def reserve(self, count: int) -> None:
         """Make room for `count` sequences. EngineBusyError where there is none, RequestError where there never is."""
@@ -113,6 +118,8 @@ class _Connection:
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
+        self._compiling: set[int] = set()
+        """Those that the engine does not know yet."""
 
     def start(self) -> None:
         self.put(wire.Welcome(self._host.llm.facts))
@@ -142,9 +149,9 @@ class _Connection:
             self._channel.close()
             self._host.forget(self)
             with self._lock:
-                left = list(self._requests.values())
-            for request in left:
-                self._host.llm.port.finish(request, FinishReason.CANCELLED)
+                left = list(self._requests)
+            for number in left:
+                self._finish(number, FinishReason.CANCELLED)
             self.put(None)
 
     def _obey(self, message: Any) -> None:
@@ -152,36 +159,62 @@ class _Connection:
             case wire.Submit(sequences):
                 self._submit(sequences)
             case wire.Finish(number, reason):
-                with self._lock:
-                    request = self._requests.get(number)
-                if request is not None:
-                    self._host.llm.port.finish(request, FinishReason(reason))
+                self._finish(number, FinishReason(reason))
             case wire.Ask(number, what):
                 self.put(wire.Reply(number, getattr(self._host.llm, QUESTIONS[what])()))
+
+    def _finish(self, number: int, reason: FinishReason) -> None:
+        with self._lock:
+            request = self._requests.get(number)
+            unknown = number in self._compiling
+            self._compiling.discard(number)
+        if request is None:
+            return
+        if unknown:
+            request.finished = reason
+            request.owner.take(Update(request, finish=reason))
+        else:
+            self._host.llm.port.finish(request, reason)
 
     def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
         try:
             self._host.reserve(len(sequences))
-            made: dict[int, Request] = {}
-            try:
-                for new in sequences:
-                    made[new.number] = self._request(new, made.get(new.parent))
-                with self._lock:
-                    self._requests |= made
-                self._host.llm.port.submit(list(made.values()))
-            except BaseException:
-                with self._lock:
-                    for number in made:
-                        self._requests.pop(number, None)
-                self._host.release(len(sequences))
-                raise
         except Exception as failure:
             for new in sequences:
                 self.put(wire.SequenceStep(new.number, [], error=described(failure)))
+            return
+        made: dict[int, Request] = {}
+        for new in sequences:
+            made[new.number] = self._request(new, made.get(new.parent))
+        with self._lock:
+            self._requests |= made
+            self._compiling |= made.keys()
+        if any(request.edits and request.edits.constraint for request in made.values()):
+            self._host.compilers.submit(self._start, made)
+        else:
+            self._start(made)
+
+    def _start(self, made: Mapping[int, Request]) -> None:
+        """Give sequences their guides, and to the engine what has not ended meanwhile."""
+        try:
+            guides: dict[str | None, Guide | None] = {None: None}
+            for request in made.values():
+                constraint = request.edits and request.edits.constraint
+                if constraint not in guides:
+                    guides[constraint] = self._host.llm.intake.guide(request.edits)
+                guide = guides[constraint]
+                request.guide = guide and guide.copy()
+            # Under the lock, so that the engine hears of no end before it has the sequence.
+            with self._lock:
+                begun = [number for number in made if number in self._compiling]
+                self._compiling.difference_update(begun)
+                self._host.llm.port.submit([made[number] for number in begun])
+        except Exception as failure:
+            for request in made.values():
+                request.owner.take(Update(request, error=failure))
 
     def _request(self, new: wire.NewSequence, parent: Request | None) -> Request:
-        prompt = np.frombuffer(new.prompt, np.int32).tolist()
-        edits = wire.edits_from_wire(new.edits)
+        prompt = tuple(np.frombuffer(new.prompt, np.int32).tolist())
         return Request(
             prompt=prompt,
             max_tokens=new.max_tokens,
@@ -191,8 +224,7 @@ class _Connection:
             salt=new.salt,
             parent=parent,
             owner=_Sequence(self, new, prompt),
-            edits=edits,
-            guide=self._host.llm.intake.guide(edits),
+            edits=wire.edits_from_wire(new.edits),
             keep_context=new.prompt_logprobs is not None,
             keep_embedding=new.embedding,
             id=new.request_id,

@@ -17,6 +17,7 @@ from trtllm_jax.chat import Chat, read_template
 from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
 from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.llm_args import LlmArgs
+from trtllm_jax.logger import logger
 from trtllm_jax.postprocess import Stream, hand_out
 from trtllm_jax.remote import wire
 from trtllm_jax.remote.errors import as_exception
@@ -91,8 +92,10 @@ class _Line:
         if not isinstance(welcome, wire.Welcome):
             raise EngineDeadError("the engine's process ended before it said anything")
         self.welcome = welcome
+        self._receiver: threading.Thread | None = None
         if loop is None:
-            threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True).start()
+            self._receiver = threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True)
+            self._receiver.start()
         else:
             loop.add_reader(self._channel.fileno(), self._take_what_came, loop)
 
@@ -124,10 +127,19 @@ class _Line:
                 raise self.failure
             self._questions[number] = answer
         self._send(wire.Ask(number, what))
-        return answer.result(timeout)
+        try:
+            return answer.result(timeout)
+        finally:
+            with self._lock:
+                self._questions.pop(number, None)
 
     def close(self) -> None:
         self._channel.close()
+
+    def refuse_own_thread(self) -> None:
+        """RuntimeError in the thread that receives results, which would wait for itself."""
+        if self._receiver is threading.current_thread():
+            raise RuntimeError("this runs in the thread that receives results, and would wait for itself")
 
     def _send(self, message: Any) -> None:
         # The receiving thread sees the end, too, and tells everybody.
@@ -135,17 +147,23 @@ class _Line:
             self._channel.send(message)
 
     def _run(self) -> None:
-        while (message := self._channel.receive()) is not None:
-            self._take([message])
-        self._end()
+        try:
+            while (message := self._channel.receive()) is not None:
+                self._take([message])
+                del message  # what has ended is its owner's alone, also while this thread waits
+        finally:
+            self._end()
 
     def _take_what_came(self, loop: asyncio.AbstractEventLoop) -> None:
-        messages = self._channel.receive_all()
-        if messages is None:
-            loop.remove_reader(self._channel.fileno())
-            self._end()
-        else:
-            self._take(messages)
+        try:
+            messages = self._channel.receive_all()
+            if messages is not None:
+                self._take(messages)
+                return
+        except Exception:
+            logger.exception("the connection to the engine ends: what it sent cannot be understood")
+        loop.remove_reader(self._channel.fileno())
+        self._end()
 
     def _take(self, messages: Sequence[Any]) -> None:
         for message in messages:
@@ -155,7 +173,10 @@ class _Line:
                         known = [(request, step) for step in steps if (request := self._owner(step)) is not None]
                     hand_out(map(self._update, known))
                 case wire.Reply(number, value):
-                    self._questions.pop(number).set_result(value)
+                    with self._lock:
+                        question = self._questions.pop(number, None)
+                    if question is not None:
+                        question.set_result(value)
 
     def _end(self) -> None:
         self._channel.close()

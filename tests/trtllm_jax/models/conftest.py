@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import pytest
 
+from trtllm_jax.engine.build import build_engine
 from trtllm_jax.engine.config import EngineConfig
-from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.sampling_params import Sampling
 
@@ -38,7 +38,7 @@ def generate(tiny: TinyModel) -> Iterator[Generate]:
     """generate(prompts, new) -> each prompt's greedy continuation by an engine of four rows."""
     updates: queue.SimpleQueue[Update] = queue.SimpleQueue()
     whole = tiny.split()
-    engine = Engine(
+    engine, _ = build_engine(
         tiny.model,
         whole.params,
         whole.mesh,

@@ -1,0 +1,123 @@
+"""From a model and its weights to a running engine: sizes that fit the memory, compiled programs, the cache."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import sharding
+from trtllm_jax.engine import weights
+from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.config import EngineConfig, backend_defaults
+from trtllm_jax.engine.engine import Engine
+from trtllm_jax.engine.events import CacheEvents
+from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
+from trtllm_jax.engine.programs import Programs
+from trtllm_jax.engine.request import Update
+from trtllm_jax.engine.runner import Runner
+from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.steps import Model
+from trtllm_jax.models.config import CacheGroup
+
+NOMINAL_PAGES = 1024
+"""Pool size of the compile that measures a step's temporary bytes; they do not depend on it."""
+
+
+@dataclass(frozen=True)
+class StartUp:
+    """What was chosen and how long it took, for the start-up line."""
+
+    limits: SchedulerLimits
+    kv_tokens: int
+    kv_dtype: str
+    token_buckets: tuple[int, ...]
+    row_buckets: tuple[int, ...]
+    compile_seconds: float
+
+
+def build_engine(
+    model: Model,
+    params: Any,
+    mesh: Mesh,
+    config: EngineConfig,
+    sink: Callable[[Sequence[Update]], None],
+    ended: Callable[[], None] = lambda: None,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[Engine, StartUp]:
+    """An engine that runs, and what was chosen for it.
+
+    Args:
+        model: the pure functions.
+        params: the weights on the mesh.
+        mesh: the devices.
+        config: sizes and policy.
+        sink: as in `Engine`, and so is `ended`.
+        progress: told how many programs are compiled of how many.
+
+    Raises:
+        MemoryError: the cache does not fit; names the knob.
+    """
+    weight_dtype = params["embed"].dtype
+    # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
+    spec = CacheSpec(_padded_group(model, mesh), config.page_size, kv_dtype)
+    started = time.perf_counter()
+    # Whatever keeps the weights themselves would keep their memory when others take their place.
+    shapes = weights.shapes_of(params)
+    limits, pages = _size(model, shapes, mesh, config, spec)
+    table_width = -(-limits.max_seq_len // spec.page_size)
+    programs = Programs(model, mesh, shapes, spec.arrays(pages, mesh), limits, table_width)
+    programs.compile(progress)
+    start_up = StartUp(
+        limits=limits,
+        kv_tokens=(pages - 1) * spec.page_size,
+        kv_dtype=kv_dtype.name,
+        token_buckets=programs.token_buckets,
+        row_buckets=programs.row_buckets,
+        compile_seconds=time.perf_counter() - started,
+    )
+    events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
+    pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=events)
+    runner = Runner(programs, params, spec.allocate(pages, mesh), mesh)
+    engine = Engine(
+        Scheduler(limits, pool, config.policy, model.rope_stretch),
+        runner,
+        sink,
+        ended,
+        look_ahead=config.look_ahead,
+        batched_processor=config.batched_processor,
+        cache_events=events,
+        stats_length=config.stats_length,
+    )
+    return engine, start_up
+
+
+def _padded_group(model: Model, mesh: Mesh) -> CacheGroup:
+    """The model's cache group with its heads padded as its weights are."""
+    (group,) = model.module.cache_spec(model.config)
+    heads = sharding.pad_sizes({"kv_heads": group.kv_heads}, mesh)["kv_heads"]
+    return CacheGroup(group.layers, heads, group.head_dim)
+
+
+def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:
+    """The limits and the pages of the pool: what was asked for, clamped to what the memory holds."""
+    defaults = backend_defaults()
+    batch = config.max_batch_size or defaults.max_batch_size
+    tokens = max(config.max_num_tokens or defaults.max_num_tokens, batch)
+    decode_steps = config.max_decode_steps or defaults.max_decode_steps
+    length = min(config.max_seq_len or model.config.max_position, model.config.max_position)
+
+    def limits(batch: int, length: int) -> SchedulerLimits:
+        return SchedulerLimits(batch, tokens, length, decode_steps)
+
+    temporary = 0
+    if mesh.devices.flat[0].platform != "cpu":
+        width = -(-length // spec.page_size)
+        nominal = spec.arrays(NOMINAL_PAGES, mesh)
+        temporary = Programs(model, mesh, params, nominal, limits(batch, length), width).temporary_bytes()
+    pages = pool_pages(spec, mesh, config.kv_fraction, temporary, config.kv_tokens)
+    return limits(min(batch, pages - 1), min(length, (pages - 1) * spec.page_size)), pages

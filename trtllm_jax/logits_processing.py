@@ -4,6 +4,7 @@ The engine has the device do most of it, by lists that equal `Edits.apply` (`eng
 the host, and so does the rest of what their sequences ask for.
 """
 
+import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -149,8 +150,16 @@ class Edits:
         if not 0 < size <= len(tokens):
             return set()
         tail = tokens[len(tokens) - size + 1 :]
-        starts = range(len(tokens) - size + 1)
-        return {tokens[start + size - 1] for start in starts if tokens[start : start + size - 1] == tail}
+        if not tail:
+            return set(tokens)
+        # Looked for by its last id, which is quick in a long sequence; where the sequence ends nothing follows.
+        found, end = set(), size - 2
+        with contextlib.suppress(ValueError):
+            while True:
+                end = tokens.index(tail[-1], end, len(tokens) - 1) + 1
+                if tokens[end - size + 1 : end] == tail:
+                    found.add(tokens[end])
+        return found
 
 
 def _within(logits: Logits, ids: Collection[int]) -> list[int]:

@@ -354,7 +354,7 @@ class RequestOutput:
 
 
 def _copied(failure: BaseException) -> BaseException:
-    """The failure for one who waits: raising it tells nothing to others, and its frames hold no result that holds it."""
+    """The failure for one who waits: its traceback is theirs alone, and holds no result that would hold it in turn."""
     try:
         copied = copy.copy(failure)
     except Exception:  # an exception whose arguments are not its constructor's

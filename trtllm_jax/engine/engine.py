@@ -290,7 +290,7 @@ class Engine:
         self._iteration += 1
         ended = time.perf_counter()
         if self._stats.maxlen:
-            # A step that was dispatched ahead begins when the one before it has ended: so the sum is the time they took.
+            # A step dispatched ahead begins when the one before it has ended: their sum is the time that they took.
             seconds = ended - max(flight.dispatched, self._last_commit)
             self._stats.append(iteration_stats(self._iteration, seconds, plan, self._scheduler))
         self._last_commit = ended

@@ -32,6 +32,7 @@ class StepPlan:
         context: bool [r], whether the logits after the row's last token are the prompt's to report. Empty for "decode".
         steps: tokens each row may gain; 1 for a ragged step.
         copies: (source, destination) pages to copy before anything else.
+        penalised: admitted with this plan; the device is to know their tokens and penalties first.
     """
 
     kind: Literal["step", "decode"]
@@ -46,16 +47,29 @@ class StepPlan:
     context: np.ndarray
     steps: int
     copies: tuple[tuple[int, int], ...] = ()
+    penalised: tuple[Request, ...] = ()
 
     @property
     def greedy(self) -> bool:
         """Whether every row takes the likeliest token."""
         return all(request.sampling.greedy for request in self.requests)
 
-    @property
-    def wants_logprobs(self) -> bool:
-        """Whether any row that the step itself draws for reports log-probabilities."""
-        return any(request.num_logprobs is not None and not request.host_bound for request in self.requests)
+    @cached_property
+    def extras(self) -> list[int]:
+        """The rows that a token is drawn for with more than that: logits changed before, log-probabilities after."""
+        return [row for row in self._emitting if self.requests[row].has_extras]
+
+    @cached_property
+    def not_likeliest(self) -> list[int]:
+        """These rows, and those that may take another token than the likeliest."""
+        return [
+            row for row in self._emitting if self.requests[row].has_extras or not self.requests[row].sampling.greedy
+        ]
+
+    @cached_property
+    def scored(self) -> bool:
+        """Whether any of them reports log-probabilities."""
+        return any(self.requests[row].num_logprobs is not None for row in self.extras)
 
     @cached_property
     def edited(self) -> list[int]:
@@ -83,5 +97,5 @@ class StepPlan:
 
     @cached_property
     def _emitting(self) -> list[int]:
-        """The rows of a ragged step that a token is drawn for."""
-        return np.flatnonzero(self.emits).tolist()
+        """The rows that a token is drawn for: all of a decode loop's."""
+        return [*range(len(self.requests))] if self.kind == "decode" else np.flatnonzero(self.emits).tolist()

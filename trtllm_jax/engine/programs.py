@@ -12,27 +12,27 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-import sharding
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.edit_list import A_ROW, room_for
-from trtllm_jax.engine.kv_cache import CACHE_AXES
 from trtllm_jax.engine.packing import Layout
-from trtllm_jax.engine.request import MAX_LOGPROBS
+from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
-from trtllm_jax.engine.steps import Model
+from trtllm_jax.engine.steps import FEW_EXTRAS, Draw, Model
 from trtllm_jax.guides import mask_words
 from trtllm_jax.layers import activation_dtype
 
 LONG_STEP = 1024
 """Tokens from which on a step's kernels take longer than their launches."""
 
+REPLICATED = P()
+
 COPIES_A_CALL = 8
 """Page copies of one call of the copy program."""
 
 Compiled = Callable[..., Any]
-Number = TypeVar("Number", int, float)
+Record = TypeVar("Record", RowState, Penalties)
 
 
 class Programs:
@@ -84,9 +84,44 @@ class Programs:
         """The ragged step of a token bucket."""
         return self._programs["ragged", tokens]
 
-    def decode(self, rows: int, greedy: bool) -> Compiled:
-        """The decode loop of a row bucket; the greedy one knows no sampling."""
-        return self._programs["decode", rows, greedy]
+    def decode(self, rows: int, greedy: bool, extras: int) -> tuple[Compiled, bool]:
+        """The decode loop of a row bucket for so many rows with extras, all of them greedy or not.
+
+        And whether it takes the penalties, which it does where it has room for extras.
+        """
+        how = self._draw(rows, greedy, extras)
+        return self._programs["decode", rows, how], how.extras != 0
+
+    @property
+    def draws_few_alone(self) -> bool:
+        """Whether a decode loop takes rows that are not greedy as it takes those with extras: one by one.
+
+        A GPU would wait for its host, and samples for all rows in the time of one.
+        """
+        return jax.default_backend() == "cpu"
+
+    def extras(self, rows: int, extras: int) -> Compiled:
+        """The draws of so many rows with extras, after a ragged step of `rows` rows."""
+        return self._programs["extras", rows, self._draw(rows, False, extras).extras]
+
+    def begin(self) -> tuple[Layout, Compiled]:
+        """What the device is told of a sequence with penalties, and what the host packs for it."""
+        return begin_layout(self.limits.max_seq_len), self._programs["begin",]
+
+    @staticmethod
+    def _draw(rows: int, greedy: bool, extras: int) -> Draw:
+        """How the program for such rows draws."""
+        if jax.default_backend() == "cpu":
+            return Draw(False, None)
+        if not extras:
+            return Draw(not greedy, 0)
+        return Draw(True, FEW_EXTRAS if extras <= FEW_EXTRAS < rows else rows)
+
+    def _draws(self, rows: int) -> list[Draw]:
+        """All of these."""
+        return list(
+            dict.fromkeys(self._draw(rows, greedy, extras) for greedy in (True, False) for extras in (0, 1, rows))
+        )
 
     def size_for(self, rows: int) -> int:
         """How many rows the programs after a ragged step take for at least `rows` of its rows."""
@@ -167,39 +202,51 @@ class Programs:
             lowerings["embeddings", rows] = partial(self._lower_embeddings, rows)
             lowerings["edited", rows] = partial(self._lower_edited, rows)
             lowerings["draw", rows] = partial(self._lower_draw, rows)
+            for room in dict.fromkeys(how.extras for how in self._draws(rows)):
+                if room != 0:
+                    lowerings["extras", rows, room] = partial(self._lower_extras, rows, room)
         for rows in self.row_buckets:
-            for greedy in (True, False):
-                lowerings["decode", rows, greedy] = partial(self._lower_decode, rows, greedy)
+            for how in self._draws(rows):
+                lowerings["decode", rows, how] = partial(self._lower_decode, rows, how)
         lowerings["copy",] = self._lower_copy
+        lowerings["begin",] = self._lower_begin
         return lowerings
 
     def _lower_ragged(self, tokens: int) -> jax.stages.Lowered:
         layout = self.ragged_layout(tokens)
         step = partial(steps.ragged_step, self._model, layout)
-        cache = self._cache_specs()
-        return self._lower_step(step, layout, (cache, P(), P(), P()))
+        arguments = (self._caches, self._state(), self._packed(layout))
+        return self._lower(step, arguments, (self._cache_specs(), P(), P(), P()), donated=2)
 
-    def _lower_decode(self, rows: int, greedy: bool) -> jax.stages.Lowered:
+    def _lower_decode(self, rows: int, how: Draw) -> jax.stages.Lowered:
         layout = self.decode_layout(rows)
-        step = partial(steps.decode_loop, self._model, layout, greedy, self.limits.max_decode_steps)
-        return self._lower_step(step, layout, (self._cache_specs(), P(), P()))
+        step = partial(steps.decode_loop, self._model, layout, how, self.limits.max_decode_steps)
+        penalties = None if how.extras == 0 else self._penalties()
+        arguments = (self._caches, self._state(), penalties, self._packed(layout))
+        return self._lower(step, arguments, (self._cache_specs(), P(), P(), P(), P()), donated=3)
 
-    def _lower_step(self, step: Compiled, layout: Layout, out_specs: Any) -> jax.stages.Lowered:
-        """A step over (params, caches, state, packed), one device's part each, with caches and state donated."""
-        mapped = jax.shard_map(
-            step,
-            mesh=self._mesh,
-            in_specs=(self._param_specs(), self._cache_specs(), P(), P()),
-            out_specs=out_specs,
-            check_vma=False,
-        )
-        return jax.jit(mapped, donate_argnums=(1, 2)).lower(
-            self.params, self._caches, self._state(), self._array((layout.size,), jnp.int32)
-        )
+    def _lower_extras(self, rows: int, room: int | None) -> jax.stages.Lowered:
+        layout = steps.extras_layout(rows)
+        out = self._array((rows, 2), jnp.int32)
+        draw = partial(steps.ragged_extras, self._model, layout, room)
+        return self._lower(draw, (self._state(), self._penalties(), self._last(), out, self._packed(layout)), donated=2)
+
+    def _lower_begin(self) -> jax.stages.Lowered:
+        layout = begin_layout(self.limits.max_seq_len)
+        begin_slot = partial(begin, layout)
+        return jax.jit(begin_slot, donate_argnums=0).lower(self._penalties(), self._packed(layout))
+
+    def _lower(
+        self, function: Compiled, arguments: Any, out_specs: Any = REPLICATED, donated: int = 0
+    ) -> jax.stages.Lowered:
+        """A function of (params, arguments ...), one device's part each, with the first `donated` arguments donated."""
+        specs = jax.tree.map(lambda leaf: leaf.sharding.spec, (self.params, *arguments))
+        mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=out_specs, check_vma=False)
+        jitted = jax.jit(mapped, donate_argnums=tuple(range(1, 1 + donated)))
+        return jitted.lower(self.params, *arguments)
 
     def _lower_logprobs(self, rows: int) -> jax.stages.Lowered:
-        count = min(MAX_LOGPROBS, self._model.config.vocab)
-        return self._lower_head(partial(steps.token_logprobs, self._model, count), (rows,), (rows, 2))
+        return self._lower_head(partial(steps.token_logprobs, self._model), (rows,), (rows, 2))
 
     def _lower_logits(self, rows: int) -> jax.stages.Lowered:
         return self._lower_head(partial(steps.last_logits, self._model), (rows,))
@@ -214,38 +261,43 @@ class Programs:
 
     def _lower_head(self, function: Compiled, *shapes: tuple[int, ...]) -> jax.stages.Lowered:
         """A function of (params, last rows of a ragged step, int32 of these shapes ...)."""
-        more = [self._array(shape, jnp.int32) for shape in shapes]
-        specs = (self._param_specs(), *[P()] * (1 + len(more)))
-        mapped = jax.shard_map(function, mesh=self._mesh, in_specs=specs, out_specs=P(), check_vma=False)
-        dtype = activation_dtype(self.params["embed"].dtype)
-        last = self._array((self.limits.max_batch_size, self._model.config.embed), dtype)
-        return jax.jit(mapped).lower(self.params, last, *more)
+        return self._lower(function, (self._last(), *[self._array(shape, jnp.int32) for shape in shapes]))
 
     def _lower_draw(self, rows: int) -> jax.stages.Lowered:
         layout = steps.draw_layout(rows)
-        logits = self._array((rows, self._model.config.vocab), jnp.float32)
+        logits = self._array((rows, self.vocab), jnp.float32)
         mapped = jax.shard_map(
             partial(steps.draw, layout), mesh=self._mesh, in_specs=(P(), P()), out_specs=P(), check_vma=False
         )
-        return jax.jit(mapped).lower(logits, self._array((layout.size,), jnp.int32))
+        return jax.jit(mapped).lower(logits, self._packed(layout))
 
     def _lower_copy(self) -> jax.stages.Lowered:
         return jax.jit(steps.copy_pages, donate_argnums=0).lower(
             self._caches, self._array((COPIES_A_CALL, 2), jnp.int32)
         )
 
-    def _param_specs(self) -> Any:
-        return jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
-
     def _cache_specs(self) -> tuple[P, ...]:
-        return (sharding.spec_of(CACHE_AXES),) * len(self._caches)
+        return tuple(cache.sharding.spec for cache in self._caches)
+
+    def _last(self) -> jax.ShapeDtypeStruct:
+        """The residual stream of each row's last token, as a ragged step leaves it."""
+        dtype = activation_dtype(self.params["embed"].dtype)
+        return self._array((self.limits.max_batch_size, self._model.config.embed), dtype)
+
+    def _penalties(self) -> Penalties:
+        return self._shapes_of(Penalties.empty, self.limits.max_batch_size, self.vocab, self.limits.max_seq_len)
 
     def _state(self) -> RowState:
-        shapes: RowState = jax.tree.map(
-            lambda leaf: self._array(leaf.shape, leaf.dtype),
-            jax.eval_shape(partial(RowState.empty, self.limits.max_batch_size, self.table_width)),
+        return self._shapes_of(RowState.empty, self.limits.max_batch_size, self.table_width)
+
+    def _shapes_of(self, make: Callable[..., Record], *sizes: int) -> Record:
+        shapes: Record = jax.tree.map(
+            lambda leaf: self._array(leaf.shape, leaf.dtype), jax.eval_shape(partial(make, *sizes))
         )
         return shapes
+
+    def _packed(self, layout: Layout) -> jax.ShapeDtypeStruct:
+        return self._array((layout.size,), jnp.int32)
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)

@@ -7,6 +7,7 @@ import enum
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,15 @@ MOST_EDITS = 1 << 14
 
 MAX_LOGPROBS = 20
 """Most alternatives a position that log-probabilities are computed for."""
+
+MAX_DEVICE_STOPS = 8
+"""Stop ids that the device looks for itself; further ones end a sequence on the host, a dispatch later."""
+
+MAX_BIASED = 512
+"""Ids of one sequence with a bias or a ban that the device remembers."""
+
+MAX_NGRAM = 16
+"""The longest n-gram whose repetition the device finds itself."""
 
 
 class FinishReason(enum.StrEnum):
@@ -145,10 +155,22 @@ class Request:
     """Positions of the prompt whose logits were reported."""
     finished: FinishReason | None = None
 
-    @property
+    @cached_property
     def host_bound(self) -> bool:
         """Whether the host must know a token before the next can be drawn: one step is in flight at most."""
-        return self.edits is not None or self.keep_logits or self.sampling.decay is not None
+        if self.keep_logits or self.sampling.decay is not None:
+            return True
+        return self.edits is not None and not _on_device(self.edits)
+
+    @cached_property
+    def penalised(self) -> bool:
+        """Whether the device changes its logits by what it knows of the sequence."""
+        return self.edits is not None and not self.host_bound
+
+    @cached_property
+    def has_extras(self) -> bool:
+        """Whether steps do more for it than draw a token: report log-probabilities, or change its logits first."""
+        return not self.host_bound and (self.penalised or self.num_logprobs is not None)
 
     @property
     def host_drawn(self) -> bool:
@@ -195,3 +217,15 @@ class Request:
         """Known token ids from position `first` up to but not including `last`."""
         split = len(self.prompt)
         return [*self.prompt[first:last], *self.generated[max(first - split, 0) : max(last - split, 0)]]
+
+
+def _on_device(edits: Edits) -> bool:
+    """Whether changes depend on nothing but the sequence's tokens, within the device's bounds."""
+    if edits.processors or edits.batched or edits.constraint is not None:
+        return False
+    return (
+        all(len(ids) == 1 for ids in edits.bad)
+        and edits.biased.size + len(edits.bad) <= MAX_BIASED
+        and edits.no_repeat_ngram <= MAX_NGRAM
+        and (not edits.min_tokens or len(edits.ends) <= MAX_DEVICE_STOPS)
+    )

@@ -10,10 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from trtllm_jax.engine.packing import Field
-from trtllm_jax.engine.request import Request
-
-MAX_DEVICE_STOPS = 8
-"""Stop ids that the device looks for itself; further ones end a sequence on the host, a dispatch later."""
+from trtllm_jax.engine.request import MAX_DEVICE_STOPS, Request
 
 NO_TOKEN = -1
 

@@ -16,11 +16,12 @@ from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.changes import Changes
 from trtllm_jax.engine.edit_list import edit_arrays
 from trtllm_jax.engine.packing import Layout
+from trtllm_jax.engine.penalties import Penalties, pack_begin
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
-from trtllm_jax.engine.steps import Outcome, draw_layout
+from trtllm_jax.engine.steps import Outcome, Scores, draw_layout, extras_layout
 from trtllm_jax.errors import RequestError
 from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT
 
@@ -61,7 +62,9 @@ class InFlight:
 
     plan: StepPlan
     out: jax.Array
-    logprobs: tuple[jax.Array, ...] = ()
+    extras: Sequence[int] = ()
+    redrawn: jax.Array | None = None
+    scores: Scores | None = None
     logits: jax.Array | None = None
     embeddings: jax.Array | None = None
     last: jax.Array | None = None
@@ -71,7 +74,7 @@ class InFlight:
     @property
     def arrays(self) -> list[jax.Array]:
         """What the host reads of it."""
-        step = (self.out, self.logprobs, self.logits, self.embeddings)
+        step = (self.out, self.redrawn, self._read_scores(), self.logits, self.embeddings)
         found: list[jax.Array] = jax.tree.leaves((step, [(one.out, one.logprobs) for one in self.drawn]))
         return found
 
@@ -79,17 +82,40 @@ class InFlight:
         """What came of it; waits for the device."""
         plan = self.plan
         tokens = [row[1 : 1 + row[0]] for row in np.asarray(self.out)[: len(plan.requests)].tolist()]
-        logprobs = _token_logprobs(plan, range(len(plan.requests)), tokens, self.logprobs)
+        if self.redrawn is not None:
+            redrawn = np.asarray(self.redrawn).tolist()
+            for row in self.extras:
+                tokens[row] = [redrawn[row]] * len(tokens[row])
         failures: dict[int, Exception] = {}
+        logprobs: dict[int, list[TokenLogprobs]] = {}
+        if self.scores is not None:
+            logprobs = _token_logprobs(plan, self.extras, tokens, self._read_scores()[1:])
+            for place, row in enumerate(self.extras):
+                outcomes = np.asarray(self.scores.outcome)[: len(tokens[row]), place].tolist()
+                failed = [outcome for outcome in outcomes if outcome != Outcome.DRAWN]
+                if failed:
+                    failures[row] = _failure(failed[0])
         for drawn in self.drawn:
             failures |= drawn.changes.failures
             for row, (outcome, token) in zip(drawn.changes.rows, np.asarray(drawn.out).tolist(), strict=False):
                 tokens[row] = [token]
                 if outcome != Outcome.DRAWN:
-                    failures.setdefault(row, RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT))
-            logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, drawn.logprobs)
+                    failures.setdefault(row, _failure(outcome))
+            # One token each: as the scores of a step.
+            scores = [np.asarray(array)[None] for array in drawn.logprobs]
+            logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, scores)
         logits = _by_row(plan.with_logits, self.logits)
         return Brought(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)
+
+    def _read_scores(self) -> Sequence[jax.Array]:
+        """Of the scores what somebody wants to know."""
+        if self.scores is None:
+            return ()
+        return self.scores if self.plan.scored else self.scores[:1]
+
+
+def _failure(outcome: int) -> RequestError:
+    return RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT)
 
 
 def _by_row(rows: Sequence[int], values: jax.Array | None) -> dict[int, Any]:
@@ -97,18 +123,25 @@ def _by_row(rows: Sequence[int], values: jax.Array | None) -> dict[int, Any]:
 
 
 def _token_logprobs(
-    plan: StepPlan, rows: Sequence[int], tokens: Sequence[Sequence[int]], arrays: tuple[jax.Array, ...]
+    plan: StepPlan, rows: Sequence[int], tokens: Sequence[Sequence[int]], arrays: Sequence[jax.Array | np.ndarray]
 ) -> dict[int, list[TokenLogprobs]]:
-    """Of what `rows` gained, as far as they asked; `arrays` have an entry for each of `rows`, or are not there."""
+    """Of what `rows` gained, as far as they asked; `arrays` [tokens, rows, ...] are `Scores` but the first, or none."""
     if not arrays:
         return {}
-    own, rank, ids, values = (np.asarray(array).tolist() for array in arrays)
+    own, rank, ids, values = (np.asarray(array) for array in arrays)
     found = {}
     for place, row in enumerate(rows):
         count = plan.requests[row].num_logprobs
         if count is not None:
-            top = tuple(zip(ids[place][:count], values[place][:count], strict=True))
-            found[row] = [TokenLogprobs(token, own[place], rank[place], top) for token in tokens[row]]
+            found[row] = [
+                TokenLogprobs(
+                    token,
+                    own[step, place].item(),
+                    rank[step, place].item(),
+                    tuple(zip(ids[step, place, :count].tolist(), values[step, place, :count].tolist(), strict=True)),
+                )
+                for step, token in enumerate(tokens[row])
+            ]
     return found
 
 
@@ -133,6 +166,8 @@ class Runner:
         """Dispatched, and on their way to the host."""
         make = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._replicated)
         self._state: RowState = make(self._padding_slot, programs.table_width)
+        make = jax.jit(Penalties.empty, static_argnums=(0, 1, 2), out_shardings=self._replicated)
+        self._penalties: Penalties = make(self._padding_slot, programs.vocab, programs.limits.max_seq_len)
 
     @property
     def vocab(self) -> int:
@@ -148,6 +183,9 @@ class Runner:
         """Start a plan; what it brings is on its way to the host when it is done."""
         if plan.copies:
             self._copy(plan.copies)
+        for request in plan.penalised:
+            layout, begin = self._programs.begin()
+            self._penalties = begin(self._penalties, pack_begin(layout, request))
         return self._send(self._ragged(plan) if plan.kind == "step" else self._decode(plan))
 
     def draw_edited(self, flight: InFlight, changes: Sequence[Changes]) -> InFlight:
@@ -182,7 +220,7 @@ class Runner:
             with contextlib.suppress(Exception):  # the failure of a step was told already
                 np.asarray(array)
         self._unread.clear()
-        for array in (*self._caches, *jax.tree.leaves(self._state), *self._everything.values()):
+        for array in jax.tree.leaves((self._caches, self._state, self._penalties, self._everything)):
             array.delete()
         self.params = None
 
@@ -193,12 +231,15 @@ class Runner:
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self.params, self._caches, self._state, packed
         )
-        logprobs = ()
-        if plan.wants_logprobs:
-            logprobs = self._programs.logprobs(rows)(self.params, last, np.arange(rows, dtype=np.int32), out)
+        redrawn, scores = None, None
+        if plan.extras:
+            packed = pack_extras(plan, extras_layout(rows), rows, self._padding_slot)
+            self._state, self._penalties, redrawn, scores = self._programs.extras(rows, len(plan.extras))(
+                self.params, self._state, self._penalties, last, out, packed
+            )
         logits = self._of_rows(self._programs.logits, plan.with_logits, last)
         embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
-        return InFlight(plan, out, logprobs, logits, embeddings, last)
+        return InFlight(plan, out, plan.extras, redrawn, scores, logits, embeddings, last)
 
     def _of_rows(
         self, program_of: Callable[[int], Callable[..., Any]], rows: Sequence[int], last: jax.Array
@@ -252,11 +293,15 @@ class Runner:
 
     def _decode(self, plan: StepPlan) -> InFlight:
         rows = bucket_for(len(plan.slots), self._programs.row_buckets)
-        packed = pack_decode(plan, self._programs.decode_layout(rows), rows, self._padding_slot)
-        self._caches, self._state, out = self._programs.decode(rows, plan.greedy)(
-            self.params, self._caches, self._state, packed
+        extras = plan.not_likeliest if self._programs.draws_few_alone else plan.extras
+        packed = pack_decode(plan, extras, self._programs.decode_layout(rows), rows, self._padding_slot)
+        program, knows_extras = self._programs.decode(rows, plan.greedy, len(extras))
+        self._caches, self._state, penalties, out, scores = program(
+            self.params, self._caches, self._state, self._penalties if knows_extras else None, packed
         )
-        return InFlight(plan, out)
+        if knows_extras:
+            self._penalties = penalties
+        return InFlight(plan, out, extras, scores=scores if extras else None)
 
     def _send(self, flight: InFlight) -> InFlight:
         """Have what it brings copied to the host once it is there."""
@@ -277,9 +322,7 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     """What a ragged step of `rows` rows is sent: the plan, rows beyond it empty and of the padding slot."""
     starts = np.full(rows + 1, plan.starts[-1], np.int32)
     starts[: len(plan.starts)] = plan.starts
-    slots = _padded_slots(plan.slots, rows, padding_slot)
-    # A sequence's last row alone has its slot: where several wrote to one, any of them could win.
-    slots[:-1][slots[:-1] == slots[1:]] = padding_slot
+    slots = _padded_slots(_own_slots(plan, padding_slot), rows, padding_slot)
     return layout.pack(
         tokens=plan.tokens,
         starts=starts,
@@ -292,13 +335,37 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     )
 
 
-def pack_decode(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
+def pack_decode(plan: StepPlan, extras: Sequence[int], layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
     """What a decode loop of `rows` rows is sent: the plan, rows beyond it of the padding slot."""
     return layout.pack(
         steps=np.array(plan.steps, np.int32),
         slots=_padded_slots(plan.slots, rows, padding_slot),
         newest_pages=plan.newest_pages,
+        **_extra_arrays(plan, extras),
     )
+
+
+def pack_extras(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
+    """What the extras of a ragged step of `rows` rows are sent."""
+    return layout.pack(
+        slots=_padded_slots(_own_slots(plan, padding_slot), rows, padding_slot), **_extra_arrays(plan, plan.extras)
+    )
+
+
+def _extra_arrays(plan: StepPlan, extras: Sequence[int]) -> dict[str, np.ndarray]:
+    return {
+        "num_extras": np.array(len(extras)),
+        "extras": np.array(extras, np.int32),
+        "penalised": np.array([plan.requests[row].penalised for row in extras], np.bool_),
+        "scored": np.array(plan.scored),
+    }
+
+
+def _own_slots(plan: StepPlan, padding_slot: int) -> np.ndarray:
+    """The slots of a ragged step's rows. Of a sequence's rows the last alone has it: of several any could win."""
+    slots = plan.slots.copy()
+    slots[:-1][slots[:-1] == slots[1:]] = padding_slot
+    return slots
 
 
 def _padded_rows(rows: Sequence[int], size: int) -> np.ndarray:

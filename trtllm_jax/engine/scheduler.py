@@ -94,6 +94,8 @@ class Scheduler:
         self.running: list[Request] = []
         self._weights = 0
         self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
+        self._penalised: list[Request] = []
+        """Admitted since the last plan, and the device does not know their penalties yet."""
         self._owed = 0
         """Pages that running sequences may still ask for."""
         width = -(-limits.max_seq_len // pool.page_size)
@@ -122,7 +124,7 @@ class Scheduler:
         # What the host draws must be known before it can be computed.
         decoding = self._grow([r for r in ready if not (r.host_bound and r.in_flight)])
         chunks, copies = self._plan_prefill(self.limits.max_num_tokens - len(decoding))
-        if chunks or any(r.num_logprobs is not None or r.host_bound for r in decoding):
+        if chunks or any(request.host_bound for request in decoding):
             return self._ragged_plan(chunks, decoding, copies)
         return self._decode_plan(decoding, self._extend(decoding)) if decoding else None
 
@@ -232,6 +234,8 @@ class Scheduler:
         request.computed = len(known) * page_size
         request.prefill_end = request.total
         self.running.append(request)
+        if request.penalised:
+            self._penalised.append(request)
         if copied is not None:
             copies.append((copied, request.pages[len(known)]))
             request.computed = request.total - 1
@@ -365,8 +369,23 @@ class Scheduler:
             held = np.fromiter((len(request.pages) for request in rows), np.int32, len(rows))
             columns = np.maximum(held[:, None] - np.arange(self._pages_a_dispatch, 0, -1), 0)
             page_table, newest = _NO_PAGES, np.stack([columns, self._page_table[slots[:, None], columns]], axis=2)
+        # One that ended or was stopped before its first step has no slot any more.
+        penalised = tuple(request for request in self._penalised if request.slot is not None)
+        self._penalised.clear()
         return StepPlan(
-            kind, tuple(rows), slots, page_table, newest, tokens, starts, first, emits, context, steps, copies
+            kind,
+            tuple(rows),
+            slots,
+            page_table,
+            newest,
+            tokens,
+            starts,
+            first,
+            emits,
+            context,
+            steps,
+            copies,
+            penalised,
         )
 
     # ---- what came of it ----

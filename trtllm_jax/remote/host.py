@@ -199,7 +199,7 @@ class _Connection:
         try:
             guides: dict[str | None, Guide | None] = {None: None}
             for request in made.values():
-                constraint = request.edits and request.edits.constraint
+                constraint = request.edits.constraint if request.edits else None
                 if constraint not in guides:
                     guides[constraint] = self._host.llm.intake.guide(request.edits)
                 guide = guides[constraint]

@@ -342,7 +342,7 @@ class Simulation:
             assert len(firsts) == rows
             assert not any(request.host_bound for request in plan.requests), "what it draws from is not known yet"
             assert 1 <= plan.steps <= limits.max_decode_steps
-            assert not plan.wants_logprobs, "only a ragged step tells log-probabilities"
+            assert not plan.penalised, "who is admitted has a prompt to compute"
             assert not plan.copies
             newest = plan.newest_pages[:, -1].tolist()
             assert newest == [[len(request.pages) - 1, request.pages[-1]] for request in plan.requests]

@@ -1,7 +1,6 @@
 """What the device changes in logits, against `Edits.apply`, whose own tests compare it with transformers."""
 
 from collections import Counter
-from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,35 +14,14 @@ from trtllm_jax.engine.edit_list import A_ROW, NONE, Kind, edit_arrays, edit_fie
 from trtllm_jax.engine.occurrences import Occurrences
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import MOST_EDITS, Request
+from trtllm_jax.engine.request import MAX_BIASED, MAX_DEVICE_STOPS, MAX_NGRAM, MOST_EDITS, Request
 from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import SamplingParams
 
-VOCAB, ROWS = 12, 4
+from .some_edits import VOCAB, request_of, some_edits, texts
+
+ROWS = 4
 LAYOUT = Layout(edit_fields(ROWS))
 on_device = jax.jit(lambda logits, packed: edited(logits, LAYOUT.unpack(packed)))
-
-ids = st.integers(0, VOCAB - 1)
-texts = st.lists(ids, max_size=14)
-bias = st.lists(st.sampled_from([0.0, 0.0, 1.5, -2.0, -np.inf]), min_size=VOCAB, max_size=VOCAB)
-some_edits = st.builds(
-    Edits,
-    bias=st.none() | bias.map(partial(np.array, dtype=np.float32)),
-    repetition=st.sampled_from([1.0, 1.3, 0.5]),
-    presence=st.sampled_from([0.0, 0.7, -0.5]),
-    frequency=st.sampled_from([0.0, 0.25]),
-    ignored_prompt=st.integers(0, 16),
-    min_tokens=st.integers(0, 6),
-    ends=st.frozensets(st.integers(-1, 1 << 40) | ids, max_size=VOCAB),
-    no_repeat_ngram=st.integers(0, 3),
-    bad=st.lists(st.lists(ids | st.just(VOCAB + 3), min_size=1, max_size=3).map(tuple), max_size=12).map(tuple),
-)
-
-
-def request_of(prompt: list[int], generated: list[int], edits: Edits | None) -> Request:
-    request = Request(prompt, 100, SamplingParams().resolved(), edits=edits)
-    request.generated += generated
-    return request
 
 
 @given(st.lists(st.tuples(texts.filter(bool), texts, st.none() | some_edits), min_size=1, max_size=ROWS))
@@ -91,7 +69,8 @@ def step_of(requests: list[Request]) -> StepPlan:
 
 def test_lists_that_do_not_fit_one_program_go_to_several() -> None:
     sizes = [MOST_EDITS // 2 - 10, MOST_EDITS // 2, 20, 3 * MOST_EDITS // 4, MOST_EDITS // 4, 1]
-    requests = [request_of(list(range(size)), [], Edits(repetition=2.0)) for size in sizes]
+    for_lists = Edits(repetition=2.0, bad=((1, 2),))
+    requests = [request_of(list(range(size)), [], for_lists) for size in sizes]
     groups = changes_of(step_of(requests), 1 << 15, MOST_EDITS)
     assert [list(group.rows) for group in groups] == [[0, 1], [2, 3], [4, 5]]
     assert [sum(one.ids.size for one in group.edits) for group in groups] == [
@@ -102,18 +81,26 @@ def test_lists_that_do_not_fit_one_program_go_to_several() -> None:
 @pytest.mark.parametrize(
     ("edits", "drawn_on_host"),
     [
-        (Edits(repetition=1.1), True),
-        (Edits(no_repeat_ngram=2), True),
+        (Edits(repetition=1.1, bad=((1, 2),)), True),
+        (Edits(no_repeat_ngram=MAX_NGRAM + 1), True),
         (Edits(bias=np.ones(MOST_EDITS + 1, np.float32)), True),
         (Edits(processors=(lambda *_: None,)), True),
         (Edits(batched=True), True),
-        (Edits(min_tokens=3, ends=frozenset({1})), False),
-        (Edits(bias=np.eye(1, MOST_EDITS + 1, dtype=np.float32)[0]), False),
+        (Edits(min_tokens=3, ends=frozenset(range(MAX_DEVICE_STOPS + 1))), False),
+        (Edits(bad=((1, 2),)), False),
+        (Edits(bias=np.ones(MAX_BIASED + 1, np.float32)), False),
+        (Edits(constraint="start: /a/"), False),
+        # The rest is the step's own.
+        (Edits(repetition=1.1, presence=0.5, frequency=0.5), None),
+        (Edits(no_repeat_ngram=MAX_NGRAM), None),
+        (Edits(min_tokens=3, ends=frozenset(range(MAX_DEVICE_STOPS))), None),
+        (Edits(bias=np.eye(1, MOST_EDITS + 1, dtype=np.float32)[0], bad=((1,), (2,))), None),
     ],
 )
-def test_who_draws(edits: Edits, drawn_on_host: bool) -> None:
+def test_who_draws(edits: Edits, drawn_on_host: bool | None) -> None:
     plan = step_of([request_of([1] * (MOST_EDITS + 1), [], edits)])
-    assert (plan.drawn_on_host, plan.edited) == (([0], []) if drawn_on_host else ([], [0]))
+    expected = {True: ([0], [], []), False: ([], [0], []), None: ([], [], [0])}[drawn_on_host]
+    assert (plan.drawn_on_host, plan.edited, plan.extras) == expected
 
 
 def test_a_program_has_room_for_one_sequence_and_for_many() -> None:

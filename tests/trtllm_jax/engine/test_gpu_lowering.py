@@ -15,8 +15,9 @@ from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
 from sharding import make_mesh, spec_of
 from trtllm_jax.engine import steps
+from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import RowState
-from trtllm_jax.engine.steps import Model
+from trtllm_jax.engine.steps import Draw, Model
 from trtllm_jax.guides import mask_words
 from trtllm_jax.models import forward, llama
 
@@ -24,7 +25,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 HOPPER = jax.sharding.AbstractDevice(device_kind=H100, platform="gpu", num_cores=132)
 # Two layers of Llama-3.1-8B: its matmuls are in the table of what was measured.
 CONFIG = {
-    "vocab_size": 2048, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 2,
+    "vocab_size": 5120, "hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 2,
     "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192, "rms_norm_eps": 1e-5,
     "rope_theta": 500000.0, "hidden_act": "silu",
 }  # fmt: skip
@@ -46,10 +47,14 @@ def _forget_traces() -> None:
     jax.clear_caches()
 
 
-def lowered(step: Any, layout: steps.Layout, model: Model) -> str:
+def penalties(model: Model) -> Any:
+    return jax.eval_shape(partial(Penalties.empty, SLOTS, model.config.vocab, PAGES * 32))
+
+
+def lowered(step: Any, layout: steps.Layout, model: Model, *others: object) -> str:
     caches = (jax.ShapeDtypeStruct(cache_shape(600, 8, 32, 128), jnp.bfloat16),) * 2
     state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
-    return lowered_with(jax.jit(step, donate_argnums=(1, 2)), layout, model, caches, state)
+    return lowered_with(jax.jit(step, donate_argnums=(1, 2)), layout, model, caches, state, *others)
 
 
 def lowered_with(step: Any, layout: steps.Layout, model: Model, *others: object) -> str:
@@ -71,12 +76,15 @@ def model() -> Model:
     return Model(llama, llama.Config.from_hf(CONFIG))
 
 
-@pytest.mark.parametrize("greedy", [True, False])
+@pytest.mark.parametrize("how", [Draw(False, 0), Draw(True, 0), Draw(True, 1), Draw(True, 8), Draw(True, 256)], ids=str)
 @pytest.mark.parametrize("rows", [1, 8, 64, 128, 256])
-def test_decode_steps(pretended_gpu: None, model: Model, rows: int, greedy: bool) -> None:
+def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -> None:
     layout = steps.decode_layout(rows, 1)
-    text = lowered(partial(steps.decode_loop, model, layout, greedy, 1), layout, model)
-    assert "stablehlo.while" not in text or not greedy, "a loop that the data ends makes the host wait"
+    known = (penalties(model),) if how.extras else (None,)
+    how = how._replace(extras=min(how.extras or 0, rows))
+    text = lowered(partial(steps.decode_loop, model, layout, how, 1), layout, model, *known)
+    assert "stablehlo.while" not in text, "a loop that the data ends makes the host wait"
+    assert "stablehlo.case" not in text, "and so does a branch that the data chooses"
     assert "decode_attention" in text
     assert "skinny_matmul" in text
     assert "rms_norm" in text
@@ -88,6 +96,17 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
     text = lowered(partial(steps.ragged_step, model, layout), layout, model)
     assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
     assert ("ragged_attention" in text) == (tokens < 1024)
+    assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
+    assert "stablehlo.while" not in text
+
+
+@pytest.mark.parametrize(("rows", "room"), [(16, 8), (16, 16), (256, 256)])
+def test_extras_of_a_ragged_step(pretended_gpu: None, model: Model, rows: int, room: int) -> None:
+    layout = steps.extras_layout(rows)
+    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
+    last, out = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16), jax.ShapeDtypeStruct((rows, 2), jnp.int32)
+    step = jax.jit(partial(steps.ragged_extras, model, layout, room))
+    text = lowered_with(step, layout, model, state, penalties(model), last, out)
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
     assert "stablehlo.while" not in text
 

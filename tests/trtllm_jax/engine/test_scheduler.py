@@ -14,6 +14,8 @@ from trtllm_jax.logits_processing import Edits
 
 from .simulation import NO_EVICT, UTILIZATION, VOCAB, Setup, Simulation, device_stops, generate_alone, make_request
 
+ON_THE_HOST = Edits(batched=True)
+
 
 @dataclass(frozen=True)
 class Arrival:
@@ -80,7 +82,7 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         salt=draw(st.sampled_from([b"", b"", b"s"])),
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
-        edits=draw(st.sampled_from([None, None, Edits(), Edits(batched=True)])),
+        edits=draw(st.sampled_from([None, None, Edits(), Edits(bad=((1, 2),)), Edits(batched=True)])),
         keep_logits=draw(st.sampled_from([False, False, True])),
         keep_context=draw(st.sampled_from([False, False, True])),
     )
@@ -311,14 +313,31 @@ def test_fewer_steps_are_taken_where_pages_are_short() -> None:
     assert [plan.steps for plan in simulation.plans[:2]] == [1, 4]
 
 
-def test_a_log_probability_holds_every_row_to_one_token_a_step() -> None:
-    simulation = ran(setup_of(), make_request([1], 4, num_logprobs=0), make_request([2], 4, seed=1))
-    assert [(plan.kind, len(plan.requests)) for plan in simulation.plans] == [("step", 2)] * 4
+def test_extras_hold_nobody_up() -> None:
+    """Log-probabilities and penalties are the decode loop's own: whoever has them gains as many tokens as others."""
+    requests = [
+        make_request([1], 17, num_logprobs=0),
+        make_request([2], 17, seed=1),
+        make_request([3], 17, edits=Edits()),
+    ]
+    simulation = ran(setup_of(steps=8), *requests)
+    assert [plan.kind for plan in simulation.plans] == ["step", "decode", "decode"]
+    assert all(plan.requests == (*requests,) for plan in simulation.plans)
+    assert [plan.extras for plan in simulation.plans] == [[0, 2]] * 3
+
+
+def test_the_device_hears_of_penalties_whenever_a_sequence_takes_a_slot() -> None:
+    requests = [make_request([seed] * 6, 26, seed, edits=Edits() if seed % 2 else None) for seed in range(4)]
+    simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
+    assert preempted(simulation)
+    told = [request for plan in simulation.plans for request in plan.penalised]
+    assert set(told) == {request for request in requests if request.edits}
+    assert len(told) > 2, "and again after it was stopped"
 
 
 def test_what_the_host_draws_waits_for_its_commit_while_others_go_on() -> None:
     simulation = Simulation(setup_of())
-    simulation.submit(edited := make_request([1], 9, edits=Edits()), plain := make_request([2], 40, seed=1))
+    simulation.submit(edited := make_request([1], 9, edits=ON_THE_HOST), plain := make_request([2], 40, seed=1))
     for _ in range(6):
         simulation.step()
     assert [(plan.kind, plan.requests) for plan in simulation.plans] == [
@@ -364,7 +383,7 @@ def test_a_known_prompt_is_computed_where_its_logits_are_told() -> None:
 @pytest.mark.parametrize("after", [0, 1, 4])
 def test_a_failure_ends_its_own_sequence(after: int) -> None:
     simulation = Simulation(setup_of())
-    failing, other = (make_request([seed], 9, seed, edits=Edits()) for seed in range(2))
+    failing, other = (make_request([seed], 9, seed, edits=ON_THE_HOST) for seed in range(2))
     simulation.failing[failing] = after
     simulation.submit(failing, other)
     simulation.run(100)

@@ -56,9 +56,10 @@ class LLM(BaseLLM):
         except BaseException:
             self._postprocessor.close()
             raise
+        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         facts = EngineFacts(
             vocab=loaded.model.config.vocab,
-            end_ids=loaded.end_ids,
+            end_ids=loaded.end_ids | chat.end_ids,
             max_batch_size=self._engine.limits.max_batch_size,
             max_seq_len=self._engine.limits.max_seq_len,
             max_input_len=self._args.max_input_len,
@@ -66,7 +67,6 @@ class LLM(BaseLLM):
             batched_processor=self._args.batched_logits_processor is not None,
             model_type=loaded.model_type,
         )
-        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._connect(loaded.tokenizer, chat, facts, self._engine)
         self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
         _alive.add(self)

@@ -1,7 +1,7 @@
 """Conversations become prompts: messages are checked, and the model's chat template writes them as text."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -90,15 +90,23 @@ class Chat:
         named = self._templates()
         return named.get(_WITH_TOOLS) or named.get(_DEFAULT)
 
-    @property
-    def end_ids(self) -> frozenset[int]:
-        """The tokens that the templates write right after an assistant's text: each ends a turn."""
+    def turn_ends(self, stated: Collection[int]) -> frozenset[int]:
+        """The ids that the templates write right after an assistant's text, which end its turn.
+
+        None of a template that ends turns with one of the ids ``stated`` elsewhere: it may write others before.
+        """
         if self.tokenizer is None:
             return frozenset()
-        ends = [_facts(self.tokenizer, text).turn_end for text in self._templates().values()]
-        tokens = sorted(self.tokenizer.added_tokens.items(), key=lambda token: len(token[1]), reverse=True)
-        found = (next((i for i, token in tokens if token and end.startswith(token)), None) for end in ends)
-        return frozenset(i for i in found if i is not None)
+        tokens = self.tokenizer.added_tokens
+        known = [token for i, token in tokens.items() if token and i in stated]
+        found = set[int]()
+        for template in self._templates().values():
+            facts = _facts(self.tokenizer, template)
+            end = facts.turn_end.lstrip()
+            first = [i for i, token in tokens.items() if token and end.startswith(token)]
+            if first and not any(token in facts.next_turn for token in known):
+                found.add(max(first, key=lambda i: len(tokens[i])))
+        return frozenset(found)
 
     def _templates(self) -> Mapping[str, str]:
         """Those that conversations are written with, by name."""

@@ -24,7 +24,7 @@ def read_messages(where: str, conversation: Sequence[Any]) -> list[dict[str, Any
 def in_shape(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, Any]]:
     """The messages of `read_messages` as a template of that shape takes them."""
     placed = _alternating(_place_systems(messages, shape)) if shape.alternating else _place_systems(messages, shape)
-    names = {call.get("id"): call["function"]["name"] for message in placed for call in message.get("tool_calls", ())}
+    names = {call.get("id"): call["function"]["name"] for message in placed for call in _calls(message)}
     return [_shaped(message, shape, names) for message in _divided(placed, shape)]
 
 
@@ -129,19 +129,19 @@ def _place_systems(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[
 
 
 def _alternating(messages: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Messages of one role that follow each other are one, but for calls and their results."""
-    merged: list[Mapping[str, Any]] = []
+    """Turns of user and assistant, the user's first: what follows its like joins it, and a missing turn is empty."""
+    turns: list[Mapping[str, Any]] = []
     for message in messages:
-        before = merged[-1] if merged else None
-        if (
-            before is not None
-            and before["role"] == message["role"] in ("user", "assistant")
-            and not ("tool_calls" in before or "tool_calls" in message)
-        ):
-            merged[-1] = _joined([before, message])
-        else:
-            merged.append(message)
-    return merged
+        before = turns[-1] if turns else {"role": "system"}
+        if message["role"] == before["role"] in ("user", "assistant") and not _calls(before) and not _calls(message):
+            turns[-1] = _joined([before, message])
+            continue
+        if message["role"] == "assistant" and before["role"] == "system":
+            turns.append({"role": "user", "content": ""})
+        if message["role"] == "user" and before["role"] == "tool":
+            turns.append({"role": "assistant", "content": ""})
+        turns.append(message)
+    return turns
 
 
 def _joined(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -159,7 +159,7 @@ def _divided(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[Mappin
     rest = deque(messages)
     while rest:
         message = rest.popleft()
-        calls = message.get("tool_calls", [])
+        calls = _calls(message)
         if calls and message["content"] and shape.text_apart:
             divided.append({name: value for name, value in message.items() if name != "tool_calls"})
             message = {"role": "assistant", "content": "", "tool_calls": calls}
@@ -216,6 +216,11 @@ def _as_object(arguments: str | Mapping[str, Any]) -> str | Mapping[str, Any]:
 def _short(call_id: str) -> str:
     """Nine letters and digits, the same for the same id."""
     return call_id if re.fullmatch("[a-zA-Z0-9]{9}", call_id) else hashlib.sha256(call_id.encode()).hexdigest()[:9]
+
+
+def _calls(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    calls: Sequence[Mapping[str, Any]] = message.get("tool_calls", ())
+    return calls
 
 
 def _texts(content: str | Sequence[str]) -> Sequence[str]:

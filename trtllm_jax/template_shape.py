@@ -75,11 +75,13 @@ class TemplateFacts:
 
     Attributes:
         shape: what it was written for; `Shape()` where it writes nothing.
-        turn_end: what it writes after an assistant's text, without white space before it.
+        turn_end: what it writes after an assistant's text at the end of a conversation.
+        next_turn: what it writes there where a prompt for another answer follows.
     """
 
     shape: Shape
     turn_end: str
+    next_turn: str
 
 
 @lru_cache(maxsize=64)
@@ -90,9 +92,9 @@ def facts_of(template: str, special_tokens: tuple[tuple[str, str], ...]) -> Temp
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def write(*messages: Message) -> str:
+    def write(*messages: Message, **more: Any) -> str:
         """What the template writes, "" where it refuses."""
-        given = {"chat_template": template, "tools": [_TOOL], **dict(special_tokens)}
+        given = {"chat_template": template, "tools": [_TOOL], **dict(special_tokens), **more}
         try:
             (written,), _ = render_jinja_template(conversations=[[dict(each) for each in messages]], **given)
         except Exception:  # a template is a program, which may fail in any way
@@ -104,7 +106,7 @@ def facts_of(template: str, special_tokens: tuple[tuple[str, str], ...]) -> Temp
     if shape.content:
         for question in (probe.calls, probe.results, probe.several, probe.roles):
             shape = question(shape)
-    return TemplateFacts(shape, probe.turn_end(shape))
+    return TemplateFacts(shape, probe.after_text(shape), probe.after_text(shape, add_generation_prompt=True))
 
 
 # Line ends inside: they are escaped where something is written as JSON or as Python writes it.
@@ -152,8 +154,8 @@ class _Probe:
         usual = self._write(ask).count("None")
         for short, as_text, nothing in itertools.product((False, True), (False, True), get_args(NoContent)):
             found = replace(shape, short_ids=short, arguments_as_text=as_text, no_content=nothing)
-            written = self._write(ask, _calling(found, 1))
-            if _has_call(written, found, 1) and written.count("None") == usual:
+            written = [self._write(ask, _calling(found, 1, call_id)) for call_id in _ids(found, 1)]
+            if all(_has_call(each, found, 1) and each.count("None") == usual for each in written):
                 return found
         return shape
 
@@ -162,7 +164,7 @@ class _Probe:
         before = [shape.message("user", "?"), _calling(shape, 1)]
 
         def conversation(content: Any, **name: str) -> list[Message]:
-            return [*before, {"role": "tool", "tool_call_id": _id(shape, 1), "content": content, **name}]
+            return [*before, {"role": "tool", "tool_call_id": _ids(shape, 1)[0], "content": content, **name}]
 
         named = {"name": _NAME}
         found = self._content(conversation) or self._content(lambda content: conversation(content, **named))
@@ -180,14 +182,14 @@ class _Probe:
         with_text = shape.message("assistant", text, tool_calls=one["tool_calls"])
 
         def reads(text: str, calls: int, *messages: Message) -> bool:
-            written = self._write(ask, *messages, answer, ask)
+            written = self._write(ask, *messages)
             return text in written and all(_has_call(written, shape, number + 1) for number in range(calls))
 
         return replace(
             shape,
-            text_apart=not reads(text, 1, with_text, first)
-            and reads(text, 1, shape.message("assistant", text), one, first),
-            one_call=not reads("", 2, both, first, second) and reads("", 2, one, first, two, second),
+            text_apart=not reads(text, 1, with_text)
+            and reads(text, 1, shape.message("assistant", text), one, first, answer, ask),
+            one_call=not reads("", 2, both) and reads("", 2, one, first, two, second, answer, ask),
         )
 
     def roles(self, shape: Shape) -> Shape:
@@ -202,11 +204,11 @@ class _Probe:
             system = "many"
         return replace(shape, system=system, alternating=not _all_in(twice, *_TEXTS))
 
-    def turn_end(self, shape: Shape) -> str:
-        """What follows an assistant's text."""
+    def after_text(self, shape: Shape, **more: Any) -> str:
+        """What follows an assistant's text, with further variables of the template."""
         text = _TEXTS[0]
-        written = self._write(shape.message("user", "?"), shape.message("assistant", text))
-        return written.rpartition(text)[2].lstrip() if text in written else ""
+        written = self._write(shape.message("user", "?"), shape.message("assistant", text), **more)
+        return written.rpartition(text)[2] if text in written else ""
 
     def _content(self, conversation: Callable[[Any], list[Message]]) -> Content | None:
         """How the content of one of a conversation's messages is read; None where it is not written as it is."""
@@ -226,23 +228,24 @@ def _in_doubt(user: Content) -> Content:
     return Content.TEXT if user is Content.EITHER else user
 
 
-def _id(shape: Shape, number: int) -> str:
-    return f"abcdefgh{number}" if shape.short_ids else f"call_0123456789abcdef{number}"
+def _ids(shape: Shape, number: int) -> Sequence[str]:
+    """Ids of a call, of the lengths that clients have."""
+    return [f"abcdefgh{number}"] if shape.short_ids else [f"call_0123456789abcdef{number}", f"c{number}"]
 
 
-def _calling(shape: Shape, number: int) -> dict[str, Any]:
+def _calling(shape: Shape, number: int, call_id: str | None = None) -> dict[str, Any]:
     """The assistant's message with nothing but a call."""
     arguments: Any = {f"weq{number}": f"jux{number}"}
     if shape.arguments_as_text:
         arguments = json.dumps(arguments)
     function = {"name": _NAME, "arguments": arguments}
-    call = {"id": _id(shape, number), "type": "function", "function": function}
+    call = {"id": call_id or _ids(shape, number)[0], "type": "function", "function": function}
     return shape.message("assistant", "", tool_calls=[call])
 
 
 def _result(shape: Shape, number: int) -> dict[str, Any]:
     name = {"name": _NAME} if shape.result_names else {}
-    return shape.message("tool", "!", tool_call_id=_id(shape, number), **name)
+    return shape.message("tool", "!", tool_call_id=_ids(shape, number)[0], **name)
 
 
 def _has_call(written: str, shape: Shape, number: int) -> bool:

@@ -99,6 +99,22 @@ STYLES: dict[str, str] = {
     {{- '[RESULT]' + m.content + m.tool_call_id }}
   {%- else %}{{ raise_exception('Only user and assistant roles are supported') }}{% endif %}
 {%- endfor %}""",
+    # Mistral Small: ids of nine characters at least, of which it takes the last; a first system message.
+    "ids of some length": """
+{%- if messages[0].role == 'system' %}{% set rest = messages[1:] %}[SYSTEM]{{ messages[0].content }}
+{%- else %}{% set rest = messages %}{% endif %}
+{%- for m in rest %}
+  {%- if m.role == 'system' %}{{ raise_exception('no system message here') }}{% endif %}
+  {%- if m.tool_calls is defined %}[SAYS]{{ m.content }}[TOOL_CALLS]
+    {%- for call in m.tool_calls %}
+      {%- if call.id | length < 9 %}{{ raise_exception('ids have length >= 9') }}{% endif %}
+      {{- (call.function | tojson)[:-1] + ', "id": "' + call.id[-9:] + '"}' }}
+    {%- endfor %}
+  {%- elif m.role == 'tool' %}
+    {%- if m.tool_call_id | length < 9 %}{{ raise_exception('ids have length >= 9') }}{% endif %}
+    {{- '[RESULT]' + m.content | string + m.tool_call_id[-9:] }}
+  {%- else %}{{ '[' + m.role + ']' + m.content }}{% endif %}
+{%- endfor %}""",
     # SmolVLM, Idefics: content is a list of parts and nothing else.
     "parts": """
 {%- for m in messages %}<{{ m.role }}>

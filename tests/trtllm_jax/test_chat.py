@@ -435,7 +435,18 @@ class TestTurnEnds:
             "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}</call>{% endfor %}" + after + "{% endfor %}"
         )
         expected = set() if token is None else {tokenizer.convert_tokens_to_ids(token)}
-        assert Chat(Tokenizer(tokenizer)).end_ids == expected
+        assert Chat(Tokenizer(tokenizer)).turn_ends(()) == expected
+
+    def test_a_template_that_ends_turns_as_is_stated_adds_nothing(self, tokenizer: Any) -> None:
+        # As Command R7B: what ends an answer is not yet the end of the turn.
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn/><|eot|>{% endfor %}"
+        turn, eot = tokenizer.convert_tokens_to_ids(["<turn/>", "<|eot|>"])
+        chat = Chat(Tokenizer(tokenizer))
+        assert (chat.turn_ends({eot}), chat.turn_ends({turn}), chat.turn_ends({0})) == (set(), set(), {turn})
+        # As Phi-4-mini: the end of the text is written where no other turn follows.
+        end = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|eot|>{% endfor %}" + end
+        assert chat.turn_ends({tokenizer.eos_token_id}) == {eot}
 
     def test_by_every_template(self, tokenizer: Any) -> None:
         def template(end: str) -> str:
@@ -443,10 +454,10 @@ class TestTurnEnds:
 
         tokenizer.chat_template = {"default": template("<|eot|>"), "tool_use": template("<turn/>"), "odd": "{% for %}"}
         expected = set(tokenizer.convert_tokens_to_ids(["<|eot|>", "<turn/>"]))
-        assert Chat(Tokenizer(tokenizer)).end_ids == expected
+        assert Chat(Tokenizer(tokenizer)).turn_ends(()) == expected
         given = Chat(Tokenizer(tokenizer), template("<eos>"))
-        assert given.end_ids == {tokenizer.eos_token_id}
-        assert Chat(None).end_ids == frozenset()
+        assert given.turn_ends(()) == {tokenizer.eos_token_id}
+        assert Chat(None).turn_ends(()) == frozenset()
 
     def test_they_end_chats_and_completions(self, tiny_llama: Path, tokenizer: Any) -> None:
         free = Tokenizer(tokenizer).encode("a")[0]

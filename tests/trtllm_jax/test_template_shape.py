@@ -52,6 +52,7 @@ class TestEveryStyle:
     def test_calls(self, style: str, arguments: Any, content: dict[str, Any]) -> None:
         answer = {"role": "assistant", **content, "tool_calls": [call(arguments)]}
         more = [{"role": "assistant", "content": "It rains."}, {"role": "user", "content": "And now?"}]
+        assert "And now?" in written(style, [USER, answer, result("rain"), more[1]])
         prompt = written(style, [USER, answer, result("rain"), *more])
         assert "None" not in prompt
         assert "'city'" not in prompt  # as Python would write it
@@ -101,6 +102,7 @@ class TestEveryStyle:
         prompt = written(style, [{"role": role, "content": content} for role, content in messages])
         assert all(prompt.count(content) == 1 for _, content in messages if len(content) > 2)
         assert written(style, [USER, {"role": "system", "content": "Be brief."}]).count("Be brief.") == 1
+        assert "Hello" in written(style, [{"role": "assistant", "content": "Hello"}, USER])
 
     @pytest.mark.parametrize(
         "said",
@@ -145,10 +147,10 @@ def test_every_shape_is_what_its_template_reads() -> None:
     assert having(lambda shape: shape.no_content == "absent") == {"absent with calls"}
     assert having(lambda shape: shape.text_apart) == {"null with calls", "absent with calls", "one call"}
     assert having(lambda shape: shape.one_call) == {"one call"}
-    assert having(lambda shape: shape.short_ids) == {"short ids"}
+    assert having(lambda shape: shape.short_ids) == {"short ids", "ids of some length"}
     assert having(lambda shape: shape.result_names) == {"named results"}
     assert having(lambda shape: shape.system == "none") == {"short ids"}
-    assert having(lambda shape: shape.system == "one") == {"either content"}
+    assert having(lambda shape: shape.system == "one") == {"either content", "ids of some length"}
     assert having(lambda shape: shape.alternating) == {"short ids"}
     assert having(lambda shape: shape.content["user"] is Content.PARTS) == {"parts", "parts of users"}
     assert having(lambda shape: shape.content["assistant"] is Content.PARTS) == {"parts"}
@@ -156,11 +158,14 @@ def test_every_shape_is_what_its_template_reads() -> None:
     assert having(lambda shape: shape.content["user"] is Content.EITHER) == {"either content"}
 
 
-@pytest.mark.parametrize("style", ["object", "either arguments", "one call", "either content"])
-@pytest.mark.parametrize("content", ["", "Let me see."])
+@pytest.mark.parametrize(
+    ("style", "content"),
+    [
+        *itertools.product(["object", "either arguments", "either content"], ["", "Let me see."]),
+        ("one call", ""),  # it leaves a text out
+    ],
+)
 def test_objects_reach_templates_as_transformers_has_them(style: str, content: str) -> None:
-    if content and style == "one call":
-        pytest.skip("it leaves the text out")
     messages = [USER, {"role": "assistant", "content": content, "tool_calls": [call({"city": "Köln", "n": 1})]},
                 result("rain")]  # fmt: skip
     assert written(style, messages) == transformers_writes(STYLES[style], messages)
@@ -176,6 +181,15 @@ def test_texts_reach_templates_as_they_are(text: str) -> None:
 def test_a_text_that_is_no_object_is_written_as_a_text(text: str) -> None:
     answer = {"role": "assistant", "content": None, "tool_calls": [call(text)]}
     assert json.dumps(text) in written("object", [USER, answer])
+
+
+@pytest.mark.parametrize("style", STYLES)
+@pytest.mark.parametrize(
+    "call_id", ["c1", "123456789", "call_8dc4b1", "chatcmpl-tool-0123456789abcdef0123456789abcdef", "é"]
+)
+def test_ids_of_any_length(style: str, call_id: str) -> None:
+    answer = {"role": "assistant", "content": None, "tool_calls": [call("{}", call_id)]}
+    assert "rain" in written(style, [USER, answer, result("rain", call_id)])
 
 
 def test_short_ids_keep_calls_and_results_together() -> None:

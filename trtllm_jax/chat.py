@@ -111,7 +111,8 @@ class Chat:
     def _templates(self) -> Mapping[str, str]:
         """Those that conversations are written with, by name."""
         own = self.template or (self.tokenizer and self.tokenizer.hf.chat_template)
-        return own if isinstance(own, Mapping) else {_DEFAULT: own} if own else {}
+        named = own if isinstance(own, Mapping) else {_DEFAULT: own}
+        return {name: text for name, text in named.items() if text and isinstance(text, str)}
 
     def _requested(self, requested: Any, with_tools: bool) -> str:
         """The Jinja text that a call asks for, by name or as a text; the one for its conversation where it does not."""

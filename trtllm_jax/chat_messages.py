@@ -23,7 +23,11 @@ def read_messages(where: str, conversation: Sequence[Any]) -> list[dict[str, Any
 
 def in_shape(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[dict[str, Any]]:
     """The messages of `read_messages` as a template of that shape takes them."""
-    placed = _alternating(_place_systems(messages, shape)) if shape.alternating else _place_systems(messages, shape)
+    if shape.results == "user":
+        messages = [_told(message) if message["role"] == "tool" else message for message in messages]
+    placed = _place_systems(messages, shape)
+    if shape.alternating:
+        placed = _alternating(placed)
     names = {call.get("id"): call["function"]["name"] for message in placed for call in _calls(message)}
     return [_shaped(message, shape, names) for message in _divided(placed, shape)]
 
@@ -106,7 +110,12 @@ def _tool_call(where: str, call: Mapping[str, Any], inner: str) -> dict[str, Any
         raise ValueError(f"{where}.arguments = {shown(arguments)} is invalid: give an object, or JSON text")
     if arguments is None or (isinstance(arguments, str) and arguments.strip() in ("", "null")):
         arguments = {}
-    return {"type": "function", **call, "function": {**function, "arguments": arguments}}
+    given = {name: value for name, value in call.items() if value is not None}
+    return {"type": "function", **given, "function": {**function, "arguments": arguments}}
+
+
+def _told(result: Mapping[str, Any]) -> dict[str, Any]:
+    return {"role": "user", "content": result["content"]}
 
 
 def _place_systems(messages: Sequence[Mapping[str, Any]], shape: Shape) -> list[Mapping[str, Any]]:

@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, Literal, get_args
 
 Message = Mapping[str, Any]
@@ -44,6 +44,7 @@ class Shape:
         no_content: what a message of calls has for content: an "empty" text, "null", or nothing ("absent").
         arguments_as_text: whether a call's arguments are JSON text, not an object.
         short_ids: whether the ids of calls must be nine letters and digits, as Mistral's are.
+        results: whether the results of calls are messages of the role "tool", or a "user" has to tell them.
         result_names: whether a call's result names the function.
         text_apart: whether text and calls of one message are only written as two messages.
         one_call: whether a message is written with one call only.
@@ -55,6 +56,7 @@ class Shape:
     no_content: NoContent = "empty"
     arguments_as_text: bool = False
     short_ids: bool = False
+    results: Literal["tool", "user"] = "tool"
     result_names: bool = False
     text_apart: bool = False
     one_call: bool = False
@@ -92,9 +94,9 @@ def facts_of(template: str, special_tokens: tuple[tuple[str, str], ...]) -> Temp
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 
-    def write(*messages: Message, **more: Any) -> str:
+    def write(*messages: Message, tools: Any = (_TOOL,), **more: Any) -> str:
         """What the template writes, "" where it refuses."""
-        given = {"chat_template": template, "tools": [_TOOL], **dict(special_tokens), **more}
+        given = {"chat_template": template, "tools": tools and list(tools), **dict(special_tokens), **more}
         try:
             (written,), _ = render_jinja_template(conversations=[[dict(each) for each in messages]], **given)
         except Exception:  # a template is a program, which may fail in any way
@@ -102,8 +104,11 @@ def facts_of(template: str, special_tokens: tuple[tuple[str, str], ...]) -> Temp
         return str(written)
 
     probe = _Probe(write)
-    shape = Shape(probe.contents())
-    if shape.content:
+    if not (contents := probe.contents()):  # it may refuse tools
+        probe = _Probe(partial(write, tools=None))
+        contents = probe.contents()
+    shape = Shape(contents)
+    if contents:
         for question in (probe.calls, probe.results, probe.several, probe.roles):
             shape = question(shape)
     return TemplateFacts(shape, probe.after_text(shape), probe.after_text(shape, add_generation_prompt=True))
@@ -169,9 +174,14 @@ class _Probe:
         named = {"name": _NAME}
         found = self._content(conversation) or self._content(lambda content: conversation(content, **named))
         content = found or _in_doubt(shape.content["user"])
-        without = self._write(*conversation(content.of("!")))
-        reads_name = self._write(*conversation(content.of("!"), **named)).count(_NAME) > without.count(_NAME)
-        return replace(shape, content={**shape.content, "tool": content}, result_names=reads_name)
+        text = "lurbam"
+        plain, with_name = (self._write(*conversation(content.of(text), **name)) for name in ({}, named))
+        return replace(
+            shape,
+            content={**shape.content, "tool": content},
+            results="tool" if text in plain + with_name else "user",
+            result_names=with_name.count(_NAME) > plain.count(_NAME),
+        )
 
     def several(self, shape: Shape) -> Shape:
         """What must be divided: text from calls, and calls from each other."""

@@ -32,6 +32,23 @@ STYLES: dict[str, str] = {
 {%- endfor %}""",
     # SmolLM2, Zephyr: knows no calls; joins content whatever it is.
     "no calls": "{% for m in messages %}{{ '<|' + m['role'] + '|>' + m['content'] + '</s>' }}{% endfor %}",
+    # Zephyr, TinyLlama: three roles, and nothing of others.
+    "three roles": """
+{%- for m in messages %}
+  {%- if m['role'] == 'user' %}{{ '<|user|>' + m['content'] }}
+  {%- elif m['role'] == 'system' %}{{ '<|system|>' + m['content'] }}
+  {%- elif m['role'] == 'assistant' %}{{ '<|assistant|>' + m['content'] }}{% endif %}
+{%- endfor %}""",
+    # Llama 2: turns alternate, and a first system message joins the user's.
+    "turns": """
+{%- set first = messages[0]['role'] == 'system' %}
+{%- for m in (messages[1:] if first else messages) %}
+  {%- if (m['role'] == 'user') != (loop.index0 % 2 == 0) %}{{ raise_exception('turns must alternate') }}{% endif %}
+  {%- if loop.first and first %}{% set text = '<<SYS>>' + messages[0]['content'] + '<</SYS>>' + m['content'] %}
+  {%- else %}{% set text = m['content'] %}{% endif %}
+  {%- if m['role'] == 'user' %}{{ '[INST] ' + text | trim + ' [/INST]' }}
+  {%- elif m['role'] == 'assistant' %}{{ ' ' + text + ' </s>' }}{% endif %}
+{%- endfor %}""",
     # R1's distillations: joins arguments as text.
     "text": """
 {%- for m in messages %}
@@ -172,5 +189,5 @@ STYLES: dict[str, str] = {
 {%- endfor %}""",
 }
 
-WITHOUT_CALLS = {"no calls"}
+WITHOUT_CALLS = {"no calls", "three roles", "turns"}
 WITHOUT_TEXT_BESIDE_CALLS = {"short ids"}

@@ -150,8 +150,9 @@ def test_every_shape_is_what_its_template_reads() -> None:
     assert having(lambda shape: shape.short_ids) == {"short ids", "ids of some length"}
     assert having(lambda shape: shape.result_names) == {"named results"}
     assert having(lambda shape: shape.system == "none") == {"short ids"}
-    assert having(lambda shape: shape.system == "one") == {"either content", "ids of some length"}
-    assert having(lambda shape: shape.alternating) == {"short ids"}
+    assert having(lambda shape: shape.system == "one") == {"either content", "ids of some length", "turns"}
+    assert having(lambda shape: shape.alternating) == {"short ids", "turns"}
+    assert having(lambda shape: shape.results == "user") == {"three roles", "turns"}
     assert having(lambda shape: shape.content["user"] is Content.PARTS) == {"parts", "parts of users"}
     assert having(lambda shape: shape.content["assistant"] is Content.PARTS) == {"parts"}
     assert having(lambda shape: shape.content["user"] is Content.ONE_PART) == {"one part"}
@@ -215,6 +216,11 @@ def test_of_odd_templates_nothing_is_known(template: str) -> None:
     messages = [{"role": "system", "content": "a"}, USER, answer]
     shaped = in_shape(read_messages("messages", messages), facts.shape)
     assert shaped == messages
+
+
+def test_a_template_may_refuse_tools() -> None:
+    refusing = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + STYLES["parts"]
+    assert facts_of(refusing, ()) == facts_of(STYLES["parts"], ())
 
 
 def test_a_template_is_looked_at_once() -> None:

@@ -18,6 +18,7 @@ from trtllm_jax.chat import Chat, read_template
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.serve.parsers.registry import make_tool_parser
 from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.tokenizer_loading import stated_end_ids
 
 TOOLS_TEMPLATE = """
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}
@@ -458,6 +459,12 @@ class TestTurnEnds:
         given = Chat(Tokenizer(tokenizer), template("<eos>"))
         assert given.turn_ends(()) == {tokenizer.eos_token_id}
         assert Chat(None).turn_ends(()) == frozenset()
+
+    def test_a_gguf_files_are_known_by_name_too(self, smollm2_gguf: Path) -> None:
+        checkpoint = open_checkpoint(smollm2_gguf)
+        names = checkpoint.load_tokenizer().convert_ids_to_tokens(sorted(stated_end_ids(checkpoint)))
+        assert names == ["<|endoftext|>", "<|im_end|>"]
+        assert checkpoint.generation_config["eos_token_id"] == [2]  # all that its metadata states
 
     def test_they_end_chats_and_completions(self, tiny_llama: Path, tokenizer: Any) -> None:
         free = Tokenizer(tokenizer).encode("a")[0]

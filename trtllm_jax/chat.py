@@ -177,7 +177,7 @@ def read_template(given: str | Path | None) -> str | None:
 def _facts(tokenizer: Tokenizer, template: str) -> TemplateFacts:
     """What is known of a Jinja text, with the tokenizer's special tokens as its variables."""
     tokens = tokenizer.hf.special_tokens_map.items()
-    return facts_of(template, tuple((name, token) for name, token in tokens if isinstance(token, str)))
+    return facts_of(template, tuple((name, str(token)) for name, token in tokens if not isinstance(token, list)))
 
 
 def _prompt(tokenizer: Tokenizer, where: str, conversation: Any, how: Mapping[str, Any]) -> dict[str, Any]:

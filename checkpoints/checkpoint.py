@@ -60,6 +60,18 @@ class Checkpoint:
 
         return SafetensorsSource(self.path)
 
+    @cached_property
+    def turn_ends(self) -> frozenset[int]:
+        """The ids that end a turn by their tokens' names, stated or not: a GGUF file's, whose converter left some out.
+
+        They end any sequence, as in llama.cpp. A Hugging Face folder states what ends a sequence.
+        """
+        if self.gguf is None:
+            return frozenset()
+        from checkpoints.gguf_chat import turn_ends
+
+        return frozenset(turn_ends(self.gguf).values())
+
     def load_tokenizer(
         self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
     ) -> PreTrainedTokenizerBase:

@@ -2,13 +2,13 @@
 
 import itertools
 from collections.abc import Mapping
-from enum import IntEnum
 from typing import Any, NamedTuple
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from checkpoints.gguf_chat import TokenType, chat_templates, turn_ends
 from checkpoints.gguf_file import GgufFile
 from checkpoints.rust_errors import as_value_error
 from checkpoints.shown import shown
@@ -59,24 +59,18 @@ _PRE: Mapping[str, _Pre] = {
 }
 
 
-class _TokenType(IntEnum):
-    UNKNOWN = 2
-    CONTROL = 3
-    USER_DEFINED = 4
-
-
 def load_tokenizer(file: GgufFile) -> PreTrainedTokenizerFast:
-    """The file's tokenizer, with its special tokens and chat template.
+    """The file's tokenizer, with its special tokens and chat templates.
 
     Byte-level BPE (`tokenizer.ggml.model` "gpt2") and sentencepiece BPE ("llama") are read; ValueError names any other
     model or pre-tokeniser, and metadata that no tokenizer can be built from.
     """
     vocabulary = _Vocabulary(file)
     with as_value_error(file.path, "has a tokenizer that cannot be built", _REMEDY):
-        return _build(vocabulary)
+        return _build(file, vocabulary)
 
 
-def _build(vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast:
+def _build(file: GgufFile, vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast:
     model = vocabulary.get("ggml.model")
     if model == "gpt2":
         tokenizer, add_bos = _byte_level(vocabulary)
@@ -84,8 +78,11 @@ def _build(vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast:
         tokenizer, add_bos = _sentencepiece(vocabulary)
     else:
         raise ValueError(f"{vocabulary.path} has the tokenizer model {shown(model)}; supported: gpt2, llama. {_REMEDY}")
-    tokenizer.add_special_tokens([_added(t, special=True) for t in vocabulary.of_type(_TokenType.CONTROL)])
-    tokenizer.add_tokens([_added(t, special=False) for t in vocabulary.of_type(_TokenType.USER_DEFINED)])
+    # Some converters gave the end of a turn another type.
+    control = dict.fromkeys([*vocabulary.of_type(TokenType.CONTROL), *turn_ends(file)])
+    others = [token for token in vocabulary.of_type(TokenType.USER_DEFINED) if token not in control]
+    tokenizer.add_special_tokens([_added(token, special=True) for token in control])
+    tokenizer.add_tokens([_added(token, special=False) for token in others])
     special = {
         "bos_token": vocabulary.token("bos"),
         "eos_token": vocabulary.token("eos"),
@@ -97,7 +94,7 @@ def _build(vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast:
     tokenizer.post_processor = _surround(tokenizer, first, last)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
-        chat_template=vocabulary.optional("chat_template", str, None),
+        chat_template=chat_templates(file),
         clean_up_tokenization_spaces=False,
         **{name: token for name, token in special.items() if token is not None},
     )
@@ -143,7 +140,7 @@ class _Vocabulary:
             raise ValueError(f"{self.path}: 'tokenizer.{key}' has {found}")
         return values
 
-    def of_type(self, kind: _TokenType) -> list[str]:
+    def of_type(self, kind: TokenType) -> list[str]:
         types = self.per_token("ggml.token_type", int)
         return [token for token, its_type in zip(self.tokens, types, strict=True) if its_type == kind]
 
@@ -180,7 +177,7 @@ def _byte_level(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
 
 def _sentencepiece(vocabulary: _Vocabulary) -> tuple[Tokenizer, bool]:
     prefix = vocabulary.optional("ggml.add_space_prefix", bool, True)
-    unknown = vocabulary.of_type(_TokenType.UNKNOWN)
+    unknown = vocabulary.of_type(TokenType.UNKNOWN)
     tokenizer = Tokenizer(
         BPE(
             vocab=vocabulary.ids,

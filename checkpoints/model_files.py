@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints.checkpoint import Checkpoint
 from checkpoints.regular_file import open_regular
 from checkpoints.rope_factors import as_llama3
+from checkpoints.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
 _OF_THE_WEIGHTS = ("*.index.json",)
 _OF_THE_TOKENIZER = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*.model",
@@ -39,15 +42,40 @@ def write_model_files(
         left_out = _OF_THE_WEIGHTS if tokenizer is None else (*_OF_THE_WEIGHTS, *_OF_THE_TOKENIZER)
         for path in sorted(checkpoint.path.iterdir()):
             if not path.is_dir() and _matches(path.name, _COPIED) and not _matches(path.name, left_out):
-                with open_regular(path, checkpoint.path) as source, (folder / path.name).open("xb") as copy:
-                    shutil.copyfileobj(source, copy)
+                _copy(checkpoint.path, path, folder)
+        for path in sorted(checkpoint.path.glob(_MORE_TEMPLATES)) if tokenizer is None else ():
+            _copy(checkpoint.path, path, folder / path.parent.name)
         if rounded:
             _write(folder / CONFIG, _with_dtype(checkpoint.config, dtype))
     else:
         _write(folder / CONFIG, as_llama3(checkpoint.config) | {"dtype": dtype})
-        _write(folder / GENERATION_CONFIG, checkpoint.generation_config)
+        _write(folder / GENERATION_CONFIG, _with_turn_ends(checkpoint))
     if tokenizer is not None:
+        _check_template_names(checkpoint, tokenizer)
         tokenizer.save_pretrained(folder)
+
+
+def _copy(root: Path, path: Path, folder: Path) -> None:
+    folder.mkdir(exist_ok=True)
+    with open_regular(path, root) as source, (folder / path.name).open("xb") as copy:
+        shutil.copyfileobj(source, copy)
+
+
+def _with_turn_ends(checkpoint: Checkpoint) -> dict[str, Any]:
+    stated = checkpoint.generation_config.get("eos_token_id") or []
+    ends = dict.fromkeys([*(stated if isinstance(stated, list) else [stated]), *sorted(checkpoint.turn_ends)])
+    return checkpoint.generation_config | ({"eos_token_id": list(ends)} if checkpoint.turn_ends else {})
+
+
+def _check_template_names(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
+    """ValueError where a name would not do for the file that transformers makes of each."""
+    templates = tokenizer.chat_template
+    for name in templates if isinstance(templates, dict) else ():
+        if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w .-]*", name):
+            raise ValueError(
+                f"{checkpoint.path}: the tokenizer has a chat template with the name {shown(name)}, which is no file's "
+                "name: rename it, or give another tokenizer"
+            )
 
 
 def _matches(name: str, patterns: Iterable[str]) -> bool:

@@ -57,9 +57,8 @@ class BaseLLM(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja text that writes conversations, None where there is none."""
-        own = None if self._tokenizer is None else self._tokenizer.hf.chat_template
-        return self._chat.template or own
+        """The Jinja text that writes conversations, those with tools where it is not the same; None without one."""
+        return self._chat.template_for_tools
 
     @overload
     def generate(
@@ -149,7 +148,8 @@ class BaseLLM(ABC):
             sampling_params: as in `generate`, and so are `use_tqdm`, `streaming` and `lora_request`.
             tools: for the template: JSON schemas, or functions with type hints and a docstring that names arguments.
             documents: for the template: dicts with "title" and "text".
-            chat_template: a Jinja text in place of the model's, where allow_request_chat_template=True was set.
+            chat_template: the name of one of the model's templates, where it has several; or a Jinja text in place of
+                the model's, where allow_request_chat_template=True was set.
             add_generation_prompt: whether the prompt ends with the beginning of an answer.
             continue_final_message: whether the answer goes on with the last message.
             chat_template_kwargs: the template's further variables.

@@ -1,15 +1,15 @@
 """Conversations become prompts: messages are checked, and the model's chat template writes them as text."""
 
 import inspect
-import json
-import reprlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import TemplateError
 
+from trtllm_jax.chat_messages import in_shape, is_list, read_messages, shown
+from trtllm_jax.template_shape import TemplateFacts, facts_of
 from trtllm_jax.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -21,6 +21,9 @@ Tool = Mapping[str, Any] | Callable[..., Any]
 _RESERVED = {"self", "messages", "conversations"}
 """Names that a template's variables cannot have, besides the arguments of `apply_chat_template`."""
 
+_DEFAULT, _WITH_TOOLS = "default", "tool_use"
+"""The names, as transformers knows them, of the templates for any conversation and for one with tools."""
+
 
 @dataclass(frozen=True)
 class Chat:
@@ -28,7 +31,7 @@ class Chat:
 
     Attributes:
         tokenizer: None where there is none; then every conversation is refused.
-        template: the Jinja text to use in place of the tokenizer's own.
+        template: the Jinja text to use in place of the tokenizer's own, of which there may be several with names.
         allow_request_template: whether a call may bring a template of its own.
     """
 
@@ -58,17 +61,17 @@ class Chat:
                 "continue_final_message = True and add_generation_prompt = True exclude each other: the first goes on "
                 "with the last message, the second begins a new one; set one of them to False"
             )
-        template = self._template(tokenizer, chat_template)
+        given_tools = _tools(tools)
         how: dict[str, Any] = {
-            "tools": _tools(tools),
+            "tools": given_tools,
             "documents": _documents(documents),
-            "chat_template": template,
+            "chat_template": self._requested(chat_template, given_tools is not None),
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             **_variables(tokenizer, chat_template_kwargs),
         }
-        if not _is_list(messages) or not messages:
-            raise ValueError(f"messages = {_shown(messages)} is invalid: give a list of messages, or a list of such")
+        if not is_list(messages) or not messages:
+            raise ValueError(f"messages = {shown(messages)} is invalid: give a list of messages, or a list of such")
         if isinstance(messages[0], Mapping):
             return _prompt(tokenizer, "messages", messages, how)
         return [_prompt(tokenizer, f"messages[{i}]", each, how) for i, each in enumerate(messages)]
@@ -81,24 +84,72 @@ class Chat:
             )
         return self.tokenizer
 
-    def _template(self, tokenizer: Tokenizer, requested: Any) -> str | None:
-        """The template to use, None for the tokenizer's own."""
+    @property
+    def template_for_tools(self) -> str | None:
+        """The Jinja text that writes conversations with tools; None where there is none."""
+        named = self._templates()
+        return named.get(_WITH_TOOLS) or named.get(_DEFAULT)
+
+    def turn_ends(self, stated: Collection[int]) -> frozenset[int]:
+        """The ids that the templates write right after an assistant's text, which end its turn.
+
+        None of a template that ends turns with one of the ids ``stated`` elsewhere: it may write others before.
+        """
+        if self.tokenizer is None:
+            return frozenset()
+        tokens = self.tokenizer.added_tokens
+        known = [token for i, token in tokens.items() if token and i in stated]
+        found = set[int]()
+        for template in self._templates().values():
+            facts = _facts(self.tokenizer, template)
+            end = facts.turn_end.lstrip()
+            first = [i for i, token in tokens.items() if token and end.startswith(token)]
+            if first and not any(token in facts.next_turn for token in known):
+                found.add(max(first, key=lambda i: len(tokens[i])))
+        return frozenset(found)
+
+    def _templates(self) -> Mapping[str, str]:
+        """Those that conversations are written with, by name."""
+        own = self.template or (self.tokenizer and self.tokenizer.hf.chat_template)
+        named = own if isinstance(own, Mapping) else {_DEFAULT: own}
+        return {name: text for name, text in named.items() if text and isinstance(text, str)}
+
+    def _requested(self, requested: Any, with_tools: bool) -> str:
+        """The Jinja text that a call asks for, by name or as a text; the one for its conversation where it does not."""
+        named = self._templates()
         if requested is None:
-            if self.template is None and not tokenizer.hf.chat_template:
-                raise ValueError(
-                    "chat_template: the model's tokenizer has none; give LLM(..., chat_template=...) a file or a Jinja "
-                    "text, or give generate a prompt"
-                )
-            return self.template
+            return self._usual(named, with_tools)
+        if isinstance(requested, str) and requested in named:
+            return named[requested]
         if not self.allow_request_template:
             raise ValueError(
-                f"chat_template = {_shown(requested)} is refused, for a template is a program: give it to "
+                f"chat_template = {shown(requested)} is refused, for a template is a program: give it to "
                 "LLM(..., chat_template=...), or allow every call its own with "
-                "LLM(..., allow_request_chat_template=True)"
+                f"LLM(..., allow_request_chat_template=True){_or_a_name(named)}"
             )
         if not isinstance(requested, str) or not requested:
-            raise ValueError(f"chat_template = {_shown(requested)} is invalid: give a Jinja text")
+            raise ValueError(f"chat_template = {shown(requested)} is invalid: give a Jinja text{_or_a_name(named)}")
         return requested
+
+    @staticmethod
+    def _usual(named: Mapping[str, str], with_tools: bool) -> str:
+        if with_tools and _WITH_TOOLS in named:
+            return named[_WITH_TOOLS]
+        if _DEFAULT in named:
+            return named[_DEFAULT]
+        if named:
+            raise ValueError(
+                f"chat_template is missing, and of the model's ({', '.join(sorted(named))}) none is the default: give "
+                "one of these names"
+            )
+        raise ValueError(
+            "chat_template: the model's tokenizer has none; give LLM(..., chat_template=...) a file or a Jinja text, "
+            "or give generate a prompt"
+        )
+
+
+def _or_a_name(named: Mapping[str, str]) -> str:
+    return f", or give the name of one of the model's: {', '.join(sorted(named))}" if named.keys() - {_DEFAULT} else ""
 
 
 def read_template(given: str | Path | None) -> str | None:
@@ -111,7 +162,7 @@ def read_template(given: str | Path | None) -> str | None:
             text = Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"LLM.chat_template = {_shown(str(given))} is neither a Jinja text nor a file that can be read "
+                f"LLM.chat_template = {shown(str(given))} is neither a Jinja text nor a file that can be read "
                 f"({error}): give one of them"
             ) from error
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -119,14 +170,21 @@ def read_template(given: str | Path | None) -> str | None:
     try:
         render_jinja_template(conversations=[], chat_template=text)  # compiles it
     except TemplateError as error:
-        raise ValueError(f"LLM.chat_template = {_shown(text)} is no Jinja template: {error}; correct it") from error
+        raise ValueError(f"LLM.chat_template = {shown(text)} is no Jinja template: {error}; correct it") from error
     return text
 
 
+def _facts(tokenizer: Tokenizer, template: str) -> TemplateFacts:
+    """What is known of a Jinja text, with the tokenizer's special tokens as its variables."""
+    tokens = tokenizer.hf.special_tokens_map.items()
+    return facts_of(template, tuple((name, str(token)) for name, token in tokens if not isinstance(token, list)))
+
+
 def _prompt(tokenizer: Tokenizer, where: str, conversation: Any, how: Mapping[str, Any]) -> dict[str, Any]:
-    if not _is_list(conversation) or not conversation:
-        raise ValueError(f"{where} = {_shown(conversation)} is invalid: give a list with at least one message")
-    messages = [_message(f"{where}[{i}]", message) for i, message in enumerate(conversation)]
+    if not is_list(conversation) or not conversation:
+        raise ValueError(f"{where} = {shown(conversation)} is invalid: give a list with at least one message")
+    shape = _facts(tokenizer, how["chat_template"]).shape
+    messages = in_shape(read_messages(where, conversation), shape)
     try:
         text: str = tokenizer.hf.apply_chat_template(messages, tokenize=False, **how)
     except Exception as error:  # a template is a program, which may fail in any way
@@ -137,65 +195,10 @@ def _prompt(tokenizer: Tokenizer, where: str, conversation: Any, how: Mapping[st
     return {"prompt": text, "prompt_token_ids": ids}
 
 
-def _message(where: str, given: Any) -> dict[str, Any]:
-    """The message with its content as text, its tool calls' arguments as objects, and nothing that is None."""
-    if not isinstance(given, Mapping):
-        raise ValueError(f'{where} = {_shown(given)} is invalid: give a dict with "role" and "content"')
-    message = {name: value for name, value in given.items() if value is not None}
-    role = message.get("role")
-    if not isinstance(role, str) or not role:
-        raise ValueError(f'{where}.role = {_shown(role)} is invalid: give a str such as "user"')
-    if "tool_calls" in message:
-        message["tool_calls"] = _tool_calls(f"{where}.tool_calls", message["tool_calls"])
-    if "content" in message:
-        message["content"] = _content(f"{where}.content", message["content"])
-    elif not message.get("tool_calls"):
-        raise ValueError(f"{where}.content is missing: give a str, or a list of text parts")
-    return message
-
-
-def _content(where: str, content: Any) -> str:
-    """The text; parts are lines of their own, as TensorRT-LLM's server joins them."""
-    if isinstance(content, str):
-        return content
-    if not _is_list(content):
-        raise ValueError(f"{where} = {_shown(content)} is invalid: give a str, or a list of text parts")
-    return "\n".join(_part(f"{where}[{i}]", part) for i, part in enumerate(content))
-
-
-def _part(where: str, part: Any) -> str:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if not isinstance(kind, str):
-        raise ValueError(f'{where} = {_shown(part)} is invalid: give {{"type": "text", "text": ...}}')
-    if kind != "text":
-        raise ValueError(f'{where}.type = {kind!r} is not available in this release: use parts of type "text"')
-    if not isinstance(part.get("text"), str):
-        raise ValueError(f"{where}.text = {_shown(part.get('text'))} is invalid: give a str")
-    return str(part["text"])
-
-
-def _tool_calls(where: str, calls: Any) -> list[dict[str, Any]]:
-    """The calls with objects for arguments: OpenAI's API has them as JSON text, and templates write them as JSON."""
-    if not _is_list(calls) or not all(isinstance(call, Mapping) for call in calls):
-        raise ValueError(f'{where} = {_shown(calls)} is invalid: give a list of dicts with a "function"')
-    return [_tool_call(f"{where}[{i}].function", dict(call)) for i, call in enumerate(calls)]
-
-
-def _tool_call(where: str, call: dict[str, Any]) -> dict[str, Any]:
-    function = call.get("function")
-    if not isinstance(function, Mapping) or not isinstance(text := function.get("arguments"), str):
-        return call
-    try:
-        arguments = json.loads(text or "{}")
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{where}.arguments = {_shown(text)} is no JSON ({error}): give an object") from error
-    return {**call, "function": {**function, "arguments": arguments}}
-
-
 def _tools(tools: Any) -> list[dict[str, Any]] | None:
     """JSON schemas; None where there are none, as templates expect it."""
-    if tools is not None and not _is_list(tools):
-        raise ValueError(f"tools = {_shown(tools)} is invalid: give a list of JSON schemas or functions")
+    if tools is not None and not is_list(tools):
+        raise ValueError(f"tools = {shown(tools)} is invalid: give a list of JSON schemas or functions")
     return [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools or ())] or None
 
 
@@ -203,7 +206,7 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
     if isinstance(tool, Mapping):
         return dict(tool)
     if not inspect.isfunction(tool) and not inspect.ismethod(tool):
-        raise ValueError(f"{where} = {_shown(tool)} is invalid: give a JSON schema or a function")
+        raise ValueError(f"{where} = {shown(tool)} is invalid: give a JSON schema or a function")
     from transformers.utils import get_json_schema
 
     try:
@@ -219,8 +222,8 @@ def _tool(where: str, tool: Any) -> dict[str, Any]:
 def _documents(documents: Any) -> list[dict[str, Any]] | None:
     if documents is None:
         return None
-    if not _is_list(documents) or not all(isinstance(document, Mapping) for document in documents):
-        raise ValueError(f'documents = {_shown(documents)} is invalid: give a list of dicts with "title" and "text"')
+    if not is_list(documents) or not all(isinstance(document, Mapping) for document in documents):
+        raise ValueError(f'documents = {shown(documents)} is invalid: give a list of dicts with "title" and "text"')
     return [dict(document) for document in documents]
 
 
@@ -229,7 +232,7 @@ def _variables(tokenizer: Tokenizer, given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"chat_template_kwargs = {_shown(given)} is invalid: give a dict of the template's variables")
+        raise ValueError(f"chat_template_kwargs = {shown(given)} is invalid: give a dict of the template's variables")
     reserved = _RESERVED | inspect.signature(tokenizer.hf.apply_chat_template).parameters.keys()
     if taken := sorted(reserved & given.keys()):
         raise ValueError(
@@ -237,11 +240,3 @@ def _variables(tokenizer: Tokenizer, given: Any) -> dict[str, Any]:
             "the argument of chat with that name"
         )
     return dict(given)
-
-
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str | bytes)
-
-
-def _shown(value: Any) -> str:
-    return reprlib.repr(value)

@@ -59,9 +59,10 @@ class LLM(BaseLLM):
         except BaseException:
             self._postprocessor.end()
             raise
+        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         facts = EngineFacts(
             vocab=loaded.model.config.vocab,
-            end_ids=loaded.end_ids,
+            end_ids=loaded.end_ids | chat.turn_ends(loaded.end_ids),
             max_batch_size=self._engine.limits.max_batch_size,
             max_seq_len=self._engine.limits.max_seq_len,
             max_input_len=self._args.max_input_len,

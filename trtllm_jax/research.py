@@ -42,7 +42,7 @@ class Model:
     Attributes:
         module: the architecture, a file in `trtllm_jax/models`.
         config: its facts.
-        end_ids: the ids that end a sequence, as the checkpoint states them.
+        end_ids: the ids that end a sequence, as the checkpoint states or names them.
         attention: "xla", "cudnn" (16-bit on a GPU; no forward-mode and no second derivative), or None: cuDNN where it
             can.
         checkpoint: the files it came from.

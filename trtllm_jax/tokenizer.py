@@ -64,6 +64,7 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.encode_special_tokens = backend.encode_special_tokens
         added = self._backend.get_added_tokens_decoder()
+        self._added_tokens = {token_id: token.content for token_id, token in added.items()}
         self._special_tokens = {token_id: token.content for token_id, token in added.items() if token.special}
         self._pieces: dict[int, Piece] = {}
         # A byte-level decoder strings bytes together and looks at nothing else.
@@ -78,6 +79,11 @@ class Tokenizer:
     def special_tokens(self) -> dict[int, str]:
         """The texts of the ids that skip_special_tokens drops."""
         return self._special_tokens
+
+    @property
+    def added_tokens(self) -> dict[int, str]:
+        """The texts of the ids that are found in a text before anything else: special ones and others."""
+        return self._added_tokens
 
     @property
     def vocab_size(self) -> int:

@@ -21,7 +21,10 @@ def load_tokenizer(args: LlmArgs, checkpoint: Checkpoint) -> Tokenizer | None:
 
 
 def stated_end_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """The ids that end a sequence according to the generation config, or the model's where that says nothing."""
+    """The ids that end a sequence according to the generation config, or the model's where that says nothing.
+
+    Those that end a turn by their names are among them.
+    """
     stated = checkpoint.generation_config.get("eos_token_id", checkpoint.config.get("eos_token_id"))
     ids = stated if isinstance(stated, list) else [stated] if stated is not None else []
     if not all(type(i) is int and 0 <= i <= INT32_MAX for i in ids):
@@ -29,4 +32,4 @@ def stated_end_ids(checkpoint: Checkpoint) -> frozenset[int]:
             f"{checkpoint.path} has eos_token_id={shown(stated)}; it must be a token id or a list of them: correct "
             "generation_config.json or config.json"
         )
-    return frozenset(ids)
+    return frozenset(ids) | checkpoint.turn_ends

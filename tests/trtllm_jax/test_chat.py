@@ -1,12 +1,14 @@
 """Conversations against transformers' own chat templates: SmolLM2's real one, and one of ours that knows tools."""
 
 import json
+import shutil
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from tokenizers import AddedToken
 
@@ -14,7 +16,9 @@ from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax import LLM, RequestOutput, SamplingParams
 from trtllm_jax.chat import Chat, read_template
 from trtllm_jax.llm_args import LlmArgs
+from trtllm_jax.serve.parsers.registry import make_tool_parser
 from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.tokenizer_loading import stated_end_ids
 
 TOOLS_TEMPLATE = """
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}
@@ -224,7 +228,13 @@ def calls(arguments: Any) -> list[dict[str, Any]]:
         ),
         (user(content=[{"type": "text"}]), {}, r"content\[0\]\.text = None is invalid: give a str"),
         (user(tool_calls="x"), {}, r"messages\[1\]\.tool_calls = 'x' is invalid: give a list"),
-        (calls("{"), {}, r"tool_calls\[0\]\.function\.arguments = '{' is no JSON .*: give an object"),
+        (calls(5), {}, r"tool_calls\[0\]\.function\.arguments = 5 is invalid: give an object, or JSON text"),
+        (user(tool_calls=[{"id": "1"}]), {}, r'tool_calls\[0\]\.function = None is invalid: give a dict with "name"'),
+        (
+            user(function_call={"arguments": "{}"}),
+            {},
+            r"messages\[1\]\.function_call = .* is invalid: give a dict with",
+        ),
         (user(role="judge"), {}, r"messages: the chat template cannot write this conversation: nobody judges here"),
         ([[USER], user(role="judge")], {}, r"messages\[1\]: the chat template cannot .*nobody judges here"),
         ([USER], {"tools": SCHEMA}, r"tools = .* is invalid: give a list of JSON schemas or functions"),
@@ -315,3 +325,158 @@ class TestChat:
         with pytest.raises(ValueError, match="lora_request is not available"):
             llm.chat([USER], lora_request=object())  # type: ignore[arg-type]
         assert llm.get_stats() == []
+
+
+class TestNamedTemplates:
+    """transformers' rules for which of several templates writes a conversation."""
+
+    NAMED = {  # noqa: RUF012
+        "default": "plain {{ messages[0].content }}",
+        "tool_use": "tools {{ messages[0].content }} {{ tools[0].function.name }}",
+        "rag": "documents {{ messages[0].content }}",
+    }
+
+    @pytest.fixture
+    def tokenizer(self, byte_tokenizer: Any) -> Iterator[Any]:
+        own, byte_tokenizer.chat_template = byte_tokenizer.chat_template, dict(self.NAMED)
+        yield byte_tokenizer
+        byte_tokenizer.chat_template = own
+
+    @pytest.mark.parametrize("how", [{}, {"tools": [SCHEMA]}, {"chat_template": "rag"}, {"tools": []}, {"tools": None}])
+    def test_they_are_chosen_as_transformers_chooses(self, tokenizer: Any, how: dict[str, Any]) -> None:
+        ours: Any = Chat(Tokenizer(tokenizer)).prompts([USER], **how)
+        TestPromptsAreTransformers.check(tokenizer, [USER], ours, **{**how, "tools": how.get("tools") or None})
+
+    def test_a_name_needs_no_permission_and_a_text_does(self, tokenizer: Any) -> None:
+        chat = Chat(Tokenizer(tokenizer))
+        named: Any = chat.prompts([USER], chat_template="tool_use", tools=[SCHEMA])
+        assert named["prompt"].startswith("tools ")
+        for text in ("{{ 1 }}", "other"):
+            with pytest.raises(
+                ValueError, match=r"is refused.* the name of one of the model's: default, rag, tool_use"
+            ):
+                chat.prompts([USER], chat_template=text)
+        allowed: Any = Chat(Tokenizer(tokenizer), allow_request_template=True).prompts([USER], chat_template="{{ 1 }}")
+        assert allowed["prompt"] == "1"
+
+    def test_without_a_default_one_must_be_named(self, tokenizer: Any) -> None:
+        del tokenizer.chat_template["default"]
+        chat = Chat(Tokenizer(tokenizer))
+        with pytest.raises(ValueError, match=r"chat_template is missing.*\(rag, tool_use\).*give one of these names"):
+            chat.prompts([USER])
+        assert chat.prompts([USER], tools=[SCHEMA]) == chat.prompts([USER], chat_template="tool_use", tools=[SCHEMA])
+        tokenizer.chat_template = {}
+        with pytest.raises(ValueError, match=r"chat_template: the model's tokenizer has none"):
+            chat.prompts([USER])
+
+    def test_the_template_of_the_model_takes_the_place_of_all(self, tokenizer: Any) -> None:
+        chat = Chat(Tokenizer(tokenizer), EXCITED)
+        assert chat.template_for_tools == EXCITED
+        assert chat.prompts([USER], tools=[SCHEMA]) == chat.prompts([USER])
+        with pytest.raises(ValueError, match="is refused"):
+            chat.prompts([USER], chat_template="rag")
+
+    def test_auto_reads_the_one_for_tools(self, tokenizer: Any) -> None:
+        chat = Chat(Tokenizer(tokenizer))
+        assert chat.template_for_tools == self.NAMED["tool_use"]
+        del tokenizer.chat_template["tool_use"]
+        assert chat.template_for_tools == self.NAMED["default"]
+        del tokenizer.chat_template["default"]
+        assert chat.template_for_tools is None
+
+    @pytest.mark.parametrize("kind", ["list", "folder"])
+    def test_folders_have_them(self, kind: str, tiny_llama: Path, tmp_path: Path) -> None:
+        shutil.copytree(tiny_llama, tmp_path / "model")
+        folder = tmp_path / "model"
+        calling = "{{ messages[0].content }}{% for t in tools %}<tool_call>{% endfor %}"
+        if kind == "list":
+            path = folder / "tokenizer_config.json"
+            templates = [{"name": "default", "template": "plain"}, {"name": "tool_use", "template": calling}]
+            path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": templates}))
+        else:
+            (folder / "chat_template.jinja").write_text("plain")
+            (folder / "additional_chat_templates").mkdir()
+            (folder / "additional_chat_templates" / "tool_use.jinja").write_text(calling)
+        chat = Chat(Tokenizer(open_checkpoint(folder).load_tokenizer()))
+        assert chat.template_for_tools == calling
+        assert make_tool_parser("auto", model_type="llama", chat_template=chat.template_for_tools).name == "hermes"  # type: ignore[union-attr]
+        plain, with_tools = chat.prompts([USER]), chat.prompts([USER], tools=[SCHEMA])
+        assert (plain["prompt"], with_tools["prompt"]) == ("plain", f"{USER['content']}<tool_call>")  # type: ignore[call-overload]
+
+
+class TestTurnEnds:
+    """The token that a template writes after an assistant's text ends a turn, stated elsewhere or not."""
+
+    @pytest.fixture
+    def tokenizer(self, tiny_llama: Path) -> Any:
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(tiny_llama)
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<|eot|>", "<|eot|>2"]})
+        tokenizer.add_tokens(["<turn/>", "</call>"])
+        return tokenizer
+
+    @pytest.mark.parametrize(
+        ("after", "token"),
+        [
+            ("<|eot|>", "<|eot|>"),
+            ("\n<|eot|>\n", "<|eot|>"),
+            ("<|eot|>2", "<|eot|>2"),
+            ("<turn/>", "<turn/>"),
+            ("{{ eos_token }}", "<eos>"),
+            ("{% if loop.last %}{{ eos_token }}{% else %}<|eot|>{% endif %}", "<eos>"),
+            ("", None),
+            ("\n", None),
+            (" bye<|eot|>", None),
+        ],
+    )
+    def test_by_the_template(self, tokenizer: Any, after: str, token: str | None) -> None:
+        tokenizer.chat_template = (
+            "{% for m in messages %}<bos>{{ m.role }}: {{ m.content }}"
+            "{% for c in m.tool_calls or [] %}{{ c.function | tojson }}</call>{% endfor %}" + after + "{% endfor %}"
+        )
+        expected = set() if token is None else {tokenizer.convert_tokens_to_ids(token)}
+        assert Chat(Tokenizer(tokenizer)).turn_ends(()) == expected
+
+    def test_a_template_that_ends_turns_as_is_stated_adds_nothing(self, tokenizer: Any) -> None:
+        # As Command R7B: what ends an answer is not yet the end of the turn.
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<turn/><|eot|>{% endfor %}"
+        turn, eot = tokenizer.convert_tokens_to_ids(["<turn/>", "<|eot|>"])
+        chat = Chat(Tokenizer(tokenizer))
+        assert (chat.turn_ends({eot}), chat.turn_ends({turn}), chat.turn_ends({0})) == (set(), set(), {turn})
+        # As Phi-4-mini: the end of the text is written where no other turn follows.
+        end = "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}"
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}<|eot|>{% endfor %}" + end
+        assert chat.turn_ends({tokenizer.eos_token_id}) == {eot}
+
+    def test_by_every_template(self, tokenizer: Any) -> None:
+        def template(end: str) -> str:
+            return "{% for m in messages %}{{ m.content }}" + end + "{% endfor %}"
+
+        tokenizer.chat_template = {"default": template("<|eot|>"), "tool_use": template("<turn/>"), "odd": "{% for %}"}
+        expected = set(tokenizer.convert_tokens_to_ids(["<|eot|>", "<turn/>"]))
+        assert Chat(Tokenizer(tokenizer)).turn_ends(()) == expected
+        given = Chat(Tokenizer(tokenizer), template("<eos>"))
+        assert given.turn_ends(()) == {tokenizer.eos_token_id}
+        assert Chat(None).turn_ends(()) == frozenset()
+
+    def test_a_gguf_files_are_known_by_name_too(self, smollm2_gguf: Path) -> None:
+        checkpoint = open_checkpoint(smollm2_gguf)
+        names = checkpoint.load_tokenizer().convert_ids_to_tokens(sorted(stated_end_ids(checkpoint)))
+        assert names == ["<|endoftext|>", "<|im_end|>"]
+        assert checkpoint.generation_config["eos_token_id"] == [2]  # all that its metadata states
+
+    def test_they_end_chats_and_completions(self, tiny_llama: Path, tokenizer: Any) -> None:
+        free = Tokenizer(tokenizer).encode("a")[0]
+        bias = np.zeros(258, np.float32)
+        bias[free] = 1000
+        # The model knows no more tokens than its letters: one of these ends turns.
+        tokenizer.backend_tokenizer.add_special_tokens([AddedToken("a", special=True, normalized=False)])
+        tokenizer.chat_template = "{% for m in messages %}{{ m.content }}a{% endfor %}"
+        sizes = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}
+        with LLM(tiny_llama, tokenizer=tokenizer, dtype="float32", **sizes) as llm:
+            params = SamplingParams(max_tokens=4, embedding_bias=bias)
+            for output in (llm.chat([USER], params), llm.generate("hello", params)):
+                assert (output.outputs[0].finish_reason, output.outputs[0].token_ids) == ("stop", [])
+            params.ignore_eos = True
+            assert llm.generate("hello", params).outputs[0].token_ids == [free] * 4

@@ -83,7 +83,7 @@ def evaluate(wishes: Wishes, arguments: Mapping[str, Any]) -> dict[str, Any]:
     length = min(arguments.get("max_seq_len") or model.config.max_position, model.config.max_position)
     with LLM(**arguments) as llm:
         lm = EngineLM(llm, model, length)
-        if wishes.apply_chat_template and not lm.tokenizer.chat_template:
+        if wishes.apply_chat_template and not llm.chat_template:
             raise ValueError(f"model = {arguments['model']} has no chat template: leave --apply_chat_template out")
         began = time.perf_counter()
         results = measure(lm, tasks, wishes)

@@ -17,7 +17,7 @@ class CalledFunction(Lenient):
     """A call's name, and its arguments as JSON text."""
 
     name: str
-    arguments: str | dict[str, Any] = "{}"
+    arguments: str | dict[str, Any] | None = None
 
 
 class MessageToolCall(Lenient):
@@ -33,6 +33,7 @@ class ContentPart(Lenient):
 
     type: str
     text: str | None = None
+    refusal: str | None = None
 
 
 class Message(Lenient):
@@ -41,6 +42,8 @@ class Message(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
+    refusal: str | None = None
+    function_call: CalledFunction | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
     reasoning_content: str | None = Field(None, validation_alias=AliasChoices("reasoning_content", "reasoning"))

@@ -22,7 +22,7 @@ class CallItem(Lenient):
     type: Literal["function_call"]
     call_id: str
     name: str
-    arguments: str
+    arguments: str | None = None
 
 
 class CallOutputItem(Lenient):
@@ -34,10 +34,11 @@ class CallOutputItem(Lenient):
 
 
 class ReasoningItem(Lenient):
-    """What the assistant thought."""
+    """What the assistant thought; a summary where there is no more."""
 
     type: Literal["reasoning"]
     content: list[ContentPart] | None = None
+    summary: list[ContentPart] | None = None
 
 
 InputItem = MessageItem | CallItem | CallOutputItem | ReasoningItem

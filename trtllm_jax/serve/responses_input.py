@@ -94,7 +94,8 @@ def _messages(items: Iterable[InputItem]) -> list[dict[str, Any]]:
             case MessageItem():
                 messages.append({"role": item.role, "content": _content(item.content)})
             case ReasoningItem():
-                _assistant(messages, "reasoning_content")["reasoning_content"] = _text(item.content or [])
+                thought = _text(item.content or item.summary or [])
+                _assistant(messages, "reasoning_content")["reasoning_content"] = thought
             case CallItem():
                 call = {"id": item.call_id, "function": {"name": item.name, "arguments": item.arguments}}
                 _assistant(messages).setdefault("tool_calls", []).append(call)
@@ -118,4 +119,4 @@ def _content(content: str | Sequence[ContentPart]) -> Any:
 
 
 def _text(content: str | Sequence[ContentPart]) -> str:
-    return content if isinstance(content, str) else "".join(part.text or "" for part in content)
+    return content if isinstance(content, str) else "".join(part.text or part.refusal or "" for part in content)

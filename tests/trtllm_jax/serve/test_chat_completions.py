@@ -146,6 +146,59 @@ def test_calls_of_tools(saying: Any) -> None:
         assert scripted.prompts[-1].count('{"city": "K') == 1
 
 
+@pytest.mark.parametrize("arguments", ['{"city": "Rom"}', '{"city": "Ro', "", None, "absent"])
+@pytest.mark.parametrize("content", ["Let me see.", "", None, "absent", [], [{"type": "text", "text": "Let me see."}]])
+def test_calls_come_back_as_clients_send_them(saying: Any, arguments: Any, content: Any) -> None:
+    function = {"name": "weather"} if arguments == "absent" else {"name": "weather", "arguments": arguments}
+    said = {} if content == "absent" else {"content": content}
+    call = {"id": "call_1", "type": "function", "function": function}
+    answer = {"role": "assistant", **said, "tool_calls": [call], "refusal": None, "audio": None, "annotations": []}
+    result = {"role": "tool", "tool_call_id": "call_1", "content": [{"type": "text", "text": "rain"}]}
+    with saying("x") as (client, scripted):
+        client.chat.completions.create(model="tiny", messages=[USER, answer, result])  # type: ignore[list-item]
+    (prompt,) = scripted.prompts
+    assert ("Let me see." in prompt) == bool(content and content != "absent")
+    assert "tool: rain" in prompt
+    assert "None" not in prompt
+    assert "null" not in prompt
+    wanted = (
+        arguments if arguments == '{"city": "Rom"}' else json.dumps(arguments) if arguments == '{"city": "Ro' else "{}"
+    )
+    assert f'"arguments": {wanted}' in prompt
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"content": None, "refusal": "I will not."},
+        {"content": [{"type": "refusal", "refusal": "I will not."}]},
+        {"content": [{"type": "text", "text": "I will"}, {"type": "refusal", "refusal": "I will not."}]},
+    ],
+)
+def test_a_refusal_is_what_was_said(saying: Any, said: dict[str, Any]) -> None:
+    with saying("x") as (client, scripted):
+        client.chat.completions.create(model="tiny", messages=[USER, {"role": "assistant", **said}, USER])
+    assert "I will not.\nuser: hi" in scripted.prompts[0]
+
+
+@pytest.mark.parametrize("said", [{}, {"content": None}, {"content": []}, {"reasoning_content": "Hm."}])
+def test_an_assistant_may_say_nothing(client: OpenAI, said: dict[str, Any]) -> None:
+    messages: Any = [USER, {"role": "assistant", **said}, USER]
+    assert client.chat.completions.create(model="tiny", messages=messages, max_tokens=2).choices
+
+
+def test_calls_of_the_time_before_tools(saying: Any) -> None:
+    old: Any = [
+        USER,
+        {"role": "assistant", "content": None, "function_call": {"name": "weather", "arguments": '{"city": "Rom"}'}},
+        {"role": "function", "name": "weather", "content": "rain"},
+    ]
+    with saying("x") as (client, scripted):
+        client.chat.completions.create(model="tiny", messages=old)
+    assert '"arguments": {"city": "Rom"}' in scripted.prompts[0]
+    assert "tool: rain" in scripted.prompts[0]
+
+
 def test_a_format_that_no_template_tells_follows_from_the_architecture(saying: Any) -> None:
     call = '{"name": "weather", "parameters": {"city": "Rom"}}'
     with saying(call, tool_parser="auto") as (client, _):

@@ -285,3 +285,47 @@ def small(tiny_llm: LLM, served: Any) -> Iterator[httpx.Client]:
     settings = ServeSettings(model_names=("tiny",), limits=Limits(schema_depth=4))
     with served(create_app(tiny_llm, settings)) as url, httpx.Client(base_url=url) as client:
         yield client
+
+
+class TestSentBack:
+    """What this server and OpenAI's answered is taken as a part of a conversation."""
+
+    @pytest.mark.parametrize(
+        "items",
+        [
+            [{"type": "function_call", "call_id": "c1", "name": "draw", "arguments": '{"colour": "red"}'},
+             {"type": "function_call_output", "call_id": "c1", "output": "done"}],
+            [{"type": "function_call", "id": "fc_1", "call_id": "c1", "name": "draw", "arguments": "",
+              "status": "completed"},
+             {"type": "function_call_output", "call_id": "c1", "output": [{"type": "input_text", "text": "done"}]}],
+            [{"type": "reasoning", "id": "rs_1", "summary": [], "content": [{"type": "reasoning_text", "text": "hm"}]}],
+            [{"type": "reasoning", "id": "rs_1", "summary": [{"type": "summary_text", "text": "hm"}]}],
+            [{"type": "reasoning", "id": "rs_1", "summary": [], "encrypted_content": "x", "status": None}],
+            [{"type": "reasoning", "id": "rs_1", "summary": [], "content": None},
+             {"type": "function_call", "call_id": "c1", "name": "draw", "arguments": "{}"},
+             {"type": "function_call_output", "call_id": "c1", "output": "done"}],
+            [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": []}],
+            [{"type": "message", "id": "msg_1", "role": "assistant", "status": "completed",
+              "content": [{"type": "refusal", "refusal": "I will not."}]}],
+        ],
+    )  # fmt: skip
+    def test_items(self, client: OpenAI, items: list[dict[str, Any]]) -> None:
+        assert ask(client, [{"role": "user", "content": "hi"}, *items, {"role": "user", "content": "go"}]).output
+
+    @pytest.mark.parametrize("text", ["Hm, well.", f"Hm.</think>{CALL}", "Hm.</think>Yes.", "</think>", ""])
+    def test_its_own_answers(self, saying: Any, text: str) -> None:
+        with saying(text or " ", tool_parser="hermes", reasoning_parser="deepseek-r1") as (client, scripted):
+            first = client.responses.create(model="tiny", input="hi", tools=[DRAW])
+            mine = [item.model_dump(exclude_none=True) for item in first.output]
+            following = [{"role": "user", "content": "hi"}, *mine, {"role": "user", "content": "and?"}]
+            client.responses.create(model="tiny", input=following, tools=[DRAW])
+            sent = scripted.prompts[-1]
+            client.responses.create(model="tiny", input="and?", previous_response_id=first.id, tools=[DRAW])
+        assert scripted.prompts[-1] == sent
+        assert ("Yes." in sent, '"colour": "red"' in sent) == ("Yes." in text, "draw" in text)
+
+    def test_a_refusal_is_what_was_said(self, saying: Any) -> None:
+        said = {"type": "message", "role": "assistant", "content": [{"type": "refusal", "refusal": "I will not."}]}
+        with saying("x") as (client, scripted):
+            client.responses.create(model="tiny", input=[{"role": "user", "content": "hi"}, said])
+        assert "assistant: I will not." in scripted.prompts[-1]

@@ -46,7 +46,7 @@ class CacheSpec:
         return size * len(self.group.layers)
 
     def allocate(self, pages: int, mesh: Mesh) -> tuple[jax.Array, ...]:
-        """Empty caches. Nothing relies on their zeros: attention selects what a row wrote, whatever a page held before."""
+        """Empty caches. Nothing relies on their zeros: attention sees what a row wrote, whatever a page held before."""
         arrays = self.arrays(pages, mesh)
         make = jax.jit(
             lambda: tuple(jnp.zeros(array.shape, array.dtype) for array in arrays),

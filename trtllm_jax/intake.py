@@ -93,6 +93,9 @@ class Intake:
         interval = self.facts.stream_interval if streaming else None
         # Before the lock: a constraint may take a while, and others do not wait for it.
         rules = self._rules(params)
+        # Last: whatever else is wrong, such as a text where there is no tokenizer, is nearer to what was meant.
+        if self._tokenizer is None and any(each.end_id is None and not each.ignore_eos for each in params):
+            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
         with self._lock:
             return [
                 self._request(prompt, each, rule, interval, embed)
@@ -137,8 +140,6 @@ class Intake:
                 "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
                 "LLM(batched_logits_processor=...)"
             )
-        if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
-            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
 
     def _check_ids(self, params: SamplingParams) -> None:
         """What speaks of the vocabulary must fit the model's."""

@@ -231,7 +231,7 @@ class Intake:
         if length >= limit:
             raise RequestError(
                 f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
-                "shorten the prompt, set truncate_prompt_tokens or raise max_seq_len"
+                "shorten the prompt, set truncate_prompt_tokens, or raise max_seq_len where model and KV cache allow it"
             )
         return min(params.max_tokens, limit - length)
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.hub import locate
 from checkpoints.json_file import read_object
-from checkpoints.orbax_folder import find_arrays
+from checkpoints.orbax_folder import METADATA_FILE, find_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from checkpoints.source import TensorSource
 
 TOKENIZER_MODES = ("auto", "slow")
+
+logger = logging.getLogger("trtllm_jax")
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,28 @@ class Checkpoint:
 
         return frozenset(turn_ends(self.gguf).values())
 
+    def settled(self) -> Checkpoint:
+        """With a `config` that is true of the weights.
+
+        A head that is stored although the configuration ties it, and is no copy of the embeddings, is used, as
+        transformers does from 5 on: that is how merged adapters look.
+        """
+        stored = self.orbax is not None or (self.path.is_dir() and any(self.path.glob("*.safetensors")))
+        if self.gguf is not None or not stored or self.config.get("tie_word_embeddings") is not True:
+            return self
+        from checkpoints.stored_twice import own_head
+
+        found = own_head(self.tensors)
+        if found is None:
+            return self
+        logger.warning(
+            "%s: config.json ties the output head to the embeddings, but the weights hold one of its own, %r beside "
+            "%r, which is used. Set tie_word_embeddings to false, or remove the tensor that is not meant",
+            self.path,
+            *found,
+        )
+        return replace(self, config=self.config | {"tie_word_embeddings": False})
+
     def load_tokenizer(
         self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
     ) -> PreTrainedTokenizerBase:
@@ -118,6 +143,8 @@ def open_checkpoint(
     only. ValueError names what is missing or cannot be read, and the remedy.
     """
     path = locate(model, revision=revision, token=token, weights=weights)
+    if path.is_dir():
+        _warn_of_other_formats(path)
     if _is_llama2c(path):
         from checkpoints.llama2c import Llama2cFile
 
@@ -131,7 +158,7 @@ def open_checkpoint(
     orbax = None if any(path.glob("*.safetensors")) else find_arrays(path)
     _check_folder(path, orbax)
     generation = path / "generation_config.json"
-    return Checkpoint(
+    checkpoint = Checkpoint(
         str(model),
         path,
         read_object(path / "config.json"),
@@ -139,6 +166,18 @@ def open_checkpoint(
         token,
         orbax=orbax,
     )
+    return checkpoint.settled() if weights else checkpoint
+
+
+def _warn_of_other_formats(folder: Path) -> None:
+    """Weights of two formats cannot be compared where one of them is rounded, so it is said which are read."""
+    patterns = ("*.safetensors", "*.gguf", f"*/{METADATA_FILE}")
+    first, *others = [min(files) for pattern in patterns if (files := list(folder.glob(pattern)))] or [folder]
+    for other in others:
+        logger.warning(
+            "%s holds weights as %s and as %s: only the former are read",
+            folder, first.relative_to(folder), other.relative_to(folder),
+        )  # fmt: skip
 
 
 def _is_llama2c(path: Path) -> bool:

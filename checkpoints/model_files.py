@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.json_file import read_object
 from checkpoints.regular_file import open_regular
 from checkpoints.rope_factors import as_llama3
 from checkpoints.shown import shown
@@ -34,9 +35,9 @@ def write_model_files(
 ) -> None:
     """The configuration and the tokenizer, as a Hugging Face folder has them.
 
-    A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save, and
-    only if the weights were `rounded` does config.json then name `dtype` instead of what it did. ValueError where a
-    file is a link that leaves the folder and the hub's cache.
+    A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save. Only
+    if the weights were `rounded` does config.json then name `dtype` instead of what it did, and only if they have a
+    head that it denied does it say so. ValueError where a file is a link that leaves the folder and the hub's cache.
     """
     if checkpoint.path.is_dir():
         left_out = _OF_THE_WEIGHTS if tokenizer is None else (*_OF_THE_WEIGHTS, *_OF_THE_TOKENIZER)
@@ -45,8 +46,9 @@ def write_model_files(
                 _copy(checkpoint.path, path, folder)
         for path in sorted(checkpoint.path.glob(_MORE_TEMPLATES)) if tokenizer is None else ():
             _copy(checkpoint.path, path, folder / path.parent.name)
-        if rounded:
-            _write(folder / CONFIG, _with_dtype(checkpoint.config, dtype))
+        config = _with_dtype(checkpoint.config, dtype) if rounded else checkpoint.config
+        if config != read_object(folder / CONFIG):
+            _write(folder / CONFIG, config)
     else:
         _write(folder / CONFIG, as_llama3(checkpoint.config) | {"dtype": dtype})
         _write(folder / GENERATION_CONFIG, _with_turn_ends(checkpoint))

@@ -6,7 +6,7 @@ a JSON header and the bytes: https://github.com/huggingface/safetensors#format
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from checkpoints.json_file import decode, read_object
 from checkpoints.regular_file import map_regular
 from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
+from checkpoints.stored_twice import same_values
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -53,13 +54,16 @@ class SafetensorsSource:
     """A `TensorSource` over `model.safetensors`, or over the shards that `model.safetensors.index.json` names.
 
     The files must lie in the folder, or in the hub's cache, once links are followed. ValueError names the file and the
-    tensor where a header is not what the format allows, the format's rule of no overlaps and no gaps included.
+    tensor where a header is not what the format allows, the format's rule of no overlaps and no gaps included; and both
+    files where a tensor lies in two of them with different values.
     """
 
     def __init__(self, folder: Path) -> None:
         index = folder / INDEX_FILE
         if os.path.lexists(index):
-            self._arrays = _open_shards(folder, index)
+            self._arrays, files = _open_shards(folder, index)
+            if SINGLE_FILE not in files and os.path.lexists(folder / SINGLE_FILE):
+                _require_the_same(folder, self._arrays, _open_file(folder / SINGLE_FILE))
         elif os.path.lexists(folder / SINGLE_FILE):
             self._arrays = _open_file(folder / SINGLE_FILE)
         else:
@@ -80,7 +84,8 @@ class _Entry(NamedTuple):
     data_offsets: list[int]
 
 
-def _open_shards(folder: Path, index: Path) -> dict[str, npt.NDArray[Any]]:
+def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]], Collection[str]]:
+    """Every tensor that the index names, and the names of its files."""
     weight_map = read_object(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise ValueError(f"{index} has no 'weight_map' from tensor names to file names. {REMEDY}")
@@ -102,7 +107,33 @@ def _open_shards(folder: Path, index: Path) -> dict[str, npt.NDArray[Any]]:
                 f"{folder / shard} does not hold {shown(name)}, though {INDEX_FILE} places it there. {REMEDY}"
             )
         arrays[name] = shards[shard][name]
-    return arrays
+    for shard, tensors in shards.items():
+        for name in tensors.keys() & arrays.keys():
+            if weight_map[name] != shard and not _same(tensors[name], arrays[name]):
+                raise ValueError(
+                    f"{folder}: {shown(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, and "
+                    f"{shard}. {REMEDY}"
+                )
+    return arrays, shards.keys()
+
+
+def _require_the_same(
+    folder: Path, sharded: Mapping[str, npt.NDArray[Any]], single: Mapping[str, npt.NDArray[Any]]
+) -> None:
+    """ValueError unless both hold the same: readers disagree about which of them is the model."""
+    different = sorted(sharded.keys() ^ single.keys()) or [
+        name for name, array in sharded.items() if not _same(array, single[name])
+    ]
+    if different:
+        raise ValueError(
+            f"{folder} holds two models, {SINGLE_FILE} and the shards of {INDEX_FILE}, which differ in "
+            f"{shown(different[0])}: remove the one that is not meant"
+        )
+
+
+def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
+    one, other = (TensorInfo(array.shape, array.dtype.name) for array in (first, second))
+    return same_values(first.__getitem__, second.__getitem__, one, other)
 
 
 def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:

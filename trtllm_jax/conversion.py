@@ -98,7 +98,7 @@ def _open(source: str | Path, config: str | Path | None, revision: str | None) -
     arrays = find_arrays(folder) if folder.is_dir() else None
     if arrays is None:
         raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
-    return replace(open_checkpoint(config, revision=revision, weights=False), orbax=arrays)
+    return replace(open_checkpoint(config, revision=revision, weights=False), orbax=arrays).settled()
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:

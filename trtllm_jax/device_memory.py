@@ -1,7 +1,8 @@
-"""How much of a GPU's memory JAX takes, and whether a model fits into it."""
+"""How much of a GPU's memory JAX takes, whether a model fits into it, and how much a CPU has."""
 
 import math
 import os
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -54,3 +55,12 @@ def check_weights(shapes: Any, mesh: Mesh) -> None:
             f"the weights need {needed / 2**30:.1f} GiB on each device and {max(free, 0) / 2**30:.1f} GiB are free; "
             f"{split}choose a smaller model, or free what else holds the memory"
         )
+
+
+def of_host() -> int:
+    """Bytes of memory of this machine, or of the container that this process runs in."""
+    machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return min(machine, int(Path("/sys/fs/cgroup/memory.max").read_text()))
+    except (OSError, ValueError):  # no such bound: the file then says "max"
+        return machine

@@ -217,7 +217,8 @@ def _prefill(
 ) -> tuple[jax.Array, Caches, jax.Array]:
     """The residual stream [b, embed] of each prompt's last token, the caches, and every row's pages [b, p].
 
-    Padding is computed like tokens: none sees it, and its keys and values are overwritten by what is generated.
+    Padding is computed like tokens, from embeddings of zeros, which are finite whatever the weights hold: none sees it,
+    and its keys and values are overwritten by what is generated.
     """
     rows, width = prompts.shape
     pages = -(-(width + new) // PAGE_SIZE)
@@ -225,7 +226,7 @@ def _prefill(
     row = jnp.repeat(jnp.arange(rows), width)
     positions = jnp.tile(jnp.arange(width, dtype=jnp.int32), rows)
     batch = Batch(
-        tokens=prompts.reshape(-1).astype(jnp.int32),
+        tokens=jnp.where(positions < lengths[row], prompts.reshape(-1).astype(jnp.int32), PAD_ID),
         positions=positions,
         page=table[row, positions // PAGE_SIZE],
         offset=positions % PAGE_SIZE,

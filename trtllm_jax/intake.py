@@ -99,6 +99,9 @@ class Intake:
         interval = self.facts.stream_interval if streaming else None
         # Before the lock: a constraint may take a while, and others do not wait for it.
         rules = self._rules(params)
+        # Last: whatever else is wrong, such as a text where there is no tokenizer, is nearer to what was meant.
+        if self._tokenizer is None and any(each.end_id is None and not each.ignore_eos for each in params):
+            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
         with self._lock:
             return [
                 self._request(prompt, each, rule, interval, embed)
@@ -144,8 +147,6 @@ class Intake:
                 "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
                 "LLM(batched_logits_processor=...)"
             )
-        if self._tokenizer is None and params.end_id is None and not params.ignore_eos:
-            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
         return params.model_copy()
 
     def _check_ids(self, params: SamplingParams) -> None:
@@ -250,7 +251,7 @@ class Intake:
         if length >= limit:
             raise RequestError(
                 f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
-                "shorten the prompt, set truncate_prompt_tokens or raise max_seq_len"
+                "shorten the prompt, set truncate_prompt_tokens, or raise max_seq_len where model and KV cache allow it"
             )
         return min(params.max_tokens, limit - length)
 

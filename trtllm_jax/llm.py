@@ -32,11 +32,11 @@ class LLM(BaseLLM):
         MemoryError: model or cache do not fit the device; names the knob.
     """
 
+    @compilation_cache.kept()
     def __init__(self, model: str | Path, tokenizer: Any = None, **kwargs: Any) -> None:
         self._args = parse_llm_args(model=model, tokenizer=tokenizer, **kwargs)
         chat_template = read_template(self._args.chat_template)
         device_memory.claim()
-        compilation_cache.enable()
         loaded = load(self._args)
         chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         self._postprocessor = Postprocessor()

@@ -15,6 +15,14 @@ from trtllm_jax.logger import logger
 
 PositiveInt = Annotated[int, Field(ge=1)]
 NonNegativeInt = Annotated[int, Field(ge=0)]
+LARGEST = 2**31 - 1
+"""Of a size: those of arrays on a device are int32."""
+Size = Annotated[int, Field(ge=1, le=LARGEST)]
+Length = Annotated[int, Field(ge=0, le=LARGEST)]
+BatchSize = Annotated[int, Field(ge=1, le=1 << 14)]
+"""Sequences at once: each number of them up to the largest is a program or shares one."""
+StepTokens = Annotated[int, Field(ge=1, le=1 << 20)]
+PageSize = Annotated[int, Field(ge=1, le=1 << 12)]
 DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
@@ -152,18 +160,18 @@ class BuildConfig(StrictModel):
         "use_mrope": (False,),
     }
 
-    max_input_len: PositiveInt = 1024
-    max_seq_len: PositiveInt | None = None
-    max_batch_size: PositiveInt = 2048
-    max_beam_width: PositiveInt = 1
-    max_num_tokens: PositiveInt = 8192
-    opt_batch_size: PositiveInt = 8
-    opt_num_tokens: PositiveInt | None = None
-    max_encoder_input_len: PositiveInt = 1024
+    max_input_len: Size = 1024
+    max_seq_len: Size | None = None
+    max_batch_size: BatchSize = 2048
+    max_beam_width: Size = 1
+    max_num_tokens: StepTokens = 8192
+    opt_batch_size: Size = 8
+    opt_num_tokens: Size | None = None
+    max_encoder_input_len: Size = 1024
     strongly_typed: bool = True
     use_refit: bool = False
     weight_streaming: bool = False
-    force_num_profiles: PositiveInt | None = None
+    force_num_profiles: Size | None = None
     profiling_verbosity: Literal["layer_names_only", "detailed", "none"] = "layer_names_only"
     input_timing_cache: str | None = None
     output_timing_cache: str | None = "model.cache"
@@ -205,11 +213,11 @@ class KvCacheConfig(StrictModel):
     }
 
     enable_block_reuse: bool = True
-    max_tokens: PositiveInt | None = None
+    max_tokens: Size | None = None
     free_gpu_memory_fraction: Annotated[float, Field(gt=0, le=1)] = 0.9
-    tokens_per_block: PositiveInt = 32
+    tokens_per_block: PageSize = 32
     dtype: DType = "auto"
-    event_buffer_max_size: NonNegativeInt = 0
+    event_buffer_max_size: Length = 0
     enable_partial_reuse: bool = True
     copy_on_partial_reuse: bool = True
 
@@ -299,7 +307,7 @@ class QuantConfig(StrictModel):
 
     quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
     kv_cache_quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
-    group_size: PositiveInt = 128
+    group_size: Size = 128
     smoothquant_val: float = 0.5
     clamp_val: list[float] | None = None
     use_meta_recipe: bool = False
@@ -439,23 +447,23 @@ class LlmArgs(StrictModel, owner="LLM"):
     load_format: Literal["auto", "dummy"] = "auto"
     dtype: DType = "auto"
     backend: Literal["jax", "xla", "tensorrt", "pytorch"] | None = None
-    tensor_parallel_size: PositiveInt = 1
+    tensor_parallel_size: Size = 1
 
     build_config: BuildConfig | None = None
     kv_cache_config: KvCacheConfig = Field(default_factory=KvCacheConfig)
     scheduler_config: SchedulerConfig = Field(default_factory=SchedulerConfig)
-    max_batch_size: PositiveInt = 2048
-    max_input_len: PositiveInt | None = None
-    max_seq_len: PositiveInt | None = None
-    max_beam_width: PositiveInt = 1
-    max_num_tokens: PositiveInt = 8192
+    max_batch_size: BatchSize = 2048
+    max_input_len: Size | None = None
+    max_seq_len: Size | None = None
+    max_beam_width: Size = 1
+    max_num_tokens: StepTokens = 8192
     enable_chunked_prefill: bool = False
     disable_overlap_scheduler: bool = False
 
-    stream_interval: PositiveInt = 1
-    iter_stats_max_iterations: NonNegativeInt | None = None
-    request_stats_max_iterations: NonNegativeInt | None = None
-    max_stats_len: PositiveInt = 1000
+    stream_interval: Size = 1
+    iter_stats_max_iterations: Length | None = None
+    request_stats_max_iterations: Length | None = None
+    max_stats_len: Size = 1000
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:

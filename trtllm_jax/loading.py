@@ -44,10 +44,15 @@ class LoadedModel:
 
 
 def load(args: LlmArgs) -> LoadedModel:
-    """Everything `args` names, read and placed; the configuration is checked before any weight is read."""
+    """Everything `args` names, read and placed; configuration and lengths are checked before any weight is read."""
     checkpoint = open_checkpoint(args.model, revision=args.revision)
     module = architecture(checkpoint.config)
     model = Model(module, module.Config.from_hf(checkpoint.config))
+    if args.max_seq_len is not None and args.max_seq_len > model.config.max_position:
+        raise ValueError(
+            f"LLM.max_seq_len = {args.max_seq_len} exceeds the {model.config.max_position} positions of the model: use "
+            "at most these, or leave it out"
+        )
     mesh = sharding.make_mesh(args.tensor_parallel_size)
     tokenizer = load_tokenizer(args, checkpoint)
     return LoadedModel(

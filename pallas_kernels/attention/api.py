@@ -2,7 +2,8 @@
 
 A layer's cache is one array [pages, 2, kv_heads, page_size, head_dim]: keys at 0, values at 1. A page of one head is
 contiguous, which is what a kernel copies, and no reader needs a transpose. Page 0 belongs to nobody: padding tokens
-may write there and nobody reads it.
+may write there and nobody reads it. What a page holds beyond its row's tokens may be anything, NaN included, and
+changes no result.
 
 Axes in the signatures: t tokens, r rows (sequences), p pages of a row, h key-value heads, g query heads of a
 key-value head, d head_dim.

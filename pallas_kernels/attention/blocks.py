@@ -2,7 +2,7 @@
 
 Tiles have powers of two as sizes, as Triton wants: `Tile` says how many of their places are real. Heads are read in
 halves of head_dim, because that is how they are rotated and because it keeps 80 and 96 channels from being padded to
-128 twice.
+128 twice. What is not real is read as 0, values too: a weight of 0 times what a page held before may be NaN.
 """
 
 from dataclasses import dataclass

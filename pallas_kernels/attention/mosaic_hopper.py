@@ -82,6 +82,15 @@ def attend(
         def slot_of(block: jax.Array) -> jax.Array:
             return lax.rem(block, jnp.array(SLOTS, block.dtype))
 
+        def clear(values_ref: Ref, first: jax.Array) -> None:
+            """Zeros in the values [BLOCK, dim] from `first` on: 0 times what else lies there may be NaN."""
+            for row in range(0, BLOCK, WARPGROUP_ROWS):
+                part = values_ref.at[pl.ds(row, WARPGROUP_ROWS)]
+                values = load_rows(part)
+                place = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=_WGMMA)
+                part[...] = jnp.where(place + row < first, values, jnp.zeros_like(values))
+            plgpu.commit_smem()
+
         def walk(handle: Any) -> tuple[jax.Array, jax.Array]:
             """Call `handle(begun, blocks, head, row, first, position, end, steps)` for each of the program's tiles.
 
@@ -114,6 +123,7 @@ def attend(
         ) -> None:  # fmt: skip
             token = first + warpgroup * mine
             place = position + warpgroup * mine
+            length = position + end - first
             plgpu.barrier_wait(q_full)
             asking = load_rows(q_smem.at[pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)])
             plgpu.barrier_arrive(q_free)
@@ -153,6 +163,10 @@ def attend(
                 plgpu.barrier_arrive(turns)
                 plgpu.barrier_wait(v_full.at[slot])
                 plgpu.barrier_wait(turns)
+                if masked:
+                    # The first warpgroup's turn comes before the other's, so it clears the values for both.
+                    unseen = (step + 1) * BLOCK > length
+                    pl.when((warpgroup == 0) & unseen)(lambda: clear(v_smem.at[slot], length - step * BLOCK))
 
                 def add_values(sum_ref: Ref) -> None:
                     plgpu.wgmma(sum_ref, narrow, v_smem.at[slot])

@@ -3,6 +3,9 @@
 Both functions walk the context in blocks with a running softmax (Milakov and Gimelshein 2018, "Online normalizer
 calculation for softmax"), with loop bounds that depend on the data, so that short contexts cost little whatever the
 width of the page table.
+
+What a page holds beyond its row is not seen, and need not be a number: scores are masked by selection, and values are
+selected too, because a weight of 0 times a value that is not finite is NaN.
 """
 
 from typing import NamedTuple
@@ -85,8 +88,13 @@ class _Softmax(NamedTuple):
         return self.weighted / jnp.maximum(self.total, 1e-30)[..., None]
 
 
-def _read_block(cache: jax.Array, page_table: jax.Array, block: jax.Array, width: int) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [r * h, width * page_size, d] in float32 of pages `block * width` onwards of every row."""
+def _read_block(
+    cache: jax.Array, page_table: jax.Array, ends: jax.Array, block: jax.Array, width: int
+) -> tuple[jax.Array, jax.Array]:
+    """Keys and values [r * h, width * page_size, d] in float32 of pages `block * width` onwards of every row.
+
+    Values from position `ends` [r] of their row on are 0.
+    """
     _, _, heads, page_size, head_dim = cache.shape
     pages = lax.dynamic_slice_in_dim(page_table, block * width, width, axis=1)
     first = pages[:, None, :] * (2 * heads) + jnp.arange(heads)[:, None]
@@ -97,7 +105,9 @@ def _read_block(cache: jax.Array, page_table: jax.Array, block: jax.Array, width
             by_head.at[index].get(mode="promise_in_bounds").reshape(-1, width * page_size, head_dim).astype(jnp.float32)
         )
 
-    return read(first), read(first + heads)
+    positions = block * width * page_size + jnp.arange(width * page_size)
+    inside = positions < jnp.repeat(ends, heads)[:, None]
+    return read(first), jnp.where(inside[..., None], read(first + heads), 0)
 
 
 def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
@@ -123,7 +133,7 @@ def decode_attention(
     newest_of_head = jnp.repeat(lengths - 1, heads)[:, None, None]
 
     def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
-        keys, values = _read_block(cache, page_table, block, width)
+        keys, values = _read_block(cache, page_table, lengths, block, width)
         # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
         scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
@@ -199,9 +209,11 @@ def _tile_attention(
     query_positions = jnp.tile(position + jnp.arange(tokens), group)[:, None]
 
     def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
-        keys, values = _read_block(cache, pages[None], block, width)
+        keys, values = _read_block(cache, pages[None], length[None], block, width)
         scores = scoring.scores(jnp.einsum("nqd,nsd->nqs", by_head, keys))
-        visible = scoring.visible(query_positions, block * block_tokens + jnp.arange(block_tokens))
+        positions = block * block_tokens + jnp.arange(block_tokens)
+        # Queries past the row's end would see what nobody wrote.
+        visible = scoring.visible(query_positions, positions) & (positions < length)
         return softmax.add(jnp.where(visible, scores, MASKED), values)
 
     first = scoring.first_visible(position) // block_tokens

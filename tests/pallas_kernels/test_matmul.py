@@ -71,6 +71,15 @@ def test_linear_adds_the_residual_to_the_product(m: int, implementation: Any, no
 
 
 @pytest.mark.parametrize(("m", "implementation"), ALSO_ON_A_GPU)
+def test_rows_that_are_no_numbers_change_no_other_row(m: int, implementation: Any) -> None:
+    numbers = Numbers(m, 80, 320, jnp.float16)
+    run = jax.jit(partial(gated_linear, norm=(numbers.gamma, EPS), implementation=implementation))
+    whole = np.arange(m) % 3 != 1
+    got = run(jnp.where(whole[:, None], numbers.x, jnp.nan), numbers.w)
+    np.testing.assert_array_equal(got[whole], run(numbers.x, numbers.w)[whole])
+
+
+@pytest.mark.parametrize(("m", "implementation"), ALSO_ON_A_GPU)
 def test_a_gated_product_of_normalised_rows(m: int, implementation: Any) -> None:
     numbers = Numbers(m, 80, 320, jnp.float16)
     run = jax.jit(partial(gated_linear, norm=(numbers.gamma, EPS), implementation=implementation))

@@ -171,6 +171,18 @@ def test_every_row_draws_what_an_exact_draw_yields(kind: str, vocab: int, implem
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+def test_rows_that_are_no_numbers_change_no_other_row(implementation: str) -> None:
+    logits, wishes = make_logits("normal", 257), mixed_wishes()
+    expected = draw(logits, wishes, implementation)
+    broken = np.arange(ROWS) % 3 == 1
+    logits[broken] = np.resize([np.nan, np.inf, -np.inf, 1.0], (broken.sum(), 257))
+    logits[1] = np.nan
+    tokens = draw(logits, wishes, implementation)
+    np.testing.assert_array_equal(tokens[~broken], expected[~broken])
+    assert ((tokens >= 0) & (tokens < 257)).all()
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("wish", [{"top_k": 9}, {"top_k": 40, "top_p": 0.5}, {"min_p": 0.975}])
 def test_flat_rows_draw_all_of_what_is_kept_and_nothing_else(wish: dict[str, float], implementation: str) -> None:
     logits = make_logits("normal", 257, rows=1).repeat(MANY, 0)

@@ -93,6 +93,33 @@ def test_what_nothing_reads_is_left_out_of_orbax(tiny_llama: Path, tmp_path: Pat
     assert_same(tensors_of(convert_checkpoint(source, tmp_path / "copy")), tensors_of(source))
 
 
+def test_a_head_that_the_configuration_denies_goes_along(tiny_llama: Path, tmp_path: Path) -> None:
+    """Its model's logits are those of transformers, in every format and after every conversion."""
+    source = tmp_path / "source"
+    shutil.copytree(tiny_llama, source)
+    config = json.loads((source / "config.json").read_text())
+    (source / "config.json").write_text(json.dumps(config | {"tie_word_embeddings": True}))
+    there = convert_checkpoint(source, tmp_path / "orbax", format="orbax")
+    (there / "config.json").write_text((source / "config.json").read_text())
+    tokens = np.arange(5, 25)
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(source)(torch.tensor(tokens[None])).logits[0]
+    for folder in (
+        source,
+        there,
+        convert_checkpoint(source, tmp_path / "copy"),
+        convert_checkpoint(there, tmp_path / "back"),
+    ):
+        np.testing.assert_allclose(_logits(folder, tokens), expected, rtol=1e-4, atol=1e-4)
+    for folder in (tmp_path / "copy", tmp_path / "back"):
+        assert json.loads((folder / "config.json").read_text()) == config | {"tie_word_embeddings": False}
+
+
+def _logits(folder: Path, tokens: np.ndarray) -> np.ndarray:
+    model, params = load_model(folder, dtype="float32")
+    return np.asarray(model(params, tokens))
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_a_dtype_rounds_every_weight_once_and_is_stated(dtype: str, tiny_llama: Path, tmp_path: Path) -> None:
     expected = {name: tensor.to(getattr(torch, dtype)) for name, tensor in tensors_of(tiny_llama).items()}

@@ -98,6 +98,16 @@ def test_an_empty_prompt_generates_nothing(loaded: Loaded, generate: Generate) -
     assert out.logprobs[row].tolist() == [0.0] * NEW
 
 
+def test_padding_may_be_any_id(loaded: Loaded, generate: Generate) -> None:
+    """One of which the model has no number, too: a weight of 0 times what is not finite would be NaN."""
+    params = loaded[1] | {"embed": loaded[1]["embed"].at[257].set(np.nan)}
+    padded = np.where(np.arange(WIDTH) < LENGTHS[:, None], PROMPTS, 257)
+    assert "head" in params
+    expected, found = generate(loaded[1], PROMPTS, LENGTHS), generate(params, padded, LENGTHS)
+    np.testing.assert_array_equal(found.tokens, expected.tokens)
+    np.testing.assert_array_equal(found.logprobs, expected.logprobs)
+
+
 class Counted:
     """A model whose head, called once a token, counts how often it runs."""
 

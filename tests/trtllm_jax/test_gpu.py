@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -79,3 +80,26 @@ def test_bfloat16_repeats_itself_and_fills_the_memory_asked_for(tiny_llama: Path
         cache_bytes = llm.get_kv_cache_capacity()["maxNumTokens"] * 2 * 2 * 2 * 16 * 2
     assert first.outputs[0].token_ids == second.outputs[0].token_ids
     assert 0.4 * free < cache_bytes < 0.5 * free
+
+
+def test_weights_that_are_no_numbers_leave_nothing_behind(tmp_path: Path) -> None:
+    """Steps of prompts that Hopper's own kernel takes, chunks and decoding rows, over pages that all held NaN."""
+    from transformers import LlamaConfig
+
+    LlamaConfig(
+        architectures=["LlamaForCausalLM"], vocab_size=258, hidden_size=256, intermediate_size=256, num_hidden_layers=2,
+        num_attention_heads=4, num_key_value_heads=2, head_dim=128, max_position_embeddings=2048,
+    ).save_pretrained(tmp_path)  # fmt: skip
+    prompts = [np.random.default_rng(n).integers(0, 256, n).tolist() for n in (1500, 1060, 33, 1)]
+    params = SamplingParams(max_tokens=20, end_id=-1, ignore_eos=True, logprobs=0)
+    sizes = {"max_batch_size": 4, "max_num_tokens": 2048, "max_seq_len": 2048, "kv_cache_config": {"max_tokens": 8192}}
+    with LLM(tmp_path, load_format="dummy", dtype="bfloat16", skip_tokenizer_init=True, **sizes) as llm:
+        weights = jax.tree.map(jnp.copy, llm.params)
+        before = [llm.generate(prompt, params).outputs[0] for prompt in prompts]
+        llm.update_weights(jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), weights))
+        llm.generate([[i, *prompts[0]] for i in range(16)], SamplingParams(max_tokens=400, end_id=-1, ignore_eos=True))
+        llm.update_weights(weights)
+        for prompt, old in zip(prompts, before, strict=True):
+            new = llm.generate(prompt, params).outputs[0]
+            assert new.token_ids == old.token_ids
+            assert new.cumulative_logprob == old.cumulative_logprob

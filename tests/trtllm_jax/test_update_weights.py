@@ -142,6 +142,25 @@ class TestAfterwards:
                 computed.append(prompt_tokens(llm))
         assert computed == [24, 8] * 4
 
+    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    def test_what_is_no_number_does_not_outlive_its_sequences(
+        self, llm: LLM, first: Any, tiny_llama: Path, value: float
+    ) -> None:
+        """Every page has held keys and values that are not finite; what is left in one changes no later answer."""
+        prompts = [[i, *PROMPT[: 3 * i % 25]] for i in range(16)]
+        params = [SamplingParams(max_tokens=20, ignore_eos=True, return_context_logits=i % 4 == 0) for i in range(16)]
+        before = llm.generate(prompts, params)
+        llm.update_weights(jax.tree.map(lambda leaf: jnp.full_like(leaf, value), first))
+        forked = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=1, n=2)
+        for each in llm.generate([[i, *PROMPT] for i in range(16)], [forked, LONG] * 8):
+            assert all(sample.length in (40, 100) for sample in each.outputs)
+        assert np.isnan(np.asarray(llm._engine._runner._caches[0])).any(axis=(1, 2, 3, 4)).all()
+        llm.update_weights(first)
+        for prompt, old, new in zip(prompts, before, llm.generate(prompts, params), strict=True):
+            assert generated(new) == generated(old) == by_transformers(tiny_llama, prompt, generated(old))
+            if old.context_logits is not None:
+                np.testing.assert_allclose(new.context_logits, old.context_logits, rtol=1e-5, atol=1e-5)
+
     def test_logprobs_are_of_the_new_weights(self, llm: LLM, other: Any, other_llama: Path) -> None:
         llm.update_weights(other)
         output = llm.generate(PROMPT, SamplingParams(max_tokens=8, temperature=1.0, seed=1, logprobs=0))

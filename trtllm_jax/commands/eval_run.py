@@ -80,7 +80,7 @@ def evaluate(wishes: Wishes, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
     tasks = load_tasks(wishes)
     model = open_model(arguments["model"], revision=arguments.get("revision"))
-    length = min(arguments.get("max_seq_len") or model.config.max_position, model.config.max_position)
+    length = arguments.get("max_seq_len") or model.config.max_position
     with LLM(**arguments) as llm:
         lm = EngineLM(llm, model, length)
         if wishes.apply_chat_template and not llm.chat_template:

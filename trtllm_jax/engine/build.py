@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
 from trtllm_jax.engine.steps import Model
+from trtllm_jax.logger import logger
 from trtllm_jax.models.config import CacheGroup
 
 NOMINAL_PAGES = 1024
@@ -104,20 +105,28 @@ def _padded_group(model: Model, mesh: Mesh) -> CacheGroup:
 
 
 def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:
-    """The limits and the pages of the pool: what was asked for, clamped to what the memory holds."""
+    """The limits and the pages of the pool: what was asked for, clamped to what the memory holds, with a warning."""
     defaults = backend_defaults()
     batch = config.max_batch_size or defaults.max_batch_size
-    tokens = max(config.max_num_tokens or defaults.max_num_tokens, batch)
+    length = config.max_seq_len or model.config.max_position
+    # All sequences together have no more tokens, so no step has.
+    tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
     decode_steps = config.max_decode_steps or defaults.max_decode_steps
-    length = min(config.max_seq_len or model.config.max_position, model.config.max_position)
-
-    def limits(batch: int, length: int) -> SchedulerLimits:
-        return SchedulerLimits(batch, tokens, length, decode_steps)
+    wanted = SchedulerLimits(batch, tokens, length, decode_steps)
 
     temporary = 0
     if mesh.devices.flat[0].platform != "cpu":
         width = -(-length // spec.page_size)
         nominal = spec.arrays(NOMINAL_PAGES, mesh)
-        temporary = Programs(model, mesh, params, nominal, limits(batch, length), width).temporary_bytes()
+        temporary = Programs(model, mesh, params, nominal, wanted, width).temporary_bytes()
     pages = pool_pages(spec, mesh, config.kv_fraction, temporary, config.kv_tokens)
-    return limits(min(batch, pages - 1), min(length, (pages - 1) * spec.page_size)), pages
+    room = pages - 1
+    limits = replace(wanted, max_batch_size=min(batch, room), max_seq_len=min(length, room * spec.page_size))
+    for name in ("max_batch_size", "max_seq_len"):
+        if getattr(config, name) and getattr(limits, name) < getattr(config, name):
+            logger.warning(
+                "%s = %d is lowered to %d: the KV cache has %d tokens in blocks of %d; for more raise "
+                "kv_cache_config.max_tokens or free_gpu_memory_fraction",
+                name, getattr(config, name), getattr(limits, name), room * spec.page_size, spec.page_size,
+            )  # fmt: skip
+    return limits, pages

@@ -64,9 +64,8 @@ def backend_defaults() -> BackendDefaults:
 
 
 def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
-    """Row counts that a decode loop is compiled for: powers of two, and half steps between from 16 on."""
-    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, 256]
-    sizes += range(512, max_batch_size, 256)
+    """Row counts that a decode loop is compiled for: powers of two, and from 16 on some between."""
+    sizes = [1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 192, *range(256, 2048, 256), 2048, 3072, 4096, 6144, 8192, 12288]
     return (*(size for size in sizes if size < max_batch_size), max_batch_size)
 
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding
 
 import sharding
 from pallas_kernels.attention import cache_shape
+from trtllm_jax import device_memory
 from trtllm_jax.models.config import CacheGroup
 
 CPU_POOL_BYTES = 1 << 30
@@ -46,7 +47,7 @@ class CacheSpec:
         return size * len(self.group.layers)
 
     def allocate(self, pages: int, mesh: Mesh) -> tuple[jax.Array, ...]:
-        """Empty caches; zeros, because an unwritten value that is not finite would spoil a masked sum."""
+        """Empty caches. Nothing relies on their zeros: attention sees what a row wrote, whatever a page held before."""
         arrays = self.arrays(pages, mesh)
         make = jax.jit(
             lambda: tuple(jnp.zeros(array.shape, array.dtype) for array in arrays),
@@ -60,24 +61,26 @@ def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: in
     """Pages that fit, the padding page included: as many as asked for, or a fraction of what memory is free.
 
     On a GPU the largest step's temporary bytes are left free, and the number is rounded down coarsely, so that
-    compiled steps can be used again although free memory varies a little. MemoryError names the knobs when not even
-    one page fits.
+    compiled steps can be used again although free memory varies a little. A CPU's pool has `CPU_POOL_BYTES`, or what
+    was asked for. MemoryError names the knobs when that does not fit, or not even one page.
     """
     page_bytes = spec.page_bytes(mesh)
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        free = CPU_POOL_BYTES
+        # The devices that a CPU plays share its memory.
+        free = CPU_POOL_BYTES if wanted_tokens is None else device_memory.of_host() // mesh.size
     else:
         stats = device.memory_stats() or {}
         free = int((stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)) * fraction) - temporary_bytes
     fitting = free // page_bytes
     if wanted_tokens is not None:
         wanted = 1 - (-wanted_tokens // spec.page_size)
-        if wanted > fitting and device.platform != "cpu":
+        if wanted > fitting:
             most = max(fitting - 1, 0) * spec.page_size
+            there = "of memory are there for each device" if device.platform == "cpu" else "are free"
             raise MemoryError(
                 f"kv_cache_config.max_tokens={wanted_tokens} needs {wanted * page_bytes / 2**30:.1f} GiB for the KV "
-                f"cache, {max(free, 0) / 2**30:.1f} GiB are free; ask for at most {most}"
+                f"cache, {max(free, 0) / 2**30:.1f} GiB {there}; ask for at most {most}"
             )
         return wanted
     if fitting > 4096:
@@ -86,6 +89,7 @@ def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: in
         raise MemoryError(
             f"no room for a KV cache: two pages need {2 * page_bytes / 2**30:.2f} GiB, and of the device's memory "
             f"{max(free, 0) / 2**30:.2f} GiB are left beside {temporary_bytes / 2**30:.2f} GiB for the largest step; "
-            "lower max_num_tokens, raise kv_cache_config.free_gpu_memory_fraction or tensor_parallel_size"
+            "lower max_num_tokens or kv_cache_config.tokens_per_block, raise kv_cache_config.free_gpu_memory_fraction "
+            "or tensor_parallel_size"
         )
     return fitting

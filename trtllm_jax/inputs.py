@@ -43,6 +43,15 @@ def read_prompt(inputs: Any, params: SamplingParams, tokenizer: Tokenizer | None
     raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
 
 
+def shown_text(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None) -> str:
+    """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+    if tokenizer is None or not params.detokenize:
+        return ""
+    if prompt.text is not None and params.truncate_prompt_tokens is None:
+        return prompt.text
+    return tokenizer.decode(prompt.ids, params.skip_special_tokens)
+
+
 def _read_dict(inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
     unknown = sorted(set(inputs) - set(_DICT_KEYS))
     if unknown:

@@ -8,14 +8,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.detokenizer import IncrementalDetokenizer, anchor_of
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
 from trtllm_jax.errors import RequestError
 from trtllm_jax.guides import Guide, Guides
-from trtllm_jax.inputs import Prompt, read_prompt
+from trtllm_jax.inputs import Prompt, read_prompt, shown_text
 from trtllm_jax.logits_processing import Edits
 from trtllm_jax.outputs import RequestOutput
-from trtllm_jax.postprocess import Stream
+from trtllm_jax.postprocess import PromptLogprobs, Stream
 from trtllm_jax.sampling_params import SamplingParams
 from trtllm_jax.tokenizer import Tokenizer
 
@@ -181,15 +181,17 @@ class Intake:
 
         output = RequestOutput(next(self._request_ids), prompt.text, prompt.ids, params.sequences, abort, keep=params.n)
         if not params.exclude_input_from_output:
-            output._begin_with(prompt.ids, self._text_of(prompt, params))
+            output._begin_with(prompt.ids, shown_text(prompt, params, self._tokenizer))
+        prompt_logprobs = PromptLogprobs(prompt.ids, params.prompt_logprobs)
         for index in range(params.sequences):
             stream = Stream(
                 output,
                 index,
                 params,
-                self._detokenizer(params),
+                self._detokenizer(prompt, params),
                 interval,
                 lambda request: end(request, FinishReason.STOP),
+                prompt_logprobs,
             )
             requests.append(
                 Request(
@@ -212,14 +214,6 @@ class Intake:
             )
         return output, requests
 
-    def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:
-        """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
-        if self._tokenizer is None or not params.detokenize:
-            return ""
-        if prompt.text is not None and params.truncate_prompt_tokens is None:
-            return prompt.text
-        return self._tokenizer.decode(prompt.ids, params.skip_special_tokens)
-
     def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         length, limit = len(prompt.ids), self.facts.max_seq_len
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
@@ -234,12 +228,14 @@ class Intake:
             )
         return min(params.max_tokens, limit - length)
 
-    def _detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer | None:
+    def _detokenizer(self, prompt: Prompt, params: SamplingParams) -> IncrementalDetokenizer | None:
         if self._tokenizer is None or not params.detokenize:
             return None
+        goes_on = not params.exclude_input_from_output
         return IncrementalDetokenizer(
             self._tokenizer,
             skip_special_tokens=params.skip_special_tokens,
             stop=params.stop_strings,
             include_stop=params.include_stop_str_in_output,
+            after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if goes_on else None,
         )

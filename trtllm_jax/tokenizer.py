@@ -98,6 +98,12 @@ class Tokenizer:
         ).ids
         return ids if truncate_to is None else ids[-truncate_to:]
 
+    def spans(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
+        """For each id that ``encode`` gives where its characters begin and end in ``text``; (0, 0) for added ones."""
+        found = _try("encode the prompt", self._backend.encode, text, add_special_tokens=add_special_tokens)
+        spans: list[tuple[int, int]] = found.offsets
+        return spans
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; bytes that are no character become U+FFFD, ids outside the vocabulary nothing.
 
@@ -105,6 +111,14 @@ class Tokenizer:
         """
         text: str = _try("decode the answer", self._backend.decode, ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def text_behind(self, before: int | None, ids: Sequence[int]) -> str:
+        """What ``ids`` add to a text that ends in ``before``, special tokens included; None: they begin a text."""
+        if len(ids) == 1 and (piece := self.piece(ids[0])).fixed:
+            return piece.text
+        if before is None:
+            return self.decode(ids, skip_special_tokens=False)
+        return self.decode([before, *ids], skip_special_tokens=False)[len(self.piece(before).text) :]
 
     def piece(self, token_id: int) -> Piece:
         """What ``token_id`` is on its own; remembered, so that a hot loop pays one dict look-up."""

@@ -12,7 +12,7 @@ from trtllm_jax.detokenizer import IncrementalDetokenizer, anchor_of
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
 from trtllm_jax.errors import RequestError
 from trtllm_jax.guides import Guide, Guides
-from trtllm_jax.inputs import Prompt, read_prompt, shown_text
+from trtllm_jax.inputs import Prompt, check_ids, read_prompt, shown_text
 from trtllm_jax.logits_processing import Edits
 from trtllm_jax.outputs import RequestOutput
 from trtllm_jax.postprocess import PromptLogprobs, Stream
@@ -142,13 +142,14 @@ class Intake:
 
     def _check_ids(self, params: SamplingParams) -> None:
         """What speaks of the vocabulary must fit the model's."""
-        reset = [] if params.top_p_reset_ids is None else [params.top_p_reset_ids]
-        for field, ids in (("bad_token_ids", params.bad_token_ids or ()), ("top_p_reset_ids", reset)):
-            wrong = [token for token in ids if token >= self.facts.vocab]
-            if wrong:
-                raise ValueError(
-                    f"SamplingParams.{field} holds {wrong[0]}; ids of this model are 0 to {self.facts.vocab - 1}"
-                )
+        named = {
+            "bad_token_ids": params.bad_token_ids,
+            "stop_token_ids": params.stop_token_ids,
+            "top_p_reset_ids": None if params.top_p_reset_ids is None else [params.top_p_reset_ids],
+            "end_id": None if params.end_id is None or params.end_id < 0 else [params.end_id],
+        }
+        for field, ids in named.items():
+            check_ids(f"SamplingParams.{field}", ids or (), self.facts.vocab, self._tokenizer)
         if params.embedding_bias is not None and len(params.embedding_bias) != self.facts.vocab:
             raise ValueError(
                 f"SamplingParams.embedding_bias has {len(params.embedding_bias)} entries; this model's vocabulary has "
@@ -161,6 +162,8 @@ class Intake:
             return []
         spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
         encoded = [tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings]
+        for spelling, ids in zip(spellings, encoded, strict=True):
+            check_ids(f"SamplingParams.bad = {spelling!r}", ids, self.facts.vocab, self._tokenizer)
         return list(dict.fromkeys(ids for ids in encoded if ids))
 
     def _request(

@@ -164,17 +164,15 @@ def places_in_prompt(
     texts: TokenTexts, text: str, ids: Sequence[int], skip_special_tokens: bool, add_special_tokens: bool
 ) -> list[Place]:
     """Where a prompt's tokens are in `text`, which was given or is what they say."""
-    tokenizer = texts.tokenizer
+    places: list[Place] = []
     # A text that was given has no special tokens but those that somebody typed.
     for skip in (skip_special_tokens, True):
-        told = Places(texts, skip)
-        places = [told.add(token) for token in ids]
-        if tokenizer is None or b"".join(place.written for place in places).decode(errors="replace") == text:
+        places = list(map(Places(texts, skip).add, ids))
+        if b"".join(place.written for place in places).decode(errors="replace") == text:
             return places
-    spans = tokenizer.spans(text, add_special_tokens)
-    if len(spans) != len(ids):
-        return places  # not the ids of this text: bytes that are no characters
-    return _aligned(places, spans, text)
+    spans = texts.tokenizer.spans(text, add_special_tokens) if texts.tokenizer else []
+    # Otherwise these are not the ids of this text, but bytes that are no characters, or there is no text.
+    return _aligned(places, spans, text) if len(spans) == len(ids) else places
 
 
 def _aligned(places: Sequence[Place], spans: Sequence[tuple[int, int]], text: str) -> list[Place]:

@@ -8,7 +8,7 @@ from typing import Any, Protocol, overload
 from trtllm_jax.chat import Chat, Conversation, Tool
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.errors import EngineDeadError
-from trtllm_jax.inputs import PromptInputs, is_single
+from trtllm_jax.inputs import PromptInputs, check_ids, is_single
 from trtllm_jax.intake import EngineFacts, Intake
 from trtllm_jax.logger import progress
 from trtllm_jax.outputs import RequestOutput
@@ -158,7 +158,7 @@ class BaseLLM(ABC):
             ValueError: a message or an argument is wrong, or the template refuses; nothing was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
-        prompts = self._chat.prompts(
+        prompts = self._chat_prompts(
             messages,
             tools=tools,
             documents=documents,
@@ -231,9 +231,16 @@ class BaseLLM(ABC):
         """The prompt that `chat` makes of one conversation, with its arguments: `generate_async` takes it."""
         if not messages or not isinstance(messages[0], Mapping):
             raise ValueError("messages is no conversation: give a list of at least one message")
-        prompt = self._chat.prompts(messages, **how)
+        prompt = self._chat_prompts(messages, **how)
         assert isinstance(prompt, dict)
         return prompt
+
+    def _chat_prompts(self, messages: Any, **how: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """What the chat template makes of conversations. ValueError where the model does not have its tokens."""
+        prompts = self._chat.prompts(messages, **how)
+        for prompt in [prompts] if isinstance(prompts, dict) else prompts:
+            check_ids("messages", prompt["prompt_token_ids"], self.facts.vocab, self._tokenizer)
+        return prompts
 
     @abstractmethod
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:

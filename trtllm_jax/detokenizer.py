@@ -19,7 +19,8 @@ class IncrementalDetokenizer:
     """The text of one generated sequence, released as soon as no later token can change it.
 
     Without a stop, everything released after ``finish`` equals ``tokenizer.decode`` of all appended ids. As in
-    TensorRT-LLM the prompt has no part in it: a sentencepiece model's text starts without the leading space.
+    TensorRT-LLM the prompt has no part in it: a sentencepiece model's text starts without the leading space. Where
+    ``after`` is an id, the text is what follows it instead.
     The stop string that ends first wins, the longest of several that end together; cutting does not depend on how ids
     are grouped into ``append`` calls. With ``skip_special_tokens`` a stop string that is a special token still stops.
     The cost a token is constant: one token of context is enough to decode the next ones as the decoder would in place.
@@ -32,6 +33,7 @@ class IncrementalDetokenizer:
         skip_special_tokens: bool = True,
         stop: tuple[str, ...] = (),
         include_stop: bool = False,
+        after: int | None = None,
     ) -> None:
         self._tokenizer = tokenizer
         self._skip_special_tokens = skip_special_tokens
@@ -40,7 +42,7 @@ class IncrementalDetokenizer:
         self._include_stop = include_stop
         self._released: list[str] = []
         self._held = ""
-        self._anchor: int | None = None
+        self._anchor = after
         self._pending: list[int] = []
         self._pending_counts: list[int] = []
         # What a stop string may end in while ids are pending: the held text's bytes, then theirs; None: no longer text.
@@ -107,7 +109,7 @@ class IncrementalDetokenizer:
         self._run.append(byte)
         if not self._run.endswith(self._stop_bytes):
             return False
-        window = self._held + self._text_behind(self._anchor, self._pending)
+        window = self._held + self._tokenizer.text_behind(self._anchor, self._pending)
         if any(stop in window for stop in self._stops):
             return True
         self._run = None
@@ -122,7 +124,7 @@ class IncrementalDetokenizer:
             return ""
         ids, counts, anchor = self._pending, self._pending_counts, self._anchor
         self._pending, self._pending_counts = [], []
-        text = self._text_behind(anchor, ids)
+        text = self._tokenizer.text_behind(anchor, ids)
         self._anchor = ids[-1]
         if not self._stops:
             return text
@@ -133,16 +135,9 @@ class IncrementalDetokenizer:
             self._num_tokens_at_stop = next(
                 count
                 for length, count in enumerate(counts, start=1)
-                if length == len(ids) or self._text_behind(anchor, ids[:length]).startswith(shown)
+                if length == len(ids) or self._tokenizer.text_behind(anchor, ids[:length]).startswith(shown)
             )
         return safe
-
-    def _text_behind(self, anchor: int | None, ids: list[int]) -> str:
-        if len(ids) == 1 and (piece := self._tokenizer.piece(ids[0])).fixed:
-            return piece.text
-        if anchor is None:
-            return self._tokenizer.decode(ids, False)
-        return self._tokenizer.decode([anchor, *ids], False)[len(self._tokenizer.piece(anchor).text) :]
 
     def _cut(self, window: str) -> tuple[str, int]:
         """What of ``window`` may be shown, and where a stop string in it ends; the rest is held."""
@@ -169,3 +164,16 @@ def _overlap(text: str, stop: str) -> int:
     """The length of the longest end of ``text`` that begins ``stop``."""
     lengths = range(min(len(text), len(stop) - 1), 0, -1)
     return next((length for length in lengths if text.endswith(stop[:length])), 0)
+
+
+def anchor_of(tokenizer: Tokenizer, ids: Sequence[int], skip_special_tokens: bool) -> int | None:
+    """What a text that goes on behind ``ids`` comes ``after``; None where they show nothing.
+
+    It is the last of them that stands for whole characters: a decoder would join bytes on both sides of the border.
+    """
+    for token_id in reversed(ids):
+        piece = tokenizer.piece(token_id)
+        hidden = not piece.known or (piece.special and skip_special_tokens)
+        if not hidden and piece.byte is None and not piece.text.endswith(REPLACEMENT):
+            return token_id
+    return None

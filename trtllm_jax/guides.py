@@ -104,8 +104,8 @@ class Guides:
 
     def __init__(self, tokenizer: Tokenizer, vocab: int, end_ids: Collection[int]) -> None:
         self._tokenizer = tokenizer
-        self._vocab = max(vocab, tokenizer.vocab_size)
-        self._end_ids = sorted(token for token in end_ids if token < vocab)
+        self._vocab = max(vocab, tokenizer.highest_id + 1)
+        self._end_ids = sorted(end_ids)
         self._lock = threading.Lock()
         self._words: Any = None
         self._trials = Trials(self._vocab, tokenizer.special_tokens)

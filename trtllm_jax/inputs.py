@@ -35,12 +35,34 @@ def is_single(inputs: Any) -> bool:
 def read_prompt(inputs: Any, params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
     """The prompt's ids. TypeError or ValueError names what is wrong with it."""
     if isinstance(inputs, str):
-        return Prompt(inputs, _encode(inputs, params, tokenizer))
+        return Prompt(inputs, _encode(inputs, params, tokenizer, vocab))
     if isinstance(inputs, Mapping):
         return _read_dict(inputs, params, tokenizer, vocab)
     if _is_ids(inputs):
-        return Prompt(None, _checked(inputs, params, vocab))
+        return Prompt(None, _checked(inputs, params, tokenizer, vocab))
     raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
+
+
+def check_ids(field: str, ids: Sequence[int], vocab: int, tokenizer: Tokenizer | None = None) -> None:
+    """ValueError, which names `field` and the token, where one of `ids` has no row in the model's embedding.
+
+    A tokenizer may make such ids: tokens that were added to it and not to the model.
+    """
+    if not ids or (min(ids) >= 0 and max(ids) < vocab):
+        return
+    wrong = next(token for token in ids if not 0 <= token < vocab)
+    text = tokenizer.token(wrong) if tokenizer is not None else None
+    named = "" if text is None else f", {text!r} of the tokenizer"
+    raise ValueError(f"{field} holds {wrong}{named}; ids of this model are 0 to {vocab - 1}")
+
+
+def shown_text(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None) -> str:
+    """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+    if tokenizer is None or not params.detokenize:
+        return ""
+    if prompt.text is not None and params.truncate_prompt_tokens is None:
+        return prompt.text
+    return tokenizer.decode(prompt.ids, params.skip_special_tokens)
 
 
 def _read_dict(inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> Prompt:
@@ -54,10 +76,10 @@ def _read_dict(inputs: Mapping[str, Any], params: SamplingParams, tokenizer: Tok
     if ids is not None:
         if not _is_ids(ids):
             raise TypeError(f"prompt_token_ids must be a list of int; got {_described(ids)}")
-        return Prompt(text, _checked(ids, params, vocab), _salt_key(salt))
+        return Prompt(text, _checked(ids, params, tokenizer, vocab), _salt_key(salt))
     if not isinstance(text, str):
         raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
-    return Prompt(text, _encode(text, params, tokenizer), _salt_key(salt))
+    return Prompt(text, _encode(text, params, tokenizer, vocab), _salt_key(salt))
 
 
 def _salt_key(salt: str) -> bytes:
@@ -65,12 +87,13 @@ def _salt_key(salt: str) -> bytes:
     return hashlib.sha512(salt.encode()).digest() if salt else b""
 
 
-def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None) -> list[int]:
+def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> list[int]:
     if tokenizer is None:
         raise ValueError("a text prompt needs a tokenizer; give token ids, or load without skip_tokenizer_init=True")
     ids = tokenizer.encode(text, params.add_special_tokens, params.truncate_prompt_tokens)
     if not ids:
         raise ValueError(f"the prompt {text!r} has no tokens; give some text")
+    check_ids("prompt", ids, vocab, tokenizer)
     return ids
 
 
@@ -90,11 +113,9 @@ def _is_int(item: Any) -> bool:
     return hasattr(item, "__index__") and not isinstance(item, bool)
 
 
-def _checked(ids: Sequence[int], params: SamplingParams, vocab: int) -> list[int]:
+def _checked(ids: Sequence[int], params: SamplingParams, tokenizer: Tokenizer | None, vocab: int) -> list[int]:
     plain = list(ids) if _all_plain(ids) else [int(token) for token in ids]
-    if min(plain) < 0 or max(plain) >= vocab:
-        wrong = next(token for token in plain if not 0 <= token < vocab)
-        raise ValueError(f"prompt_token_ids holds {wrong}; ids of this model are 0 to {vocab - 1}")
+    check_ids("prompt_token_ids", plain, vocab, tokenizer)
     return plain if params.truncate_prompt_tokens is None else plain[-params.truncate_prompt_tokens :]
 
 

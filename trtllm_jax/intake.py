@@ -8,14 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.detokenizer import IncrementalDetokenizer, anchor_of
 from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
 from trtllm_jax.errors import RequestError
 from trtllm_jax.guides import Guide, Guides
-from trtllm_jax.inputs import Prompt, read_prompt
+from trtllm_jax.inputs import Prompt, check_ids, read_prompt, shown_text
 from trtllm_jax.logits_processing import Edits
 from trtllm_jax.outputs import RequestOutput
-from trtllm_jax.postprocess import Stream
+from trtllm_jax.postprocess import PromptLogprobs, Stream
 from trtllm_jax.sampling_params import SamplingParams
 from trtllm_jax.tokenizer import Tokenizer
 
@@ -151,13 +151,14 @@ class Intake:
 
     def _check_ids(self, params: SamplingParams) -> None:
         """What speaks of the vocabulary must fit the model's."""
-        reset = [] if params.top_p_reset_ids is None else [params.top_p_reset_ids]
-        for field, ids in (("bad_token_ids", params.bad_token_ids or ()), ("top_p_reset_ids", reset)):
-            wrong = [token for token in ids if token >= self.facts.vocab]
-            if wrong:
-                raise ValueError(
-                    f"SamplingParams.{field} holds {wrong[0]}; ids of this model are 0 to {self.facts.vocab - 1}"
-                )
+        named = {
+            "bad_token_ids": params.bad_token_ids,
+            "stop_token_ids": params.stop_token_ids,
+            "top_p_reset_ids": None if params.top_p_reset_ids is None else [params.top_p_reset_ids],
+            "end_id": None if params.end_id is None or params.end_id < 0 else [params.end_id],
+        }
+        for field, ids in named.items():
+            check_ids(f"SamplingParams.{field}", ids or (), self.facts.vocab, self._tokenizer)
         if params.embedding_bias is not None and len(params.embedding_bias) != self.facts.vocab:
             raise ValueError(
                 f"SamplingParams.embedding_bias has {len(params.embedding_bias)} entries; this model's vocabulary has "
@@ -170,6 +171,8 @@ class Intake:
             return []
         spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
         encoded = [tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings]
+        for spelling, ids in zip(spellings, encoded, strict=True):
+            check_ids(f"SamplingParams.bad = {spelling!r}", ids, self.facts.vocab, self._tokenizer)
         return list(dict.fromkeys(ids for ids in encoded if ids))
 
     def _request(
@@ -200,16 +203,18 @@ class Intake:
             keep=params.n,
         )
         if not params.exclude_input_from_output:
-            output._begin_with(prompt.ids, self._text_of(prompt, params))
+            output._begin_with(prompt.ids, shown_text(prompt, params, self._tokenizer))
+        prompt_logprobs = PromptLogprobs(prompt.ids, params.prompt_logprobs)
         ids = tuple(prompt.ids)
         for index in range(params.sequences):
             stream = Stream(
                 output,
                 index,
                 params,
-                self._detokenizer(params),
+                self._detokenizer(prompt, params),
                 interval,
                 lambda request: end(request, FinishReason.STOP),
+                prompt_logprobs,
             )
             requests.append(
                 Request(
@@ -233,14 +238,6 @@ class Intake:
         running.update(requests)
         return output, requests
 
-    def _text_of(self, prompt: Prompt, params: SamplingParams) -> str:
-        """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
-        if self._tokenizer is None or not params.detokenize:
-            return ""
-        if prompt.text is not None and params.truncate_prompt_tokens is None:
-            return prompt.text
-        return self._tokenizer.decode(prompt.ids, params.skip_special_tokens)
-
     def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         length, limit = len(prompt.ids), self.facts.max_seq_len
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
@@ -255,12 +252,14 @@ class Intake:
             )
         return min(params.max_tokens, limit - length)
 
-    def _detokenizer(self, params: SamplingParams) -> IncrementalDetokenizer | None:
+    def _detokenizer(self, prompt: Prompt, params: SamplingParams) -> IncrementalDetokenizer | None:
         if self._tokenizer is None or not params.detokenize:
             return None
+        goes_on = not params.exclude_input_from_output
         return IncrementalDetokenizer(
             self._tokenizer,
             skip_special_tokens=params.skip_special_tokens,
             stop=params.stop_strings,
             include_stop=params.include_stop_str_in_output,
+            after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if goes_on else None,
         )

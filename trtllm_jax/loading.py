@@ -31,7 +31,7 @@ class LoadedModel:
         params: its weights on the mesh.
         mesh: the devices.
         tokenizer: None if none was wanted.
-        end_ids: every id that ends a sequence, by the generation config and the tokenizer.
+        end_ids: every id of the model that ends a sequence, by the generation config and the tokenizer.
         model_type: the configuration's name of the architecture; "" where it has none.
     """
 
@@ -55,12 +55,14 @@ def load(args: LlmArgs) -> LoadedModel:
         )
     mesh = sharding.make_mesh(args.tensor_parallel_size)
     tokenizer = load_tokenizer(args, checkpoint)
+    ends = stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ())
     return LoadedModel(
         model=model,
         params=load_weights(checkpoint, module, model.config, mesh, dtype=args.dtype, load_format=args.load_format),
         mesh=mesh,
         tokenizer=tokenizer,
-        end_ids=stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ()),
+        # Others, which an embedding without their rows never draws, could not be forbidden either.
+        end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(checkpoint.config.get("model_type") or ""),
     )
 

@@ -37,6 +37,7 @@ class Delta(NamedTuple):
     context_logits: Sequence[Logits] = ()
     generation_logits: Sequence[Logits] = ()
     embedding: Embedding | None = None
+    end: tuple[int, dict[int, Logprob]] | None = None
 
 
 @dataclass
@@ -49,8 +50,8 @@ class CompletionOutput:
         token_ids: the generated ids.
         cumulative_logprob: sum of the ids' log-probabilities, None unless log-probabilities were asked for.
         logprobs: for each id the alternatives asked for, the id itself always among them.
-        prompt_logprobs: for each id of the prompt the alternatives asked for, the id itself among them; nothing ({})
-            for the first.
+        prompt_logprobs: for each id of the prompt the alternatives asked for after it, the id that follows it among
+            them; the last entry has the first id that was generated.
         finish_reason: "stop", "length" or "cancelled"; None while it runs.
         stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
     """
@@ -69,6 +70,12 @@ class CompletionOutput:
     _seen_tokens: int = field(default=0, repr=False)
     _seen_logprobs: int = field(default=0, repr=False)
     _logits: list[Logits] = field(default_factory=list, repr=False, compare=False)
+    _end: tuple[int, dict[int, Logprob]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def end_logprobs(self) -> tuple[int, dict[int, Logprob]] | None:
+        """The id that ended it, where `token_ids` do not hold it, and its alternatives, if they were asked for."""
+        return self._end
 
     @property
     def length(self) -> int:
@@ -107,7 +114,9 @@ class CompletionOutput:
         for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
             self.logprobs.append(alternatives)
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
+        self.prompt_logprobs += delta.prompt_logprobs
         self._logits += [logits[None] for logits in delta.generation_logits]
+        self._end = delta.end
 
 
 class RequestOutput:
@@ -342,8 +351,6 @@ class RequestOutput:
 
     def _add_context(self, delta: Delta) -> None:
         """The prompt is the same for all sequences."""
-        for output in self.outputs if delta.prompt_logprobs else ():
-            output.prompt_logprobs += map(dict, delta.prompt_logprobs)
         self._context += [logits[None] for logits in delta.context_logits]
 
     def _keep_best(self) -> None:

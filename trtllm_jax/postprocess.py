@@ -26,6 +26,7 @@ class Stream:
         detokenizer: None where no text is wanted.
         interval: steps between two deliveries, None to deliver only at the end.
         stop: called when the text hit a stop string, so that the engine ends the sequence.
+        prompt_logprobs: of the prompt, which all its sequences share.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class Stream:
         detokenizer: IncrementalDetokenizer | None,
         interval: int | None,
         stop: Callable[[Request], None],
+        prompt_logprobs: "PromptLogprobs",
     ) -> None:
         self._output = output
         self._index = index
@@ -47,8 +49,8 @@ class Stream:
         self._tokens = 0
         self._steps = 0
         self._ended = False
-        self._scores = PromptLogprobs(output.prompt_token_ids, params.prompt_logprobs)
-        self._prompt_begun = False
+        self._prompt_logprobs = prompt_logprobs
+        self._prompt_told = False
         self._wants_extras = (
             params.return_generation_logits or params.return_context_logits or params.prompt_logprobs is not None
         )
@@ -90,9 +92,12 @@ class Stream:
             return Delta(self._index, finish_reason=FinishReason.STOP.value, embedding=update.embedding)
         tokens, finish = update.tokens, update.finish
         stop_reason: int | str | None = None
+        end: tuple[int, dict[int, Logprob]] | None = None
         if finish is FinishReason.STOP and tokens:
             stop_reason = tokens[-1] if tokens[-1] in self._user_stops else None
             if not self.params.include_stop_str_in_output:
+                if update.logprobs:
+                    end = tokens[-1], _readable(update.logprobs[-1])
                 tokens = tokens[:-1]
         text = ""
         if self._detokenizer is not None:
@@ -102,13 +107,13 @@ class Stream:
             if self._detokenizer.stopped is not None:
                 # A stop string may be recognised only after tokens that follow it were delivered.
                 kept = max((self._detokenizer.num_tokens_at_stop or 0) - self._tokens, 0)
-                tokens, stop_reason = tokens[:kept], self._detokenizer.stopped
+                tokens, stop_reason, end = tokens[:kept], self._detokenizer.stopped, None
                 if finish is None:
                     self._stop(update.request)
                 finish = FinishReason.STOP
         self._tokens += len(tokens)
         details = [_readable(entry) for entry in update.logprobs[: len(tokens)]] if update.logprobs else ()
-        gained = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason)
+        gained = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason, end=end)
         return gained._replace(**self._extras(update, len(tokens))) if self._wants_extras else gained
 
     def _extras(self, update: Update, tokens: int) -> dict[str, Any]:
@@ -118,14 +123,21 @@ class Stream:
             found["generation_logits"] = update.logits[:tokens]
         if self.params.return_context_logits:
             found["context_logits"] = update.context
-        if self.params.prompt_logprobs is not None and self._index == 0:  # the first of the samples speaks for all
-            entries = update.prompt_logprobs or self._scores.take(update.context)
-            told = list(map(_readable, entries))
-            if not self._prompt_begun and (update.context or update.prompt_logprobs or update.tokens):
-                self._prompt_begun = True
-                told.insert(0, {})  # nothing comes before the first token
-            found["prompt_logprobs"] = told
+        if self.params.prompt_logprobs is not None:
+            found["prompt_logprobs"] = list(map(_readable, self._prompt_entries(update)))
         return found
+
+    def _prompt_entries(self, update: Update) -> Sequence[TokenLogprobs]:
+        """The first sample has the prompt's entries as they come, the others all of them with their first token."""
+        shared = self._prompt_logprobs
+        if self._index == 0:
+            entries = update.prompt_logprobs or shared.take(update.context, update.tokens)
+            shared.told += entries
+            return entries
+        if self._prompt_told or not update.tokens:
+            return ()
+        self._prompt_told = True
+        return [*shared.told[:-1], *(update.prompt_logprobs or [shared.last(update.tokens[0])])]
 
 
 class _Waiting:
@@ -147,23 +159,41 @@ class _Waiting:
 
 
 class PromptLogprobs:
-    """The log-probabilities of a prompt's tokens but the first, with `count` alternatives, as logits of it come."""
+    """What all samples of a prompt report of it: one entry a token, of the logits after it and the id that follows.
+
+    As in TensorRT-LLM entry i has the `count` likeliest after token i, and token i + 1; the last has a sample's first.
+
+    Attributes:
+        told: the entries of the first sample, which computes the prompt, as far as its owner has them.
+    """
 
     def __init__(self, prompt: Sequence[int], count: int | None) -> None:
         self._prompt = prompt
-        self._count = count
+        self._count = count or 0
         self._seen = 0
+        self._logits: Logits | None = None
+        self.told: list[TokenLogprobs] = []
 
-    def take(self, context: Sequence[Logits]) -> list[TokenLogprobs]:
-        """One entry for each of the next logits [vocab], but the last of the prompt, which no token of it follows."""
+    def take(self, context: Sequence[Logits], tokens: Sequence[int]) -> list[TokenLogprobs]:
+        """The entries of the next logits [vocab]; `tokens` are what was generated with them."""
         entries = []
-        for logits in context if self._count is not None else ():
+        for logits in context:
             self._seen += 1
             if self._seen < len(self._prompt):
-                token = self._prompt[self._seen]
-                top, own, rank = top_logprobs(logits, self._count or 0, token)
-                entries.append(TokenLogprobs(token, own, rank, tuple(top)))
+                entries.append(self._entry(logits, self._prompt[self._seen]))
+            else:
+                self._logits = logits
+                entries.append(self.last(tokens[0]))
         return entries
+
+    def last(self, token: int) -> TokenLogprobs:
+        """The last entry of a sample that begins with `token`, once the whole prompt was computed."""
+        assert self._logits is not None
+        return self._entry(self._logits, token)
+
+    def _entry(self, logits: Logits, token: int) -> TokenLogprobs:
+        top, own, rank = top_logprobs(logits, self._count, token)
+        return TokenLogprobs(token, own, rank, tuple(top))
 
 
 def _readable(entry: TokenLogprobs) -> dict[int, Logprob]:

@@ -50,13 +50,14 @@ class Tokenizer:
                 f"tokenizer = {type(hf).__name__} has no fast (Rust) implementation: pass a fast transformers "
                 "tokenizer or the directory that holds its tokenizer.json"
             )
-        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=0)
+        highest = max(backend.get_vocab(with_added_tokens=True).values(), default=-1)
         if highest > MAX_ID:
             # The copy below lists every id that is left out: gigabytes.
             raise ValueError(
                 f"the tokenizer has the id {highest}; ids up to {MAX_ID} are read. Check its tokenizer.json"
             )
         self.hf = hf
+        self._highest_id = highest
         from tokenizers.decoders import ByteLevel
 
         self._backend = _try("be copied", copy.deepcopy, backend)
@@ -90,6 +91,11 @@ class Tokenizer:
         """How many tokens there are, added ones included."""
         return int(self._backend.get_vocab_size(with_added_tokens=True))
 
+    @property
+    def highest_id(self) -> int:
+        """The highest of the tokens' ids, between which there may be gaps; -1 where there are no tokens."""
+        return self._highest_id
+
     def encode(self, text: str, add_special_tokens: bool = True, truncate_to: int | None = None) -> list[int]:
         """The ids of ``text``; of them the last ``truncate_to``. ValueError: ``text`` is no valid Unicode."""
         try:
@@ -104,6 +110,12 @@ class Tokenizer:
         ).ids
         return ids if truncate_to is None else ids[-truncate_to:]
 
+    def spans(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
+        """For each id that ``encode`` gives where its characters begin and end in ``text``; (0, 0) for added ones."""
+        found = _try("encode the prompt", self._backend.encode, text, add_special_tokens=add_special_tokens)
+        spans: list[tuple[int, int]] = found.offsets
+        return spans
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The text of ``ids``; bytes that are no character become U+FFFD, ids outside the vocabulary nothing.
 
@@ -111,6 +123,19 @@ class Tokenizer:
         """
         text: str = _try("decode the answer", self._backend.decode, ids, skip_special_tokens=skip_special_tokens)
         return text
+
+    def text_behind(self, before: int | None, ids: Sequence[int]) -> str:
+        """What ``ids`` add to a text that ends in ``before``, special tokens included; None: they begin a text."""
+        if len(ids) == 1 and (piece := self.piece(ids[0])).fixed:
+            return piece.text
+        if before is None:
+            return self.decode(ids, skip_special_tokens=False)
+        return self.decode([before, *ids], skip_special_tokens=False)[len(self.piece(before).text) :]
+
+    def token(self, token_id: int) -> str | None:
+        """The token as the vocabulary writes it, None for an id that has none."""
+        token: str | None = None if token_id < 0 else self._backend.id_to_token(token_id)
+        return token
 
     def piece(self, token_id: int) -> Piece:
         """What ``token_id`` is on its own; remembered, so that a hot loop pays one dict look-up."""
@@ -120,7 +145,7 @@ class Tokenizer:
         return piece
 
     def _look_up(self, token_id: int) -> Piece:
-        token = self._backend.id_to_token(token_id)
+        token = self.token(token_id)
         if token is None:
             return Piece("", known=False)
         text = self.decode([token_id], skip_special_tokens=False)

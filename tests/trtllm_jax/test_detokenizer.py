@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from checkpoints.checkpoint import open_checkpoint
-from trtllm_jax.detokenizer import IncrementalDetokenizer
+from trtllm_jax.detokenizer import IncrementalDetokenizer, anchor_of
 from trtllm_jax.tokenizer import Tokenizer
 
 CORPUS = [
@@ -139,6 +139,21 @@ def test_text_equals_decoding_everything_at_once_with_a_real_vocabulary(smollm2_
         detokenizer = IncrementalDetokenizer(tokenizer)
         feed(detokenizer, ids)
         assert detokenizer.text == tokenizer.decode(ids)
+
+
+@kinds
+@pytest.mark.parametrize("skip_special_tokens", [True, False])
+def test_a_text_that_goes_on_is_joined_as_the_tokenizer_joins_it(kind: str, skip_special_tokens: bool) -> None:
+    tokenizer = tokenizer_of(kind)
+    ids = tokenizer.encode("<s>The quick</s> 世界 fox<tool call>\n🦙, naïve café — привет dog<s> the")
+    befores = {border: tokenizer.decode(ids[:border], skip_special_tokens) for border in range(len(ids))}
+    whole = {border: text for border, text in befores.items() if "\ufffd" not in text}
+    assert len(whole) > 20
+    for border, before in whole.items():
+        after = anchor_of(tokenizer, ids[:border], skip_special_tokens)
+        detokenizer = IncrementalDetokenizer(tokenizer, skip_special_tokens=skip_special_tokens, after=after)
+        feed(detokenizer, ids[border:])
+        assert before + detokenizer.text == tokenizer.decode(ids, skip_special_tokens)
 
 
 @kinds

@@ -311,17 +311,19 @@ class TestBestOf:
             llm.generate_async("a", free(best_of=3, temperature=1.0), streaming=True)
 
 
-def check_prompt_logprobs(entries: Sequence[dict[int, Any]], prompt: list[int], logits: Logits, count: int) -> None:
+def check_prompt_logprobs(
+    entries: Sequence[dict[int, Any]], prompt: list[int], first: int, logits: Logits, count: int
+) -> None:
+    """As in TensorRT-LLM: entry i is of the logits after token i, and has token i + 1, or the first that was drawn."""
     scores = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     assert len(entries) == len(prompt)
-    assert entries[0] == {}
-    for place, entry in enumerate(entries[1:], start=1):
-        order = np.argsort(-scores[place - 1])
+    for entry, row, follows in zip(entries, scores, [*prompt[1:], first], strict=True):
+        order = np.argsort(-row)
         assert list(entry)[:count] == order[:count].tolist()
-        assert list(entry)[count:] in ([], [prompt[place]])
-        assert entry[prompt[place]].rank == 1 + order.tolist().index(prompt[place])
+        assert list(entry)[count:] in ([], [follows])
+        assert entry[follows].rank == 1 + order.tolist().index(follows)
         for token, value in entry.items():
-            assert value.logprob == pytest.approx(scores[place - 1, token], abs=1e-4)
+            assert value.logprob == pytest.approx(row[token], abs=1e-4)
 
 
 class TestReports:
@@ -336,7 +338,8 @@ class TestReports:
         plain, told, after = llm.generate([other, prompt, prompt], [free(), params, free()])
         assert told.context_logits.dtype == np.float32
         np.testing.assert_allclose(told.context_logits, expected, atol=1e-4)
-        check_prompt_logprobs(told.outputs[0].prompt_logprobs, prompt, expected, 3)
+        sample = told.outputs[0]
+        check_prompt_logprobs(sample.prompt_logprobs, prompt, sample.token_ids[0], expected, 3)
         assert [one.outputs[0].token_ids for one in (told, after, plain)] == [alone[0], alone[0], alone[1]]
         assert plain.context_logits is None
         assert plain.outputs[0].prompt_logprobs == []
@@ -359,7 +362,25 @@ class TestReports:
         expected = logits_by_transformers(prompt)
         np.testing.assert_allclose(output.context_logits, expected, atol=1e-4)
         for sample in output.outputs:
-            check_prompt_logprobs(sample.prompt_logprobs, prompt, expected, 1)
+            check_prompt_logprobs(sample.prompt_logprobs, prompt, sample.token_ids[0], expected, 1)
+        assert len({sample.token_ids[0] for sample in output.outputs}) > 1
+
+    def test_the_last_entry_has_an_end_that_is_not_shown(
+        self, llm: LLM, greedy_by_transformers: Any, logits_by_transformers: LogitsAfter
+    ) -> None:
+        prompt = ids(9)
+        (first,) = greedy_by_transformers(prompt, 1)
+        sample = llm.generate(prompt, free(stop_token_ids=[first], prompt_logprobs=2, logprobs=2)).outputs[0]
+        assert (sample.token_ids, sample.logprobs, sample.cumulative_logprob) == ([], [], None)
+        check_prompt_logprobs(sample.prompt_logprobs, prompt, first, logits_by_transformers(prompt), 2)
+        token, alternatives = sample.end_logprobs
+        assert token == first
+        assert list(alternatives) == list(sample.prompt_logprobs[-1])
+        assert alternatives[first].logprob == pytest.approx(sample.prompt_logprobs[-1][first].logprob, abs=1e-5)
+        shown = llm.generate(prompt, free(stop_token_ids=[first], logprobs=2, include_stop_str_in_output=True)).outputs[
+            0
+        ]
+        assert (shown.token_ids, shown.end_logprobs) == ([first], None)
 
     def test_a_stream_tells_the_prompts_logits_as_they_come(
         self, llm: LLM, logits_by_transformers: LogitsAfter
@@ -373,8 +394,7 @@ class TestReports:
         reports = {"prompt_logprobs": 1, "return_context_logits": True, "return_generation_logits": True}
         for output in llm.generate_async(prompt, free(**reports, logits_processor=wait), streaming=True):
             sample = output.outputs[0]
-            # The logits after an id tell the next one's log-probability.
-            assert len(sample.prompt_logprobs) == min(len(output.context_logits) + 1, len(prompt))
+            assert len(sample.prompt_logprobs) == len(output.context_logits)
             generated = 0 if sample.generation_logits is None else len(sample.generation_logits)
             assert generated == sample.length
             seen.append(len(output.context_logits))
@@ -644,7 +664,8 @@ class TestTogether:
         assert outputs[1].outputs[0].generation_logits.shape == (40, VOCAB)
         logits = logits_by_transformers(prompts[3])
         np.testing.assert_allclose(outputs[3].context_logits, logits, atol=1e-4)
-        check_prompt_logprobs(outputs[3].outputs[0].prompt_logprobs, prompts[3], logits, 2)
+        sample = outputs[3].outputs[0]
+        check_prompt_logprobs(sample.prompt_logprobs, prompts[3], sample.token_ids[0], logits, 2)
 
 
 class TestInputInOutput:

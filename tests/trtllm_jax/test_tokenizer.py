@@ -1,8 +1,10 @@
 """The wrapper against transformers' own encoding and decoding, alone and from many threads."""
 
 import functools
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,6 +13,7 @@ from tokenizers import AddedToken, decoders, models, pre_tokenizers, processors,
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax.tokenizer import Piece, Tokenizer
 
 TEXTS = ["Hello world, hello there.", "世界 🦙 naïve", "<s>Hello</s> world", "", " two  spaces\n"]
@@ -42,6 +45,25 @@ def tokenizer() -> Tokenizer:
 def test_encodes_as_transformers_does(text: str, add_special_tokens: bool) -> None:
     expected = transformers_tokenizer().encode(text, add_special_tokens=add_special_tokens)
     assert tokenizer().encode(text, add_special_tokens) == expected
+
+
+@pytest.mark.parametrize(
+    "name", ["LlamaTokenizerFast", "LlamaTokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast"]
+)
+def test_the_file_tells_the_ids_whatever_class_is_named(name: str, tmp_path: Path) -> None:
+    """DeepSeek's distilled Llamas are byte-level and name Llama's class: transformers 5.20 strips their spaces."""
+    rust = RustTokenizer.from_str(transformers_tokenizer().backend_tokenizer.to_str())
+    rust.no_truncation()
+    rust.no_padding()
+    rust.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": name, "eos_token": "</s>"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["LlamaForCausalLM"]}))
+    ours = Tokenizer(open_checkpoint(tmp_path, weights=False).load_tokenizer())
+    for text in ["hello  world 12", "héllo 你好\n", *TEXTS]:
+        assert ours.encode(text, add_special_tokens=False) == rust.encode(text, add_special_tokens=False).ids
+        assert ours.decode(rust.encode(text).ids, skip_special_tokens=False) == rust.decode(
+            rust.encode(text).ids, skip_special_tokens=False
+        )
 
 
 @given(st.lists(st.integers(0, 310)), st.booleans())

@@ -11,6 +11,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from trtllm_jax.inputs import check_ids
 from trtllm_jax.llm import LLM
 from trtllm_jax.logger import progress
 from trtllm_jax.research import Model
@@ -50,6 +51,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self.tokenizer = llm.tokenizer.hf
         self._encode = llm.tokenizer.encode
         self._piece = llm.tokenizer.piece
+        self._vocab = llm.facts.vocab
         self._llm = llm
         self._score = jax.jit(model.score)
         self._tokens_at_once = tokens_at_once or (1024 if jax.default_backend() == "cpu" else 8192)
@@ -111,7 +113,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     ) -> list[tuple[float, bool]]:
         rows: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
-            self._check(continuation)
+            self._check(context, continuation)
             # The last token is predicted, but predicts nothing.
             ids = (context + continuation)[-self.max_length - 1 : -1]
             rows.setdefault(tuple(ids), []).append(index)
@@ -149,13 +151,15 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         for start, end in zip([0, *ends], ends, strict=False):
             yield float(logprobs[start:end].sum()), bool(likeliest[start:end].all())
 
-    def _check(self, continuation: Sequence[int]) -> None:
+    def _check(self, context: Sequence[int], continuation: Sequence[int]) -> None:
         if not continuation:
             raise ValueError("a continuation has no tokens of its own; check the task's choices and answers")
         if len(continuation) > self.max_length:
             raise ValueError(
                 f"a continuation has {len(continuation)} tokens and max_seq_len is {self.max_length}: raise max_seq_len"
             )
+        for name, ids in (("a context", context), ("a continuation", continuation)):
+            check_ids(name, ids, self._vocab, self._llm.tokenizer)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """An answer to each (context, arguments), up to one of the texts that end it."""
@@ -181,11 +185,15 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         given = {name: arguments[name] for name in SAMPLING if sampled and arguments.get(name) is not None}
         # A special token is no part of the text, so that no stop string can be found in it.
         ids = {stop: self._encode(stop, add_special_tokens=False) for stop in stops}
-        special = {stop: found[0] for stop, found in ids.items() if len(found) == 1 and self._piece(found[0]).special}
+        special = {stop: found[0] for stop, found in ids.items() if len(found) == 1 and self._drawn(found[0])}
         texts = [stop for stop in stops if stop not in special]
         return SamplingParams(
             max_tokens=count, stop=texts or None, stop_token_ids=list(special.values()) or None, **given
         )
+
+    def _drawn(self, token: int) -> bool:
+        """Whether it is a special token, and one that the model has."""
+        return self._piece(token).special and token < self._vocab
 
 
 class Batch(NamedTuple):

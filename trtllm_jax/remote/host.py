@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.engine.request import FinishReason, Request, Update
+from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
 from trtllm_jax.errors import EngineBusyError, RequestError
 from trtllm_jax.guides import Guide
 from trtllm_jax.logger import logger
@@ -83,10 +83,12 @@ class EngineHost:
 class _Sequence:
     """The owner of a request that came from elsewhere; called from the postprocessing thread."""
 
-    def __init__(self, connection: "_Connection", new: wire.NewSequence, prompt: Sequence[int]) -> None:
+    def __init__(self, connection: "_Connection", new: wire.NewSequence, prompt_logprobs: PromptLogprobs) -> None:
         self._connection = connection
         self._number = new.number
-        self._scores = PromptLogprobs(prompt, new.prompt_logprobs)
+        self._wants_prompt = new.prompt_logprobs is not None
+        self._first = new.parent < 0
+        self.prompt_logprobs = prompt_logprobs
         self._ended = False
 
     def take(self, update: Update) -> None:
@@ -99,7 +101,7 @@ class _Sequence:
                 list(update.tokens),
                 update.finish.value if update.finish else None,
                 wire.positions_on_wire(update.logprobs),
-                wire.positions_on_wire(self._scores.take(update.context)),
+                wire.positions_on_wire(self._prompt_entries(update)),
                 None if update.error is None else described(update.error),
                 update.admission,
                 None if update.embedding is None else update.embedding.tobytes(),
@@ -107,6 +109,15 @@ class _Sequence:
         )
         if self._ended:
             self._connection.ended(self._number)
+
+    def _prompt_entries(self, update: Update) -> Sequence[TokenLogprobs]:
+        """Those that the first sample computes, and of every other one the last, which has its own first token."""
+        if self._first:
+            return self.prompt_logprobs.take(update.context, update.tokens)
+        if not self._wants_prompt or not update.tokens:
+            return ()
+        self._wants_prompt = False
+        return [self.prompt_logprobs.last(update.tokens[0])]
 
 
 class _Connection:
@@ -210,11 +221,14 @@ class _Connection:
                 self._compiling.difference_update(begun)
                 self._host.llm.port.submit([made[number] for number in begun])
         except Exception as failure:
+            with self._lock:
+                self._compiling.difference_update(made)
             for request in made.values():
                 request.owner.take(Update(request, error=failure))
 
     def _request(self, new: wire.NewSequence, parent: Request | None) -> Request:
         prompt = tuple(np.frombuffer(new.prompt, np.int32).tolist())
+        prompt_logprobs = parent.owner.prompt_logprobs if parent else PromptLogprobs(prompt, new.prompt_logprobs)
         return Request(
             prompt=prompt,
             max_tokens=new.max_tokens,
@@ -223,9 +237,9 @@ class _Connection:
             num_logprobs=new.num_logprobs,
             salt=new.salt,
             parent=parent,
-            owner=_Sequence(self, new, prompt),
+            owner=_Sequence(self, new, prompt_logprobs),
             edits=wire.edits_from_wire(new.edits),
-            keep_context=new.prompt_logprobs is not None,
+            keep_context=parent is None and new.prompt_logprobs is not None,
             keep_embedding=new.embedding,
             id=new.request_id,
         )

@@ -237,7 +237,7 @@ def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
         salt=request.salt,
         parent=-1 if request.parent is None else numbers[id(request.parent)],
         edits=wire.edits_on_wire(request.edits),
-        prompt_logprobs=owner.params.prompt_logprobs if request.keep_context else None,
+        prompt_logprobs=owner.params.prompt_logprobs,
         embedding=request.keep_embedding,
         request_id=request.id,
     )

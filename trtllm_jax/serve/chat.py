@@ -13,11 +13,12 @@ from trtllm_jax.serve.chat_reader import Reader, Reading
 from trtllm_jax.serve.errors import bad, checking
 from trtllm_jax.serve.exchange import Exchange
 from trtllm_jax.serve.limits import check_chat
-from trtllm_jax.serve.logprobs import for_chat
+from trtllm_jax.serve.logprobs import Positions, for_chat
 from trtllm_jax.serve.protocol_chat import ChatRequest
 from trtllm_jax.serve.sampling import guidance, sampling_params
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.sse import Envelope, EventStream, as_json
+from trtllm_jax.serve.token_texts import Places
 from trtllm_jax.serve.usage import usage
 
 
@@ -39,7 +40,7 @@ async def answer(server: Server, request: Request) -> Response:
     async with exchange.guarded(request.receive):
         output = await exchange.outputs[0].aresult()
         exchange.check()
-    choices = [_choice(server, body, reading.start(output.prompt), one) for one in output.outputs]
+    choices = [_choice(exchange, body, reading.start(output.prompt), one) for one in output.outputs]
     whole = {**head, "choices": choices, "usage": usage([output])}
     return Response(as_json(whole), media_type="application/json")
 
@@ -79,28 +80,41 @@ def _max_tokens(body: ChatRequest) -> int | None:
     return body.max_completion_tokens or body.max_tokens
 
 
-def _choice(server: Server, body: ChatRequest, reader: Reader, one: CompletionOutput) -> dict[str, Any]:
+def _choice(exchange: Exchange, body: ChatRequest, reader: Reader, one: CompletionOutput) -> dict[str, Any]:
     return {
         "index": one.index,
         "message": reader.message(one.text),
-        "logprobs": _logprobs(server, body, one.token_ids, one.logprobs),
+        "logprobs": ChatLogprobs(exchange, body).of(one.token_ids, one.logprobs),
         "finish_reason": reader.finish_reason(one.finish_reason),
         "stop_reason": one.stop_reason,
     }
 
 
-def _logprobs(server: Server, body: ChatRequest, tokens: Sequence[int], positions: Sequence[Any]) -> Any:
-    return for_chat(server.texts, tokens, positions, body.top_logprobs or 0) if body.logprobs else None
+class ChatLogprobs:
+    """The log-probabilities of one answer's tokens, as they come."""
+
+    def __init__(self, exchange: Exchange, body: ChatRequest) -> None:
+        assert exchange.params is not None
+        self._texts = exchange.server.texts
+        self._count = (body.top_logprobs or 0) if body.logprobs else None
+        self._places = Places(self._texts, exchange.params.skip_special_tokens)
+
+    def of(self, tokens: Sequence[int], positions: Positions) -> dict[str, Any] | None:
+        """Those of the next tokens, None where none were asked for."""
+        if self._count is None:
+            return None
+        return for_chat(self._texts, tokens, list(map(self._places.add, tokens)), positions, self._count)
 
 
 async def _events(
     exchange: Exchange, body: ChatRequest, reading: Reading, head: dict[str, Any]
 ) -> AsyncIterator[bytes]:
-    server, (output,) = exchange.server, exchange.outputs
+    (output,) = exchange.outputs
     options = body.stream_options
     envelope = Envelope(head, usage=options is not None and options.include_usage)
     counted = options is not None and options.continuous_usage_stats
     readers = [reading.start(output.prompt) for _ in output.outputs]
+    logprobs_of = [ChatLogprobs(exchange, body) for _ in output.outputs]
     begun: set[int] = set()
     ended: set[int] = set()
 
@@ -121,7 +135,8 @@ async def _events(
         if first:
             begun.add(one.index)
             deltas.insert(0, {"role": "assistant", "content": ""})
-        logprobs = _logprobs(server, body, one.token_ids_diff, one.logprobs_diff) if one.token_ids_diff else None
+        tokens = one.token_ids_diff
+        logprobs = logprobs_of[one.index].of(tokens, one.logprobs_diff) if tokens else None
         if logprobs and not deltas[first:]:
             deltas.append({})
         # The tokens of a step go with the last of its deltas: text may be held back, tokens are not.

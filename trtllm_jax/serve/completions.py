@@ -1,12 +1,15 @@
 """POST /v1/completions."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
+from trtllm_jax.inputs import Prompt, shown_text
 from trtllm_jax.outputs import CompletionOutput, RequestOutput
+from trtllm_jax.sampling_params import SamplingParams
 from trtllm_jax.serve.body import read_model
 from trtllm_jax.serve.errors import bad
 from trtllm_jax.serve.exchange import Exchange, submit_each
@@ -16,6 +19,7 @@ from trtllm_jax.serve.protocol_completions import CompletionRequest
 from trtllm_jax.serve.sampling import guidance, sampling_params
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.sse import Envelope, EventStream, as_json, merged
+from trtllm_jax.serve.token_texts import Places, answer_places, places_in_prompt
 from trtllm_jax.serve.usage import usage
 
 _DEFAULT_TOKENS = 16
@@ -30,7 +34,7 @@ async def answer(server: Server, request: Request) -> Response:
     texts = Texts(server, body)
 
     def submit() -> list[RequestOutput]:
-        params = exchange.params = texts.params()
+        params = exchange.params = texts.params
         salt = {"cache_salt": body.cache_salt} if body.cache_salt else {}
 
         def make(prompt: Any) -> RequestOutput:
@@ -76,15 +80,18 @@ class Texts:
         self._body = body
         self.shown = body.max_tokens != 0
         self._plain = body.logprobs is None and body.detokenize
-        self._offsets: dict[int, int] = {}
+        self._begun: set[int] = set()
+        self._answers: dict[int, Places] = {}
 
-    def params(self) -> Any:
+    @cached_property
+    def params(self) -> SamplingParams:
         """What the engine is asked for."""
         body = self._body
         return sampling_params(
             body,
             self._server.llm.facts.vocab,
             add_special_tokens=body.add_special_tokens,
+            exclude_input_from_output=not body.echo,
             guided_decoding=guidance(body.response_format),
             logprobs=body.logprobs,
             max_tokens=(_DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens) or 1,
@@ -93,25 +100,46 @@ class Texts:
 
     def choice(self, output: RequestOutput, one: CompletionOutput, index: int, *, whole: bool) -> dict[str, Any]:
         """All of an answer, or what its last step added; the prompt before it where it is to be echoed."""
-        begins = whole or index not in self._offsets
-        text, tokens = (one.text, one.token_ids) if whole else (one.text_diff, one.token_ids_diff)
-        logprobs = one.logprobs if whole else one.logprobs_diff
+        begins = whole or index not in self._begun
+        self._begun.add(index)
+        text, tokens = (one.text, one.token_ids) if begins else (one.text_diff, one.token_ids_diff)
         finish = one.finish_reason
         if not self.shown:
-            text, tokens, logprobs, finish = "", [], [], finish and "length"
-        if begins and self._body.echo:
-            text = self._prompt_text(output) + text
-            tokens = [*output.prompt_token_ids, *tokens]
-            logprobs = [*one.prompt_logprobs, *logprobs]
-        offset = 0 if begins else self._offsets[index]
-        self._offsets[index] = offset + len(text)
+            text, tokens = (self._prompt_text(output), output.prompt_token_ids) if begins else ("", [])
+            finish = finish and "length"
         choice: dict[str, Any] = {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
         choice["stop_reason"] = one.stop_reason if self.shown else None
         if self._body.logprobs is not None:
-            choice["logprobs"] = for_completions(self._server.texts, tokens, logprobs, self._body.logprobs, offset)
+            choice["logprobs"] = self._logprobs(output, one, index, begins, tokens)
         if not self._body.detokenize:
             choice["token_ids"] = list(tokens)
         return choice
+
+    def _logprobs(
+        self, output: RequestOutput, one: CompletionOutput, index: int, begins: bool, tokens: Sequence[int]
+    ) -> dict[str, Any]:
+        """Those of `tokens`, and of the token that ended the answer: whoever adds them up wants what was drawn."""
+        texts, body = self._server.texts, self._body
+        tokens, places, positions = list(tokens), [], []
+        if begins:
+            prompt, text = output.prompt_token_ids, ""
+            if body.echo:
+                text = self._prompt_text(output)
+                places = places_in_prompt(texts, text, prompt, body.skip_special_tokens, body.add_special_tokens)
+                positions = [{}, *one.prompt_logprobs[:-1]]
+            self._answers[index] = answer_places(
+                texts, prompt if body.echo else (), len(text), body.skip_special_tokens
+            )
+        if self.shown:
+            positions += one.logprobs if begins else one.logprobs_diff
+            if one.finish_reason and one.end_logprobs is not None:
+                token, alternatives = one.end_logprobs
+                tokens.append(token)
+                positions.append(alternatives)
+        places += map(self._answers[index].add, tokens[len(places) :])
+        if not body.detokenize:
+            places = [place._replace(offset=0) for place in places]
+        return for_completions(texts, tokens, places, positions, body.logprobs or 0)
 
     def step(self, output: RequestOutput, one: CompletionOutput, index: int) -> bytes | None:
         """A stream's next choice; None where the last step brought nothing to show."""
@@ -120,6 +148,7 @@ class Texts:
             text = one.text_diff
             if not text:
                 return None
+            self._begun.add(index)
             return b'{"index":%d,"text":%b,"logprobs":null,"finish_reason":null,"stop_reason":null}' % (
                 index,
                 as_json(text),
@@ -129,12 +158,7 @@ class Texts:
         return as_json(self.choice(output, one, index, whole=False))
 
     def _prompt_text(self, output: RequestOutput) -> str:
-        tokenizer = self._server.llm.tokenizer
-        if not self._body.detokenize or tokenizer is None:
-            return ""
-        if output.prompt is not None and self._body.truncate_prompt_tokens is None:
-            return output.prompt
-        return tokenizer.decode(output.prompt_token_ids, self._body.skip_special_tokens)
+        return shown_text(Prompt(output.prompt, output.prompt_token_ids), self.params, self._server.llm.tokenizer)
 
 
 async def _events(

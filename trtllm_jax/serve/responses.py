@@ -10,11 +10,10 @@ from starlette.responses import Response
 
 from trtllm_jax.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.body import read_model
-from trtllm_jax.serve.chat import converse
+from trtllm_jax.serve.chat import ChatLogprobs, converse
 from trtllm_jax.serve.chat_reader import Reading
 from trtllm_jax.serve.errors import ApiError, as_api_error, checking
 from trtllm_jax.serve.exchange import Exchange
-from trtllm_jax.serve.logprobs import for_chat
 from trtllm_jax.serve.protocol_chat import ChatRequest
 from trtllm_jax.serve.protocol_responses import InputItem, ResponsesRequest
 from trtllm_jax.serve.responses_input import as_chat, items_of, renamed
@@ -89,6 +88,7 @@ class Making:
         self._owner = owner
         self._asked = items
         self._reader = reading.start(exchange.outputs[0].prompt)
+        self._logprobs = ChatLogprobs(exchange, chat)
         self._items = Items(streamed=bool(body.stream))
         self._events = 0
 
@@ -99,7 +99,7 @@ class Making:
         deltas = self._reader.feed(text) if text else []
         if one.finish_reason:
             deltas += self._reader.finish()
-        events = [*begun, *self._items.feed(deltas, self._logprobs(one, tokens, whole))]
+        events = [*begun, *self._items.feed(deltas, self._written_logprobs(one, tokens, whole))]
         return events + self._items.finish(complete=one.finish_reason != "length") if one.finish_reason else events
 
     def ended(self, output: RequestOutput) -> dict[str, Any]:
@@ -139,14 +139,9 @@ class Making:
         self._events += 1
         return b"event: %b\ndata: %b\n\n" % (event["type"].encode(), as_json(numbered))
 
-    def _logprobs(self, one: CompletionOutput, tokens: list[int], whole: bool) -> list[dict[str, Any]]:
-        if not self._chat.logprobs or not tokens:
-            return []
-        positions = one.logprobs if whole else one.logprobs_diff
-        found = for_chat(self._server.texts, tokens, positions, self._chat.top_logprobs or 0)["content"]
-        return [
-            {**_with_bytes(each), "top_logprobs": [_with_bytes(top) for top in each["top_logprobs"]]} for each in found
-        ]
+    def _written_logprobs(self, one: CompletionOutput, tokens: list[int], whole: bool) -> list[dict[str, Any]]:
+        found = self._logprobs.of(tokens, one.logprobs if whole else one.logprobs_diff)
+        return found["content"] if found else []
 
     def _usage(self, output: RequestOutput) -> dict[str, Any]:
         read, written = len(output.prompt_token_ids), output.outputs[0].length
@@ -194,7 +189,3 @@ class Making:
             "usage": usage,
             "user": body.user,
         }
-
-
-def _with_bytes(entry: dict[str, Any]) -> dict[str, Any]:
-    return {**entry, "bytes": entry["bytes"] or []}

@@ -11,11 +11,11 @@ from starlette.types import Scope
 from trtllm_jax.base_llm import BaseLLM
 from trtllm_jax.logger import logger
 from trtllm_jax.serve.errors import ApiError, unavailable
-from trtllm_jax.serve.logprobs import TokenTexts
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.parsers.registry import make_reasoning_parser, make_tool_parser
 from trtllm_jax.serve.responses_store import ResponseStore
 from trtllm_jax.serve.settings import ServeSettings
+from trtllm_jax.serve.token_texts import TokenTexts
 from trtllm_jax.serve.tracing import Tracing
 
 

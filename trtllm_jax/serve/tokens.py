@@ -7,8 +7,9 @@ from pydantic import BaseModel, Field
 from starlette.requests import Request
 from starlette.responses import Response
 
+from trtllm_jax.inputs import check_ids
 from trtllm_jax.serve.body import read_model
-from trtllm_jax.serve.errors import bad
+from trtllm_jax.serve.errors import bad, checking
 from trtllm_jax.serve.protocol import ApiModel, TokenId
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.sse import as_json
@@ -56,6 +57,8 @@ async def tokenize(server: Server, request: Request) -> Response:
         return tokenizer.encode(body.prompt, body.add_special_tokens)
 
     ids = await asyncio.get_running_loop().run_in_executor(server.pool, encode) if heavy else encode()
+    with checking():
+        check_ids("prompt", ids, server.llm.facts.vocab, tokenizer)
     whole = {"count": len(ids), "max_model_len": server.llm.facts.max_seq_len, "tokens": ids}
     return Response(as_json(whole), media_type="application/json")
 

@@ -77,6 +77,7 @@ def seen(output: Any) -> list[Any]:
         {"temperature": 1.0, "n": 3, "seed": 7, "logprobs": 2},
         {"temperature": 1.0, "n": 1, "best_of": 4, "seed": 1},
         {"logprobs": 3, "prompt_logprobs": 2},
+        {"temperature": 1.0, "n": 3, "seed": 8, "prompt_logprobs": 1},
         {"repetition_penalty": 1.5, "frequency_penalty": 0.5, "min_tokens": 3, "no_repeat_ngram_size": 2},
         {"embedding_bias": [0.0] * 200 + [-5.0] * 58, "bad": ["a"], "bad_token_ids": [66]},
         {"temperature": 1.0, "top_p": 0.9, "top_p_decay": 0.9, "seed": 3},
@@ -248,10 +249,10 @@ def test_a_request_that_does_not_fit_is_refused_alone(pair: Pair, remote: Remote
     """The engine checks again: it need not trust who sends."""
     from trtllm_jax.engine.request import Request
     from trtllm_jax.outputs import RequestOutput
-    from trtllm_jax.postprocess import Stream
+    from trtllm_jax.postprocess import PromptLogprobs, Stream
 
     output = RequestOutput(1, None, [1], 1, lambda: None)
-    stream = Stream(output, 0, SamplingParams(), None, None, lambda _: None)
+    stream = Stream(output, 0, SamplingParams(), None, None, lambda _: None, PromptLogprobs([1], None))
     remote.port.submit([Request([1], 10_000, Sampling(1.0, 1, 1.0, 0.0, 0, True), owner=stream)])
     with pytest.raises(ValueError, match="exceed max_seq_len=160"):
         output.result(20)

@@ -1,6 +1,7 @@
 """/v1/completions as OpenAI's client sees it, against transformers' greedy text and the engine's own answers."""
 
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -118,7 +119,8 @@ def test_logprobs_are_those_of_transformers(
     )  # fmt: skip
     choice = answer.choices[0]
     got, every = choice.logprobs, [*prompt, *more]
-    assert got.tokens == [tiny_llm.tokenizer.piece(token).text for token in every]
+    texts = [tiny_llm.tokenizer.piece(token).text for token in every]
+    assert [re.sub(r"^bytes:.*", "\ufffd", name) for name in got.tokens] == texts
     assert got.token_logprobs[0] is None
     assert got.top_logprobs[0] is None
     expected = [logits[i, token] for i, token in enumerate(every[1:])]

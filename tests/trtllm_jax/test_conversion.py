@@ -31,6 +31,8 @@ from trtllm_jax.commands import convert
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import logger
 
+from ..story import Story
+
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}
 
@@ -247,26 +249,25 @@ def write_llama2c(folder: Path) -> Path:
     return folder / "model.bin"
 
 
-STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "stories260K.bin"
-
-
-@pytest.mark.parametrize("which", ["made here", "stories260K"])
-def test_llama2c_tells_the_story_that_transformers_tells(which: str, tmp_path: Path) -> None:
-    if which == "stories260K" and not STORIES.is_file():
-        pytest.skip("../shared/data/stories260K, the trained llama2.c model, is not there")
-    source = STORIES if which == "stories260K" else write_llama2c(tmp_path)
-    folder = convert_checkpoint(source, tmp_path / "hf")
-    prompt, params = "Once upon a time", SamplingParams(max_tokens=16, ignore_eos=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+def test_llama2c_tells_what_transformers_tells(tmp_path: Path) -> None:
+    folder = convert_checkpoint(write_llama2c(tmp_path), tmp_path / "hf")
+    prompt = "Once upon a time"
+    asked = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
     model = LlamaForCausalLM.from_pretrained(folder)
-    asked = tokenizer(prompt, return_tensors="pt")
     told = model.generate(**asked, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)[0].tolist()
     with LLM(folder, dtype="float32", **SMALL) as llm:
-        output = llm.generate(prompt, params)
+        output = llm.generate(prompt, SamplingParams(max_tokens=16, ignore_eos=True))
     assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == told
-    if which == "stories260K":
-        assert prompt + output.outputs[0].text == tokenizer.decode(told, skip_special_tokens=True)
-        assert output.outputs[0].text.startswith(", there was a little girl named Lily. She")
+
+
+def test_a_trained_llama2c_model_tells_its_story(story: Story, tmp_path: Path) -> None:
+    """From the file itself, and from the folder that it becomes."""
+    prompt = "Once upon a time"
+    sizes = SMALL | {"max_seq_len": 96}
+    for model in (story.model, convert_checkpoint(story.model, tmp_path / "hf")):
+        with LLM(model, dtype="float32", **sizes) as llm:
+            output = llm.generate(prompt, SamplingParams(max_tokens=len(story.text) - len(prompt), ignore_eos=True))
+        assert prompt + output.outputs[0].text == story.text
 
 
 def test_without_a_tokenizer_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

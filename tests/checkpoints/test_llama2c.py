@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 from checkpoints.checkpoint import open_checkpoint
-
-from ..story import Story
+from tests.story import Story
 
 HEADER = (16, 24, 2, 4, 2, 261, 12)  # dim, hidden_dim, layers, heads, kv_heads, vocabulary, seq_len
 PIECES = {

@@ -26,12 +26,11 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.story import Story
 from trtllm_jax import LLM, SamplingParams, convert_checkpoint, load_model, loading
 from trtllm_jax.commands import convert
 from trtllm_jax.llm_args import LlmArgs
 from trtllm_jax.logger import logger
-
-from ..story import Story
 
 ROOT = Path(__file__).parents[2]
 SMALL = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}

@@ -15,9 +15,11 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
-from trtllm_jax import LLM, SamplingParams, generate_fn, load_model
+from trtllm_jax import SamplingParams, generate_fn, load_model
 from trtllm_jax.generation import PAGE_SIZE, Generate
 from trtllm_jax.research import Model
+
+from .tiny_engine import tiny_engine
 
 Loaded = tuple[Model, Any]
 
@@ -69,7 +71,7 @@ def test_greedy_tokens_are_those_of_transformers_and_of_llm(
     """And the engine reports, for tokens that it draws, the log-probabilities that the forward pass finds."""
     tokens = generate(loaded[1], PROMPTS, LENGTHS).tokens
     rows = np.flatnonzero(LENGTHS)
-    with LLM(tiny_llama, dtype="float32", max_batch_size=2, max_num_tokens=32, max_seq_len=WIDTH + NEW) as llm:
+    with tiny_engine(tiny_llama) as llm:
         asked = [prompt_of(row) for row in rows]
         greedy = llm.generate(asked, SamplingParams(max_tokens=NEW, ignore_eos=True))
         drawn = llm.generate(

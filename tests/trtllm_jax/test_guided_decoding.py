@@ -315,7 +315,7 @@ def test_preempted_sequences_go_on_where_they_were(llm: LLM, tiny_llama: Path) -
     prompts = [[seed] for seed in range(4)]
     cache = KvCacheConfig(max_tokens=144, tokens_per_block=8, enable_block_reuse=False)
     with LLM(
-        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=16, max_seq_len=80,
+        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=32, max_seq_len=80,
         enable_iter_perf_stats=True, scheduler_config=SchedulerConfig(capacity_scheduler_policy="MAX_UTILIZATION"),
     ) as cramped:  # fmt: skip
         texts = [output.outputs[0].text for output in cramped.generate(prompts, params)]

@@ -20,14 +20,14 @@ from trtllm_jax.engine.runner import InFlight
 from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig, SchedulerConfig
 
+from .tiny_engine import CACHE, LENGTH, tiny_engine
+
 EOS = 256
-SIZES = {"max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": 128}
-CACHE = KvCacheConfig(max_tokens=512, tokens_per_block=8, event_buffer_max_size=100)
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def make(folder: Path, **kwargs: object) -> LLM:
-    return LLM(folder, **{"dtype": "float32", "kv_cache_config": CACHE, **SIZES, **kwargs})
+    return tiny_engine(folder, **{"kv_cache_config": KvCacheConfig(**CACHE, event_buffer_max_size=100), **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ class TestInputs:
             ({"text": "a"}, ValueError, "prompt_token_ids"),
             ({"prompt_token_ids": "a"}, TypeError, "list of int"),
             ({}, ValueError, "prompt_token_ids"),
-            ("x" * 128, ValueError, "max_seq_len"),
+            ("x" * LENGTH, ValueError, "max_seq_len"),
             ([["a"]], TypeError, "list of str"),
         ],
     )
@@ -106,7 +106,7 @@ class TestInputs:
             llm.generate("a", FREE, lora_request="x")
 
     def test_max_tokens_is_cut_to_the_sequence_length(self, llm: LLM) -> None:
-        output = llm.generate(ids(100), SamplingParams(max_tokens=1000, ignore_eos=True)).outputs[0]
+        output = llm.generate(ids(LENGTH - 28), SamplingParams(max_tokens=1000, ignore_eos=True)).outputs[0]
         assert (output.length, output.finish_reason) == (28, "length")
 
     def test_truncated_prompt_keeps_its_end(self, llm: LLM) -> None:
@@ -316,7 +316,7 @@ class TestCache:
         assert len(stored) == 3
         assert [t["token_id"] for t in stored[0]["blocks"][0]["tokens"]] == ids(24, seed=79)[:8]
         assert stored[1]["parent_hash"] == stored[0]["blocks"][0]["block_hash"]
-        assert llm.get_kv_cache_capacity() == {"maxNumBlocks": 64, "tokensPerBlock": 8, "maxNumTokens": 512}
+        assert llm.get_kv_cache_capacity() == {"maxNumBlocks": 256, "tokensPerBlock": 8, "maxNumTokens": 2048}
 
 
 class TestLife:

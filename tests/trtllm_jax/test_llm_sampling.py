@@ -15,8 +15,10 @@ from trtllm_jax.engine.runner import Runner
 from trtllm_jax.llmapi import KvCacheConfig, SchedulerConfig
 from trtllm_jax.sampling_params import BatchedLogitsProcessor, LogitsProcessor
 
+from .tiny_engine import SIZES, tiny_engine
+
 EOS, SPECIAL, VOCAB = 256, 257, 258
-ROWS, STEP_TOKENS = 4, 32
+ROWS, STEP_TOKENS = SIZES["max_batch_size"], SIZES["max_num_tokens"]
 Logits = np.ndarray[Any, np.dtype[np.float32]]
 LogitsAfter = Callable[[list[int]], Logits]
 
@@ -44,9 +46,7 @@ DOUBLED = Doubled()
 
 
 def make(folder: Path, **kwargs: Any) -> LLM:
-    cache = KvCacheConfig(max_tokens=1024, tokens_per_block=8)
-    sizes = {"max_batch_size": ROWS, "max_num_tokens": STEP_TOKENS, "max_seq_len": 160}
-    return LLM(folder, **{"dtype": "float32", "kv_cache_config": cache, **sizes, **kwargs})
+    return tiny_engine(folder, **kwargs)
 
 
 @pytest.fixture(scope="module")

@@ -11,23 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_jax import LLM, EngineBusyError, EngineDeadError, SamplingParams
-from trtllm_jax.llmapi import KvCacheConfig
+from tests.trtllm_jax.tiny_engine import SIZES, tiny_engine
+from trtllm_jax import EngineBusyError, EngineDeadError, SamplingParams
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.sampling_params import Sampling
 
-ROWS, QUEUE = 4, 12
+ROWS, QUEUE = SIZES["max_batch_size"], 12
 
 
 class Pair:
     """An engine, its host, and any number of connections to it."""
 
     def __init__(self, folder: Path) -> None:
-        cache = KvCacheConfig(max_tokens=2048, tokens_per_block=8)
-        self.llm = LLM(
-            folder, dtype="float32", kv_cache_config=cache, max_batch_size=ROWS, max_num_tokens=32, max_seq_len=160
-        )
+        self.llm = tiny_engine(folder)
         self.host = EngineHost(self.llm, max_queue_size=QUEUE)
 
     def remote(self) -> RemoteLLM:

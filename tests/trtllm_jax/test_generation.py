@@ -195,6 +195,7 @@ def test_a_draw_depends_on_key_and_row_only(loaded: Loaded, generate: Generate) 
 
 
 @pytest.mark.multi_device(4)
+@pytest.mark.slow
 def test_automatic_partitioning(tiny_llama: Path, loaded: Loaded, generate: Generate) -> None:
     mesh = jax.make_mesh((2, 2), ("data", "tp"), axis_types=(AxisType.Auto,) * 2)
     _, split = load_model(tiny_llama, dtype="float32", mesh=mesh)
@@ -206,7 +207,7 @@ def test_automatic_partitioning(tiny_llama: Path, loaded: Loaded, generate: Gene
 
 
 @pytest.mark.multi_device(4)
-@pytest.mark.parametrize(("drawn", "end_ids"), [(False, ()), (True, None)])
+@pytest.mark.parametrize(("drawn", "end_ids"), [(False, ()), pytest.param(True, None, marks=pytest.mark.slow)])
 def test_inside_a_shard_map_of_ones_own(
     drawn: bool, end_ids: tuple[int, ...] | None, tiny_llama: Path, loaded: Loaded
 ) -> None:

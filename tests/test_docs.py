@@ -87,7 +87,6 @@ def run_guide(name: str, names: dict[str, Any], before: dict[str, list[str]]) ->
     assert not before, f"{name} has no sections of Python named {list(before)}"
 
 
-@pytest.mark.slow
 @pytest.mark.usefixtures("smollm2_gguf")
 def test_python_of_readme_and_its_guides_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}

@@ -101,7 +101,8 @@ def generate_fn(
     stated = model.end_ids if end_ids is None else end_ids
     if not _are_ids(stated):
         raise ValueError(f"generate_fn.end_ids = {end_ids!r}; give a list of token ids, () for none")
-    ends = np.array(sorted(stated), np.int32)
+    # Without ends an id that no token has: jax 0.11.2 dies where an array without elements enters a shard_map.
+    ends = np.array(sorted(stated) or [-1], np.int32)
     if kernels is None:
         kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
     plain = not kernels

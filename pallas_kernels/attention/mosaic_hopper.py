@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
-from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows
+from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows, swizzled
 
 Ref = Any
 WARPGROUP_ROWS = 64
@@ -241,8 +241,7 @@ def attend(
                 plgpu.barrier_wait(v_free.at[slot_of(block)])
 
     def entry(*refs: Ref) -> None:
-        swizzled = (plgpu.TilingTransform((8, 64)), plgpu.SwizzleTransform(128))
-        ring = plgpu.SMEM((SLOTS, BLOCK, dim), dtype, transforms=swizzled)
+        ring = plgpu.SMEM((SLOTS, BLOCK, dim), dtype, transforms=swizzled(64, 128))
         full = plgpu.Barrier(num_arrivals=pages, num_barriers=SLOTS)
         free = plgpu.Barrier(num_arrivals=ATTENDING, num_barriers=SLOTS)
         pl.run_scoped(

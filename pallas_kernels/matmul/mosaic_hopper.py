@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.matmul.tuned import Wide
-from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows
+from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows, swizzled
 
 Ref = Any
 WARPGROUP_ROWS = 64
@@ -27,7 +27,7 @@ DEPTH = 64
 OUT_COLUMNS = 64
 """Outputs that are written at once."""
 
-_BLOCK = (plgpu.TilingTransform((8, DEPTH)), plgpu.SwizzleTransform(128))
+_BLOCK = swizzled(DEPTH, 128)
 
 
 def product(
@@ -149,7 +149,7 @@ def product(
         residual_ref = residual_refs[0] if residual_refs else None
         out_bytes = config.out_columns * x.dtype.itemsize
         out_swizzle = next(width for width in (128, 64, 32) if out_bytes % width == 0)
-        out_block = (plgpu.TilingTransform((8, out_swizzle // x.dtype.itemsize)), plgpu.SwizzleTransform(out_swizzle))
+        out_block = swizzled(out_swizzle // x.dtype.itemsize, out_swizzle)
         free: Any
         if config.cluster == 2:
             free = plgpu.ClusterBarrier(collective_axes=("pair",), num_arrivals=MULTIPLYING, num_barriers=slots)

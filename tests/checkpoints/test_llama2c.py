@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from checkpoints.checkpoint import open_checkpoint
+from tests.story import Story
 
 HEADER = (16, 24, 2, 4, 2, 261, 12)  # dim, hidden_dim, layers, heads, kv_heads, vocabulary, seq_len
 PIECES = {
@@ -200,24 +201,18 @@ def test_a_damaged_tokenizer_is_refused(tmp_path: Path) -> None:
             checkpoint.load_tokenizer(path)
 
 
-STORIES = Path(__file__).parents[2].parent / "shared" / "data" / "stories260K"
-
-
-def test_stories260k_is_read_whole() -> None:
-    model = STORIES / "stories260K.bin"
-    if not model.is_file():
-        pytest.skip("../shared/data/stories260K, the trained llama2.c model, is not there")
-    checkpoint = open_checkpoint(model)
-    data = np.fromfile(model, "<f4", offset=28)
-    header = struct.unpack("<7i", model.read_bytes()[:28])
+def test_a_trained_model_tells_its_story(story: Story) -> None:
+    checkpoint = open_checkpoint(story.model)
+    tokenizer = checkpoint.load_tokenizer()
+    data = np.fromfile(story.model, "<f4", offset=28)
+    header = struct.unpack("<7i", story.model.read_bytes()[:28])
     made, offset = {}, 0
     for name, array in weights(header).items():
         made[name] = data[offset : offset + array.size].reshape(array.shape)
         offset += array.size
-    tokens = checkpoint.load_tokenizer().encode("Once upon a time")
-    for _ in range(11):
-        tokens.append(int(run_c(made, header, tokens)[-1].argmax()))
-    assert checkpoint.load_tokenizer().decode(tokens[1:]) == "Once upon a time, there was a little girl named Lily."
-    found = logits_of(checkpoint.tensors, checkpoint.config, tokens)
-    expected = run_c(made, header, tokens)
+    assert tokenizer.encode(story.text) == story.ids
+    expected = run_c(made, header, story.ids)
+    assert expected[:-1].argmax(-1).tolist() == story.ids[1:]
+    found = logits_of(checkpoint.tensors, checkpoint.config, story.ids)
     assert np.linalg.norm(found - expected) < 1e-5 * np.linalg.norm(expected)
+    assert tokenizer.decode([1, *found[:-1].argmax(-1)], skip_special_tokens=True) == story.text

@@ -6,9 +6,11 @@ import json
 import os
 import shutil
 import signal
+import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+import traceback
+from collections.abc import Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -202,22 +204,20 @@ def test_values_are_rounded_to_the_wanted_dtype(tmp_path: Path) -> None:
     np.testing.assert_array_equal(found, tensors(np.float32)["embed.weight"].astype(BF16))
 
 
-@pytest.fixture
-def interrupt() -> Iterator[None]:
-    """Ctrl-C in 0.2 s."""
-    timer = threading.Timer(0.2, signal.raise_signal, [signal.SIGINT])
-    timer.start()
-    yield
-    timer.join()
+def interrupt() -> None:
+    """Ctrl-C once the main thread waits for a result, and time in which one who did not wait would go on."""
+    main = threading.main_thread().ident
+    while "result" not in [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._current_frames()[main])]:
+        time.sleep(0.001)
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(0.5)
 
 
-def test_an_interrupt_waits_for_what_is_being_saved(
-    tmp_path: Path, interrupt: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_waits_for_what_is_being_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     saved = threading.Event()
 
     def save(*_: Any) -> None:
-        time.sleep(0.5)
+        interrupt()
         saved.set()
 
     monkeypatch.setattr(ocp.PyTreeCheckpointer, "save", save)
@@ -226,13 +226,23 @@ def test_an_interrupt_waits_for_what_is_being_saved(
     assert saved.is_set()
 
 
-def test_an_interrupt_waits_for_what_is_being_written(interrupt: None) -> None:
+def test_an_interrupt_waits_for_what_is_being_written() -> None:
     promise, future = ts.Promise.new()
-    later = threading.Timer(0.5, promise.set_result, [None])
+
+    def finish() -> None:
+        interrupt()
+        promise.set_result(None)
+
+    def result() -> None:
+        future.result()
+
+    slow = SimpleNamespace(write=lambda _: SimpleNamespace(result=result, exception=future.exception))
+    later = threading.Thread(target=finish)
     later.start()
     with pytest.raises(KeyboardInterrupt):
-        orbax_writer._write(SimpleNamespace(write=lambda _: future), np.zeros(3), "it")
+        orbax_writer._write(slow, np.zeros(3), "it")
     assert future.done()
+    later.join()
 
 
 def test_what_the_system_refuses_to_write_is_an_os_error(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One real server for all tests here."""
+"""A real server for the tests of a file."""
 
 from collections.abc import Iterator
 
@@ -8,7 +8,7 @@ from . import run
 from .server import Server
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     with Server(tmp_path_factory.mktemp("soaked"), *run.OPTIONS) as server:
         yield server

@@ -16,7 +16,7 @@ from typing import Any, Self
 import psutil
 
 ROOT = Path(__file__).parents[2]
-SECONDS = 120
+SECONDS = 240
 """No start or end takes longer."""
 
 TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content or '' }}\n{% endfor %}assistant:"

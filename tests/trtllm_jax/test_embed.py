@@ -8,16 +8,15 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.llmapi import KvCacheConfig
 
-PAGE = 8
+from .tiny_engine import CACHE, LENGTH, tiny_engine
+
+PAGE = CACHE["tokens_per_block"]
 
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama: Path) -> Iterator[LLM]:
-    cache = KvCacheConfig(max_tokens=1024, tokens_per_block=PAGE)
-    sizes = {"max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": 200}
-    with LLM(tiny_llama, dtype="float32", kv_cache_config=cache, **sizes) as llm:
+    with tiny_engine(tiny_llama) as llm:
         yield llm
 
 
@@ -76,7 +75,7 @@ class TestEmbeddings:
 
     @pytest.mark.parametrize(
         ("inputs", "message"),
-        [([], "empty list"), ([[]], "list of int"), ([[1, 999]], "holds 999"), (some_ids(200), "200 tokens")],
+        [([], "empty list"), ([[]], "list of int"), ([[1, 999]], "holds 999"), (some_ids(LENGTH), f"{LENGTH} tokens")],
     )
     def test_what_cannot_be_embedded_is_refused(self, llm: LLM, inputs: Any, message: str) -> None:
         with pytest.raises((ValueError, TypeError), match=message):

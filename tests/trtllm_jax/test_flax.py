@@ -39,6 +39,7 @@ def test_split_and_merge_keep_the_arrays(module: CausalLM) -> None:
     np.testing.assert_array_equal(doubled.params["norm"], 2 * module.params["norm"])
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_leaves_the_old_arrays_alone(module: CausalLM) -> None:
     before = module.params
     copies = jax.tree.map(np.array, before)

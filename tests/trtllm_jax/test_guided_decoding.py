@@ -1,6 +1,7 @@
 import json
 import re
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,15 +22,14 @@ from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.tokenizer import Tokenizer
 
+from .tiny_engine import tiny_engine
+
 EOS = 256
 
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama: Path) -> Iterator[LLM]:
-    cache = KvCacheConfig(max_tokens=2048, tokens_per_block=8)
-    with LLM(
-        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=8, max_num_tokens=64, max_seq_len=256
-    ) as llm:
+    with tiny_engine(tiny_llama, max_seq_len=256) as llm:
         yield llm
 
 
@@ -261,16 +261,19 @@ def test_a_trial_is_made_once_and_holds_up_nobody(llm: LLM, monkeypatch: pytest.
     assert [trials.safe(constraint) for constraint in "aba"] == [True] * 3
     assert tried == ["a", "b"]
 
+    entered, leave = threading.Event(), threading.Event()
+
     def slow(self: Trials, constraint: str) -> bool:
-        time.sleep(3)
-        return True
+        entered.set()
+        return leave.wait(60)
 
     monkeypatch.setattr(Trials, "_try", slow)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(llm.generate, [1], guided(regex="never seen before"))
-        time.sleep(0.1)
+        assert entered.wait(60)
         llm.generate([1], SamplingParams(max_tokens=2))
         assert not waiting.done()
+        leave.set()
         assert waiting.result(60).outputs[0].text == "never seen before"
 
 
@@ -310,12 +313,13 @@ def test_a_grammar_has_a_thousand_rules_at_most() -> None:
         GuidedDecodingParams(grammar=many).constraint()
 
 
+@pytest.mark.slow
 def test_preempted_sequences_go_on_where_they_were(llm: LLM, tiny_llama: Path) -> None:
     params = [guided(seed, regex="([a-z]{7}-){8}") for seed in range(4)]
     prompts = [[seed] for seed in range(4)]
     cache = KvCacheConfig(max_tokens=144, tokens_per_block=8, enable_block_reuse=False)
     with LLM(
-        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=16, max_seq_len=80,
+        tiny_llama, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=32, max_seq_len=80,
         enable_iter_perf_stats=True, scheduler_config=SchedulerConfig(capacity_scheduler_policy="MAX_UTILIZATION"),
     ) as cramped:  # fmt: skip
         texts = [output.outputs[0].text for output in cramped.generate(prompts, params)]

@@ -20,14 +20,14 @@ from trtllm_jax.engine.runner import InFlight
 from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig, SchedulerConfig
 
+from .tiny_engine import CACHE, FIRST_TOKENS, LENGTH, held, tiny_engine
+
 EOS = 256
-SIZES = {"max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": 128}
-CACHE = KvCacheConfig(max_tokens=512, tokens_per_block=8, event_buffer_max_size=100)
 COMPILED = "/jax/core/compile/backend_compile_duration"
 
 
 def make(folder: Path, **kwargs: object) -> LLM:
-    return LLM(folder, **{"dtype": "float32", "kv_cache_config": CACHE, **SIZES, **kwargs})
+    return tiny_engine(folder, **{"kv_cache_config": KvCacheConfig(**CACHE, event_buffer_max_size=100), **kwargs})
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +81,7 @@ class TestInputs:
             ({"text": "a"}, ValueError, "prompt_token_ids"),
             ({"prompt_token_ids": "a"}, TypeError, "list of int"),
             ({}, ValueError, "prompt_token_ids"),
-            ("x" * 128, ValueError, "max_seq_len"),
+            ("x" * LENGTH, ValueError, "max_seq_len"),
             ([["a"]], TypeError, "list of str"),
         ],
     )
@@ -106,7 +106,7 @@ class TestInputs:
             llm.generate("a", FREE, lora_request="x")
 
     def test_max_tokens_is_cut_to_the_sequence_length(self, llm: LLM) -> None:
-        output = llm.generate(ids(100), SamplingParams(max_tokens=1000, ignore_eos=True)).outputs[0]
+        output = llm.generate(ids(LENGTH - 28), SamplingParams(max_tokens=1000, ignore_eos=True)).outputs[0]
         assert (output.length, output.finish_reason) == (28, "length")
 
     def test_truncated_prompt_keeps_its_end(self, llm: LLM) -> None:
@@ -121,6 +121,7 @@ class TestResults:
         for prompt, output in zip(prompts, llm.generate(prompts, FREE), strict=True):
             assert output.outputs[0].token_ids == greedy_by_transformers(prompt, 20)
 
+    @pytest.mark.slow
     def test_greedy_equals_transformers_with_narrow_steps(self, tiny_llama: Path, greedy_by_transformers) -> None:
         policy = SchedulerConfig(capacity_scheduler_policy="MAX_UTILIZATION")
         cache = KvCacheConfig(max_tokens=128, tokens_per_block=4)  # far less than the four prompts need
@@ -223,11 +224,13 @@ class TestStreaming:
     def test_steps_add_up(self, llm: LLM) -> None:
         whole = llm.generate("stream", FREE).outputs[0]
         text, tokens, steps = "", [], 0
-        for output in llm.generate("stream", FREE, streaming=True):
-            text += output.outputs[0].text_diff
-            tokens += output.outputs[0].token_ids_diff
-            assert output.outputs[0].text == text
-            steps += 1
+        with held(llm, after=FIRST_TOKENS) as go_on:
+            for output in llm.generate("stream", FREE, streaming=True):
+                text += output.outputs[0].text_diff
+                tokens += output.outputs[0].token_ids_diff
+                assert output.outputs[0].text == text
+                steps += 1
+                go_on.set()
         assert (text, tokens) == (whole.text, whole.token_ids)
         assert steps > 1
 
@@ -247,15 +250,17 @@ class TestStreaming:
         ]
 
     def test_result_times_out_and_goes_on(self, llm: LLM) -> None:
-        future = llm.generate_async("slow", SamplingParams(max_tokens=100, ignore_eos=True))
-        with pytest.raises(TimeoutError, match="still runs"):
-            future.result(timeout=0)
+        with held(llm):
+            future = llm.generate_async("slow", SamplingParams(max_tokens=100, ignore_eos=True))
+            with pytest.raises(TimeoutError, match="still runs"):
+                future.result(timeout=0)
         assert future.result(timeout=60).outputs[0].length == 100
 
     def test_abort_ends_it_and_frees_its_pages(self, llm: LLM) -> None:
-        future = llm.generate_async(ids(20), SamplingParams(max_tokens=100, ignore_eos=True), streaming=True)
-        next(future)
-        future.abort()
+        with held(llm, after=FIRST_TOKENS):
+            future = llm.generate_async(ids(20), SamplingParams(max_tokens=100, ignore_eos=True), streaming=True)
+            next(future)
+            future.abort()
         output = future.result(timeout=60).outputs[0]
         assert future.aborted()
         assert output.finish_reason == "cancelled"
@@ -286,7 +291,7 @@ class TestStreaming:
 
         original = RequestOutput.result
         monkeypatch.setattr(RequestOutput, "result", interrupted)
-        with pytest.raises(KeyboardInterrupt):
+        with held(llm), pytest.raises(KeyboardInterrupt):
             llm.generate(["a"], SamplingParams(max_tokens=120, ignore_eos=True))
         monkeypatch.setattr(RequestOutput, "result", original)
         assert started[0].result(timeout=60).outputs[0].finish_reason == "cancelled"
@@ -316,7 +321,7 @@ class TestCache:
         assert len(stored) == 3
         assert [t["token_id"] for t in stored[0]["blocks"][0]["tokens"]] == ids(24, seed=79)[:8]
         assert stored[1]["parent_hash"] == stored[0]["blocks"][0]["block_hash"]
-        assert llm.get_kv_cache_capacity() == {"maxNumBlocks": 64, "tokensPerBlock": 8, "maxNumTokens": 512}
+        assert llm.get_kv_cache_capacity() == {"maxNumBlocks": 256, "tokensPerBlock": 8, "maxNumTokens": 2048}
 
 
 class TestLife:
@@ -371,7 +376,7 @@ class TestLife:
         llm = make(tiny_llama)
         future = llm.generate_async("wait", SamplingParams(max_tokens=120, ignore_eos=True))
         llm.shutdown()
-        assert future.result(timeout=10).outputs[0].finish_reason in ("cancelled", "length")
+        assert future.result(timeout=60).outputs[0].finish_reason in ("cancelled", "length")
         llm.shutdown()
         with pytest.raises(RuntimeError, match="shutting down"):
             llm.generate("a")
@@ -394,7 +399,7 @@ class TestLife:
         gc.collect()
         assert seen() is None
         for thread in threads:
-            thread.join(timeout=30)
+            thread.join(timeout=60)
             assert not thread.is_alive()
 
     def test_two_at_once(self, llm: LLM, tiny_llama: Path) -> None:
@@ -408,7 +413,7 @@ class TestLife:
             pickle.dumps(llm)
 
     def test_manual_configuration(self, tiny_llama: Path) -> None:
-        build = BuildConfig(max_batch_size=8, max_input_len=64, max_seq_len=100, max_beam_width=4, max_num_tokens=32)
+        build = BuildConfig(max_batch_size=2, max_input_len=64, max_seq_len=100, max_beam_width=4, max_num_tokens=16)
         cache = KvCacheConfig(free_gpu_memory_fraction=0.9, enable_block_reuse=True, max_tokens=256)
         llm = LLM(tiny_llama, tensor_parallel_size=2, build_config=build, kv_cache_config=cache, dtype="float32")
         with llm:

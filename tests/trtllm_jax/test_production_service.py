@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from tests.trtllm_jax.tiny_engine import held
 from trtllm_jax import SamplingParams
 from trtllm_jax.engine import engine
 from trtllm_jax.engine.config import BackendDefaults
@@ -113,7 +114,11 @@ def bytes_of(service: Any, ids: list[int]) -> bytes:
 
 
 def test_a_stream(service: Any, greedy_by_transformers: Any) -> None:
-    texts = list(service.generate_streaming(PROMPTS[0], max_tokens=40, ignore_eos=True))
+    texts = []
+    with held(service.llm, after=4) as go_on:  # three steps of the prompt, and one more
+        for text in service.generate_streaming(PROMPTS[0], max_tokens=40, ignore_eos=True):
+            texts.append(text)
+            go_on.set()
     assert all(later.startswith(earlier) for earlier, later in itertools.pairwise(texts))
     ids = service.llm.tokenizer.encode(PROMPTS[0])
     assert texts[-1] == service.llm.tokenizer.decode(greedy_by_transformers(ids, 40))

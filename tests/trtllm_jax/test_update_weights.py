@@ -23,21 +23,17 @@ from trtllm_jax.errors import EngineDeadError
 from trtllm_jax.flax import CausalLM
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig
 
+from .tiny_engine import tiny_engine
+
 COMPILED = "/jax/core/compile/backend_compile_duration"
 FREE = SamplingParams(max_tokens=20, ignore_eos=True)
 LONG = SamplingParams(max_tokens=100, ignore_eos=True)
 PROMPT = np.random.default_rng(5).integers(0, 256, 24).tolist()
 
 
-def make(folder: Path) -> LLM:
-    """Of the sizes of test_llm.py, whose programs are in JAX's cache."""
-    cache = KvCacheConfig(max_tokens=512, tokens_per_block=8)
-    return LLM(folder, dtype="float32", kv_cache_config=cache, max_batch_size=4, max_num_tokens=32, max_seq_len=128)
-
-
 @pytest.fixture(scope="module")
 def engine(tiny_llama: Path) -> Iterator[LLM]:
-    with make(tiny_llama) as llm:
+    with tiny_engine(tiny_llama) as llm:
         yield llm
 
 
@@ -206,7 +202,7 @@ class TestSharing:
         assert [leaf() for leaf in seen] == [None] * len(seen)
 
     def test_the_loaded_weights_are_let_go(self, tiny_llama: Path, first: Any) -> None:
-        with make(tiny_llama) as llm:
+        with tiny_engine(tiny_llama) as llm:
             seen = [weakref.ref(leaf) for leaf in jax.tree.leaves(llm.params)]
             llm.update_weights(first)
             gc.collect()
@@ -265,7 +261,7 @@ class TestErrors:
     def test_donated_weights_end_the_engine_and_the_error_says_how_to_avoid_it(
         self, tiny_llama: Path, other_llama: Path
     ) -> None:
-        with make(tiny_llama) as llm:
+        with tiny_engine(tiny_llama) as llm:
             params = load_model(other_llama, dtype="float32")[1]
             llm.update_weights(params, copy=True)
             lost = donate(params)
@@ -296,7 +292,7 @@ class TestErrors:
             go_on.wait(60)
             raise OSError("the device fell off the bus")
 
-        with make(tiny_llama) as llm:
+        with tiny_engine(tiny_llama) as llm:
             monkeypatch.setattr(llm._engine._runner, "dispatch", fail)
             future = llm.generate_async(PROMPT, FREE)
             assert reached.wait(60)
@@ -320,7 +316,7 @@ class TestErrors:
             llm.update_weights(first)
 
     def test_after_shutdown_there_is_nothing_to_update(self, tiny_llama: Path, first: Any) -> None:
-        llm = make(tiny_llama)
+        llm = tiny_engine(tiny_llama)
         llm.update_weights(first)
         llm.shutdown()
         with pytest.raises(RuntimeError, match="shutting down"):
@@ -335,7 +331,7 @@ def test_two_devices(tiny_llama: Path, other_llama: Path) -> None:
     import sharding
 
     # Of the sizes of test_llm.py here too.
-    build = BuildConfig(max_batch_size=8, max_seq_len=100, max_num_tokens=32)
+    build = BuildConfig(max_batch_size=2, max_seq_len=100, max_num_tokens=16)
     cache = KvCacheConfig(max_tokens=256)
     with LLM(tiny_llama, tensor_parallel_size=2, build_config=build, kv_cache_config=cache, dtype="float32") as llm:
         alone = load_model(other_llama, dtype="float32")[1]

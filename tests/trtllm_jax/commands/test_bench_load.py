@@ -49,7 +49,19 @@ def says(*parts: bytes, close: bool = True) -> Callable[..., Any]:
     return behave
 
 
+def together(count: int) -> Callable[..., Any]:
+    """Answers calls once so many are there."""
+    all_there = asyncio.Barrier(count)
+
+    async def behave(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
+        await all_there.wait()
+        await answer_well(body, writer)
+
+    return behave
+
+
 def test_every_call_is_answered_and_connections_are_kept(server: ScriptedServer) -> None:
+    server.behaviour = together(3)
     answers = run(load(server.port, 12, concurrency=3))
     assert [(one.failure, one.input_tokens, one.output_tokens, one.counted) for one in answers] == [
         ("", 2, 3, True)
@@ -63,13 +75,7 @@ def test_every_call_is_answered_and_connections_are_kept(server: ScriptedServer)
 
 
 def test_without_a_bound_all_calls_are_there_at_once(server: ScriptedServer) -> None:
-    together = asyncio.Barrier(8)
-
-    async def wait_for_all(body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
-        await together.wait()
-        await answer_well(body, writer)
-
-    server.behaviour = wait_for_all
+    server.behaviour = together(8)
     assert [one.failure for one in run(load(server.port, 8))] == [""] * 8
 
 
@@ -136,9 +142,10 @@ def test_a_server_that_stops_answering_is_a_timeout(server: ScriptedServer, part
 
 
 def test_nobody_listens() -> None:
-    with socket.create_server(("localhost", 0)) as closed:
-        port = closed.getsockname()[1]
-    assert [one.failure for one in run(load(port, 2))] == ["connection refused"] * 2
+    with socket.socket() as bound:  # which does not listen
+        bound.bind(("127.0.0.1", 0))
+        port = bound.getsockname()[1]
+        assert [one.failure for one in run(load(port, 2))] == ["connection refused"] * 2
 
 
 def test_some_calls_fail_and_the_others_are_measured(server: ScriptedServer) -> None:

@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -234,7 +233,6 @@ def test_a_process_without_jax_that_is_interrupted_reports_what_it_has(server: S
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
         try:
             assert stuck.wait(60)
-            time.sleep(0.05)
             os.kill(child.pid, signal.SIGINT)
             stdout, stderr = child.communicate(timeout=60)
         finally:

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import trtllm_jax
+from tests.trtllm_jax.tiny_engine import tiny_engine
 from trtllm_jax import LLM
 from trtllm_jax.commands import eval_run
 from trtllm_jax.commands.eval import main
@@ -37,8 +38,7 @@ def _own_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama: Path) -> Iterator[LLM]:
-    cache = {"max_tokens": 1024}
-    with LLM(tiny_llama, dtype="float32", max_num_tokens=16, max_batch_size=1, kv_cache_config=cache) as llm:
+    with tiny_engine(tiny_llama, max_seq_len=256) as llm:
         yield llm
 
 

@@ -12,16 +12,15 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from transformers import AutoTokenizer
 
+from tests.trtllm_jax.tiny_engine import LENGTH, tiny_engine
 from trtllm_jax import LLM
 from trtllm_jax.commands.eval_lm import EngineLM, batches
 from trtllm_jax.commands.eval_run import Wishes, load_tasks, measure
 from trtllm_jax.research import Model, open_model
 
-LENGTH = 192
 TASKS = (
     "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande", "lambada_openai", "wikitext", "mmlu",
 )  # fmt: skip
-SIZES = {"dtype": "float32", "max_num_tokens": 16, "max_batch_size": 2, "max_seq_len": LENGTH}
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +30,7 @@ def model(tiny_llama: Path) -> Model:
 
 @pytest.fixture(scope="module")
 def llm(tiny_llama: Path) -> Iterator[LLM]:
-    with LLM(tiny_llama, kv_cache_config={"max_tokens": 1024}, **SIZES) as llm:
+    with tiny_engine(tiny_llama) as llm:
         yield llm
 
 
@@ -98,12 +97,11 @@ class TestLikelihoods:
         with pytest.raises(ValueError, match=f"has {LENGTH + 1} tokens and max_seq_len is {LENGTH}"):
             ours.loglikelihood(instances("loglikelihood", ("context", "z" * (LENGTH + 1))))
 
+    @pytest.mark.slow
     @pytest.mark.multi_device
     def test_are_the_same_over_two_devices(self, tiny_llama: Path, model: Model, ours: EngineLM) -> None:
         pairs = instances("loglikelihood", ("One two", " three"), ("One", "!"), ("A", "B"))
-        with LLM(
-            tiny_llama, tensor_parallel_size=2, kv_cache_config={"max_tokens": 1024}, **SIZES | {"max_batch_size": 1}
-        ) as split:
+        with tiny_engine(tiny_llama, tensor_parallel_size=2) as split:
             found = EngineLM(split, model, LENGTH).loglikelihood(pairs)
         np.testing.assert_allclose(found, ours.loglikelihood(pairs), rtol=1e-5)
 

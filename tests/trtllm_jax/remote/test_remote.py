@@ -11,23 +11,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_jax import LLM, EngineBusyError, EngineDeadError, SamplingParams
-from trtllm_jax.llmapi import KvCacheConfig
+from tests.trtllm_jax.tiny_engine import FIRST_TOKENS, SIZES, held, tiny_engine
+from trtllm_jax import EngineBusyError, EngineDeadError, SamplingParams
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.sampling_params import Sampling
 
-ROWS, QUEUE = 4, 12
+ROWS, QUEUE = SIZES["max_batch_size"], 12
 
 
 class Pair:
     """An engine, its host, and any number of connections to it."""
 
     def __init__(self, folder: Path) -> None:
-        cache = KvCacheConfig(max_tokens=2048, tokens_per_block=8)
-        self.llm = LLM(
-            folder, dtype="float32", kv_cache_config=cache, max_batch_size=ROWS, max_num_tokens=32, max_seq_len=160
-        )
+        self.llm = tiny_engine(folder)
         self.host = EngineHost(self.llm, max_queue_size=QUEUE)
 
     def remote(self) -> RemoteLLM:
@@ -55,7 +52,7 @@ def remote(pair: Pair) -> Iterator[RemoteLLM]:
     wait_until(lambda: pair.host.unfinished == 0)
 
 
-def wait_until(happened: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(happened: Callable[[], bool], seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not happened():
         assert time.monotonic() < deadline
@@ -140,12 +137,10 @@ def test_an_event_loop_may_receive(pair: Pair) -> None:
         assert threading.active_count() == before
 
         async def stream(number: int) -> str:
-            parts = [
-                output.outputs[0].text_diff
-                async for output in remote.generate_async([1, 2, number], params, streaming=True)
-            ]
-            assert len(parts) > 1
-            return "".join(parts)
+            text = ""
+            async for output in remote.generate_async([1, 2, number], params, streaming=True):
+                text += output.outputs[0].text_diff
+            return text
 
         async def several() -> list[str]:
             texts = await asyncio.gather(*map(stream, range(6)))
@@ -154,11 +149,21 @@ def test_an_event_loop_may_receive(pair: Pair) -> None:
 
         assert runner.run(several()) == whole
 
+        async def two_parts() -> None:
+            with held(pair.llm, after=FIRST_TOKENS) as go_on:
+                stream = remote.generate_async([1, 2, 0], params, streaming=True)
+                first = (await anext(stream)).outputs[0].text
+                go_on.set()
+                assert first != (await stream.aresult()).outputs[0].text == whole[0]
+
+        runner.run(two_parts())
+
         async def until_the_end() -> None:
-            output = remote.generate_async([1], LONG)
-            there.shutdown(socket.SHUT_RDWR)
-            with pytest.raises(EngineDeadError, match="gone"):
-                await asyncio.wait_for(output.aresult(), 20)
+            with held(pair.llm):
+                output = remote.generate_async([1], LONG)
+                there.shutdown(socket.SHUT_RDWR)
+                with pytest.raises(EngineDeadError, match="gone"):
+                    await asyncio.wait_for(output.aresult(), 60)
 
         runner.run(until_the_end())
     wait_until(lambda: pair.host.unfinished == 0)
@@ -168,7 +173,7 @@ def test_several_processes_share_the_engine(pair: Pair, remote: RemoteLLM) -> No
     other = pair.remote()
     params = SamplingParams(max_tokens=20, ignore_eos=True)
     waiting = [each.generate_async([7, 8, number], params) for number in range(3) for each in (remote, other)]
-    results = [output.result(20).outputs[0].token_ids for output in waiting]
+    results = [output.result(60).outputs[0].token_ids for output in waiting]
     assert results[0::2] == results[1::2]
     other.shutdown()
 
@@ -201,12 +206,13 @@ LONG = SamplingParams(max_tokens=150, ignore_eos=True)
 
 
 def test_a_full_queue_refuses_and_recovers(pair: Pair, remote: RemoteLLM) -> None:
-    running = [remote.generate_async([number], LONG) for number in range(ROWS + QUEUE)]
-    with pytest.raises(EngineBusyError, match=f"at most {ROWS + QUEUE} may"):
-        remote.generate([1, 2], SamplingParams(max_tokens=2, temperature=1.0, n=2))
+    with held(pair.llm):
+        running = [remote.generate_async([number], LONG) for number in range(ROWS + QUEUE)]
+        with pytest.raises(EngineBusyError, match=f"at most {ROWS + QUEUE} may"):
+            remote.generate([1, 2], SamplingParams(max_tokens=2, temperature=1.0, n=2))
     with pytest.raises(ValueError, match=f"17 sequences are asked for at once, and at most {ROWS + QUEUE}"):
         remote.generate([1, 2], SamplingParams(max_tokens=2, temperature=1.0, n=ROWS + QUEUE + 1))
-    assert all(output.result(30).outputs[0].finish_reason == "length" for output in running)
+    assert all(output.result(60).outputs[0].finish_reason == "length" for output in running)
     wait_until(lambda: pair.host.unfinished == 0)
     assert len(remote.generate([1, 2], SamplingParams(max_tokens=2)).outputs[0].token_ids) == 2
 
@@ -214,17 +220,18 @@ def test_a_full_queue_refuses_and_recovers(pair: Pair, remote: RemoteLLM) -> Non
 def test_what_was_aborted_frees_its_place(pair: Pair, remote: RemoteLLM) -> None:
     output = remote.generate_async([1], LONG)
     output.abort()
-    assert output.result(20).outputs[0].finish_reason in ("cancelled", "length")
+    assert output.result(60).outputs[0].finish_reason in ("cancelled", "length")
     wait_until(lambda: pair.host.unfinished == 0)
 
 
 def test_a_process_that_ends_leaves_nothing_behind(pair: Pair) -> None:
     remote = pair.remote()
-    outputs = [remote.generate_async([number], LONG) for number in range(ROWS)]
-    remote.shutdown()
-    for output in outputs:
-        with pytest.raises(EngineDeadError, match="gone"):
-            output.result(20)
+    with held(pair.llm):
+        outputs = [remote.generate_async([number], LONG) for number in range(ROWS)]
+        remote.shutdown()
+        for output in outputs:
+            with pytest.raises(EngineDeadError, match="gone"):
+                output.result(60)
     wait_until(lambda: pair.host.unfinished == 0)
     with pytest.raises(EngineDeadError):
         remote.generate([1], LONG)
@@ -237,7 +244,7 @@ def test_nonsense_ends_its_own_connection_only(pair: Pair, remote: RemoteLLM, se
     here, there = socket.socketpair()
     pair.host.connect(there)
     with here:
-        here.settimeout(20)
+        here.settimeout(60)
         here.sendall(sent)
         here.shutdown(socket.SHUT_WR)
         while here.recv(1 << 16):
@@ -255,7 +262,7 @@ def test_a_request_that_does_not_fit_is_refused_alone(pair: Pair, remote: Remote
     stream = Stream(output, 0, SamplingParams(), None, None, lambda _: None, PromptLogprobs([1], None))
     remote.port.submit([Request([1], 10_000, Sampling(1.0, 1, 1.0, 0.0, 0, True), owner=stream)])
     with pytest.raises(ValueError, match="exceed max_seq_len=160"):
-        output.result(20)
+        output.result(60)
     wait_until(lambda: pair.host.unfinished == 0)
 
 
@@ -287,7 +294,7 @@ def test_the_process_of_the_requests_imports_no_jax(pair: Pair) -> None:
     pair.host.connect(there)
     done = subprocess.run(
         [sys.executable, "-c", code, str(here.fileno()), str(pair.llm.args.model)],
-        pass_fds=[here.fileno()], capture_output=True, text=True, timeout=60,
+        pass_fds=[here.fileno()], capture_output=True, text=True, timeout=240,
     )  # fmt: skip
     here.close()
     assert done.stdout == f"{pair.llm.generate('Hi').outputs[0].token_ids} []\n", done.stderr

@@ -14,6 +14,7 @@ import pytest
 import uvicorn
 from openai import OpenAI
 
+from tests.trtllm_jax.tiny_engine import CACHE, tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.llmapi import KvCacheConfig
 from trtllm_jax.outputs import Delta, RequestOutput
@@ -53,15 +54,8 @@ def served() -> Callable[[Any], AbstractContextManager[str]]:
 
 @pytest.fixture(scope="session")
 def tiny_llm(tiny_llama: Path) -> Iterator[LLM]:
-    with LLM(
-        tiny_llama,
-        dtype="float32",
-        max_batch_size=4,
-        max_num_tokens=32,
-        max_seq_len=160,
-        chat_template=TEMPLATE,
-        kv_cache_config=KvCacheConfig(max_tokens=2048, tokens_per_block=8, event_buffer_max_size=1000),
-    ) as llm:
+    cache = KvCacheConfig(**CACHE, event_buffer_max_size=1000)
+    with tiny_engine(tiny_llama, chat_template=TEMPLATE, kv_cache_config=cache) as llm:
         yield llm
 
 

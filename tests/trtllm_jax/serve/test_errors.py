@@ -12,7 +12,8 @@ import openai
 import pytest
 from openai import OpenAI
 
-from trtllm_jax import LLM, EngineBusyError, EngineDeadError, RequestError
+from tests.trtllm_jax.tiny_engine import held
+from trtllm_jax import LLM, EngineBusyError, EngineDeadError, RequestError, RequestOutput
 from trtllm_jax.serve import completions
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import Limits, ServeSettings
@@ -174,7 +175,7 @@ def test_a_body_may_not_be_too_large_or_too_slow(tiny_llm: LLM, served: Callable
         kind = {"content-type": "application/json"}
         told(http.post("/v1/completions", content=parts, headers=kind), 413, code="body_too_large")
         host, port = url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=20) as slow:
+        with socket.create_connection((host, int(port)), timeout=60) as slow:
             slow.sendall(
                 b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                 b"Transfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n"
@@ -294,8 +295,8 @@ def test_time_runs_out(tiny_llm: LLM, served: Callable[..., Any]) -> None:
 
 
 def wait_until_idle(llm: LLM) -> None:
-    """Until no sequence holds pages; fails after 20 s."""
-    deadline = time.monotonic() + 20
+    """Until no sequence holds pages; fails after 60 s."""
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         llm.generate([1], use_tqdm=False)
         if llm.get_stats()[-1]["numActiveRequests"] <= 1:
@@ -305,20 +306,34 @@ def wait_until_idle(llm: LLM) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_client_that_leaves_ends_its_request(tiny_llm: LLM, address: str, stream: bool) -> None:
+def test_a_client_that_leaves_ends_its_request(
+    tiny_llm: LLM, address: str, stream: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generate, outputs = tiny_llm.generate_async, list[RequestOutput]()
+
+    def watched(*arguments: Any, **options: Any) -> RequestOutput:
+        outputs.append(generate(*arguments, **options))
+        return outputs[-1]
+
+    monkeypatch.setattr(tiny_llm, "generate_async", watched)
     host, port = address.removeprefix("http://").split(":")
     body = json.dumps(
         {"model": "tiny", "prompt": "x", "max_tokens": 150, "n": 4, "ignore_eos": True, "stream": stream}
     ).encode()
     head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
     tiny_llm.get_stats()
-    sockets = [socket.create_connection((host, int(port)), timeout=20) for _ in range(6)]
-    for each in sockets:
-        each.sendall(head.encode() + b"\r\n\r\n" + body)
-    if stream:
-        assert b" 200 " in sockets[0].recv(100)
-    for each in sockets:
-        each.close()
+    sockets = [socket.create_connection((host, int(port)), timeout=60) for _ in range(6)]
+    with held(tiny_llm, after=4):
+        for each in sockets:
+            each.sendall(head.encode() + b"\r\n\r\n" + body)
+        if stream:
+            assert b" 200 " in sockets[0].recv(100)
+        while len(outputs) < 6:
+            threading.Event().wait(0.01)
+        for each in sockets:
+            each.close()
+        while not all(output.aborted() for output in outputs):
+            threading.Event().wait(0.01)
     wait_until_idle(tiny_llm)
     generated = sum(step["inflightBatchingStats"]["numGenRequests"] for step in tiny_llm.get_stats())
     assert generated < 6 * 4 * 150

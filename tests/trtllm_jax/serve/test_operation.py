@@ -180,11 +180,11 @@ def test_a_long_prompt_holds_up_nobody(tiny_llm: LLM, served: Callable[..., Any]
 
         def generate_async(self, prompt: Any, params: Any, *, streaming: bool) -> Any:
             entered.set()
-            assert leave.wait(20)
+            assert leave.wait(60)
             return tiny_llm.generate_async("x", params, streaming=streaming)
 
     app = create_app(Slow(), ServeSettings(model_names=("tiny",)))  # type: ignore[arg-type]
-    with served(app) as url, httpx.Client(base_url=url, timeout=30) as http:
+    with served(app) as url, httpx.Client(base_url=url, timeout=60) as http:
         body = {"model": "tiny", "prompt": "x" * 20_000, "max_tokens": 2}
         answers: list[int] = []
         asking = threading.Thread(
@@ -192,7 +192,7 @@ def test_a_long_prompt_holds_up_nobody(tiny_llm: LLM, served: Callable[..., Any]
         )
         asking.start()
         try:
-            assert entered.wait(20)
+            assert entered.wait(60)
             assert http.get("/health").status_code == 200
             assert not answers
         finally:
@@ -204,7 +204,7 @@ def test_a_long_prompt_holds_up_nobody(tiny_llm: LLM, served: Callable[..., Any]
 def test_a_slow_reader_gets_everything(tiny_llm: LLM, served: Callable[..., Any]) -> None:
     body = {"model": "tiny", "prompt": "x", "max_tokens": 120, "ignore_eos": True, "temperature": 0, "stream": True}
     with served(create_app(tiny_llm, ServeSettings(model_names=("tiny",)))) as url:
-        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=30) as answer:
+        with httpx.stream("POST", f"{url}/v1/completions", json=body, timeout=60) as answer:
             time.sleep(0.5)
             events = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
         whole = httpx.post(f"{url}/v1/completions", json={**body, "stream": False}).json()

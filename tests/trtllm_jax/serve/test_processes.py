@@ -19,16 +19,21 @@ from typing import Any
 import psutil
 import pytest
 
+from tests.trtllm_jax.tiny_engine import CACHE, SIZES
+
+ROWS = SIZES["max_batch_size"]
 SECONDS = 240
 """No wait of a loaded machine takes longer."""
 
 SERVE = """
-import os, sys
+import os, sys, time
 from trtllm_jax.engine.runner import Runner
 
 dispatch = Runner.dispatch
 
 def dispatch_or_fail(self, plan):
+    while os.path.exists(os.environ["HOLD"]):
+        time.sleep(0.01)
     if os.path.exists(os.environ["FAIL"]):
         raise MemoryError("no room")
     return dispatch(self, plan)
@@ -40,20 +45,19 @@ main()
 
 
 class Serving:
-    """A server of its own, whose engine fails once the file `fail` exists."""
+    """A server of its own, whose engine fails once the file `fail` exists, and waits while `hold` does."""
 
     def __init__(self, model: Path, folder: Path, *options: str) -> None:
-        self.fail = folder / "fail"
+        self.fail, self.hold = folder / "fail", folder / "hold"
         self.log = folder / "log"
         config = folder / "config.yaml"
-        config.write_text(
-            "max_batch_size: 7\nmax_num_tokens: 16\nkv_cache_config: {max_tokens: 2048}\n"
-            "port: 1\nserved_model_name: [tiny, t]\n"
-        )
-        arguments = [str(model), "--port=0", f"--config={config}", "--dtype=float32", "--max-batch-size", "2", *options]
+        given = SIZES | {"max_batch_size": 7, "kv_cache_config": CACHE, "port": 1, "served_model_name": ["tiny", "t"]}
+        config.write_text(json.dumps(given))
+        arguments = [str(model), "--port=0", f"--config={config}", f"--max-batch-size={ROWS}", *options]
         with self.log.open("w") as log:
+            files = {"FAIL": str(self.fail), "HOLD": str(self.hold)}
             self.process = subprocess.Popen(
-                [sys.executable, "-c", SERVE, *arguments], stderr=log, env={**os.environ, "FAIL": str(self.fail)}
+                [sys.executable, "-c", SERVE, *arguments], stderr=log, env={**os.environ, **files}
             )
 
     def ready(self) -> "Serving":
@@ -156,8 +160,8 @@ def test_options_win_over_the_file_and_the_file_over_defaults(several: Serving) 
     assert [card["id"] for card in several.get("/v1/models")["data"]] == ["tiny", "t"]
     several.complete(max_tokens=2)
     stats = until(lambda: several.get("/metrics"))
-    assert stats[-1]["maxNumActiveRequests"] == 2
-    assert stats[-1]["kvCacheStats"]["maxNumBlocks"] == 64
+    assert stats[-1]["maxNumActiveRequests"] == ROWS
+    assert stats[-1]["kvCacheStats"]["maxNumBlocks"] == CACHE["max_tokens"] // CACHE["tokens_per_block"]
 
 
 def test_all_frontends_answer_alike(several: Serving) -> None:
@@ -200,10 +204,13 @@ def test_a_frontend_that_dies_is_started_again(several: Serving) -> None:
 def test_sigterm_lets_answers_end_and_refuses_connections_meanwhile(several: Serving) -> None:
     stream = several.stream(120, n=40)
     until(stream.begun)
+    several.hold.touch()  # so that the answer is under way, however long the rest takes
+    assert "[DONE]" not in stream.text
     frontends = several.frontends()
     several.process.send_signal(signal.SIGTERM)
     until(several.refuses)
     assert "[DONE]" not in stream.text
+    several.hold.unlink()
     assert several.wait() == 0
     assert stream.whole().rstrip().endswith("data: [DONE]")
     assert "CUT" not in stream.text

@@ -116,7 +116,7 @@ class TestStreams:
             if event.type == "response.output_text.delta":
                 break
         stream.close()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 60
         while tiny_llm._engine._scheduler.has_work:
             assert time.monotonic() < deadline
             time.sleep(0.01)

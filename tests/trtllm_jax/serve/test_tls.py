@@ -1,5 +1,6 @@
 """TLS with an authority made for the test: `trtllm-serve` with and without client certificates, and unfit files."""
 
+import json
 import re
 import ssl
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import trustme
 from openai import OpenAI
 
+from tests.trtllm_jax.tiny_engine import CACHE, SIZES
 from trtllm_jax.serve.config import ServerOptions
 
 SECONDS = 240
@@ -43,14 +45,16 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Files:
     return Files(tmp_path_factory.mktemp("tls"))
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["server", "both"])
+@pytest.fixture(scope="module", params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["server", "both"])
 def served(
     request: pytest.FixtureRequest, files: Files, tiny_llama: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[str, bool]]:
     """Its address, and whether it asks clients for a certificate."""
     log = tmp_path_factory.mktemp("serve") / "log"
+    config = log.with_name("config.yaml")
+    config.write_text(json.dumps(SIZES | {"kv_cache_config": CACHE}))
     options = [
-        "--host=127.0.0.1", "--port=0", "--dtype=float32", "--max_batch_size=2", "--max_seq_len=64",
+        "--host=127.0.0.1", "--port=0", f"--config={config}",
         f"--ssl_keyfile={files.server}", f"--ssl_certfile={files.server}",
         *([f"--ssl_ca_certs={files.authority}"] if request.param else []),
     ]  # fmt: skip

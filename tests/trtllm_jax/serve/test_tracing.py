@@ -90,7 +90,7 @@ def test_what_failed_is_an_error(tiny_llm: LLM, served: Any) -> None:
     with collecting() as (endpoint, spans):
         settings = ServeSettings(model_names=("tiny",), otlp_traces_endpoint=endpoint, request_timeout=0.01)
         with served(create_app(tiny_llm, settings)) as url:
-            body = {"model": "tiny", "prompt": "x", "max_tokens": 150, "ignore_eos": True}
+            body = {"model": "tiny", "prompt": "x", "max_tokens": 150, "n": 8, "ignore_eos": True}
             assert httpx.post(f"{url}/v1/completions", json=body).status_code == 504
         (span,) = spans
     assert span.status.code == 2
@@ -102,7 +102,7 @@ def test_nobody_waits_for_a_collector_that_is_not_there(tiny_llm: LLM, served: A
     with served(create_app(tiny_llm, settings)) as url, OpenAI(base_url=f"{url}/v1", api_key="x") as client:
         assert client.completions.create(model="tiny", prompt="x", max_tokens=3).usage.completion_tokens
         began = time.monotonic()
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 30
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,50 @@
+"""An engine of the tiny Llama in the sizes that tests share, so that its programs are compiled once a session."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from trtllm_jax import LLM
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.runner import InFlight
+from trtllm_jax.llmapi import KvCacheConfig
+
+LENGTH = 160
+SIZES: dict[str, Any] = {"dtype": "float32", "max_batch_size": 4, "max_num_tokens": 32, "max_seq_len": LENGTH}
+CACHE: dict[str, Any] = {"max_tokens": 2048, "tokens_per_block": 8}
+
+
+def tiny_engine(folder: Path, **more: Any) -> LLM:
+    """Arguments beyond these change the programs only where they change a size."""
+    return LLM(folder, **{"kv_cache_config": KvCacheConfig(**CACHE), **SIZES, **more})
+
+
+FIRST_TOKENS = 2
+"""Dispatches that bring the first tokens of what was there before: the second is sent before the first is read."""
+
+
+@contextmanager
+def held(llm: LLM, after: int = 0) -> Iterator[threading.Event]:
+    """After so many dispatches the engine computes nothing until the event is set, at the latest by the block's end.
+
+    So nothing that the test does before is too late, however slow the machine.
+    """
+    runner, go_on, numbers = llm._engine._runner, threading.Event(), itertools.count()
+    dispatch = runner.dispatch
+
+    def gated(plan: StepPlan) -> InFlight:
+        if next(numbers) >= after:
+            go_on.wait()
+        return dispatch(plan)
+
+    runner.dispatch = gated
+    try:
+        yield go_on
+    finally:
+        go_on.set()
+        runner.dispatch = dispatch

@@ -195,7 +195,7 @@ def test_architecture_counts_the_programs(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
         sizes = backend_defaults()
         limits = SchedulerLimits(sizes.max_batch_size, sizes.max_num_tokens, 512, sizes.max_decode_steps)
-        every = programs.Programs(steps.Model(programs, None), make_mesh(1), {}, caches, limits, pages=16)
+        every = programs.Programs(steps.Model(programs, None), make_mesh(1), {}, caches, limits, table_width=16)
         counts.append(str(len(every._lowerings())))
     assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", ARCHITECTURE) == [tuple(counts)]
 

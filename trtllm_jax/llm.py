@@ -85,7 +85,7 @@ class LLM(BaseLLM):
 
     @property
     def compile_seconds(self) -> float:
-        """How long sizing the cache and compiling every program took at the start."""
+        """How long the start took to size the cache and to compile what the first request needs."""
         return self._start_up.compile_seconds
 
     @property
@@ -97,6 +97,14 @@ class LLM(BaseLLM):
     def params(self) -> Any:
         """The weights that the engine reads, in `load_model`'s tree. They are its own: do not donate them."""
         return self._engine.params
+
+    def warm_up(self) -> None:
+        """Return when every program is compiled: from then on no request waits for the compiler.
+
+        A GPU's are compiled before the first request anyway. On a CPU only what the smallest request runs with is; the
+        rest is compiled beside the first requests, or with enforce_eager=True when one needs it.
+        """
+        self._engine.compile_rest()
 
     def update_weights(self, params: Any, *, copy: bool = False) -> None:
         """Other weights are in place when this returns; nothing is copied to the host, and nothing is compiled.
@@ -192,4 +200,5 @@ def _engine_config(args: LlmArgs) -> EngineConfig:
         batched_processor=args.batched_logits_processor,
         event_buffer=cache.event_buffer_max_size,
         stats_length=stats,
+        eager=args.enforce_eager,
     )

@@ -333,6 +333,7 @@ class LlmArgs(StrictModel, owner="LLM"):
     one; None means the model's. Sizes are upper bounds in rows (``max_batch_size``) and tokens (``max_*_len``,
     ``max_num_tokens``); ``max_input_len`` is enforced only when set. ``stream_interval`` and ``max_stats_len`` count
     iterations. ``disable_overlap_scheduler`` makes the host wait for each step before it plans the next.
+    ``enforce_eager`` compiles a program when a request needs it, and none before: for a quick look.
     ``chat_template``: a file or a Jinja text in place of the model's. ``allow_request_chat_template``: whether a call
     of ``chat`` may bring its own.
     """
@@ -459,6 +460,7 @@ class LlmArgs(StrictModel, owner="LLM"):
     max_num_tokens: StepTokens = 8192
     enable_chunked_prefill: bool = False
     disable_overlap_scheduler: bool = False
+    enforce_eager: bool = False
 
     stream_interval: Size = 1
     iter_stats_max_iterations: Length | None = None

@@ -17,10 +17,11 @@ from click.testing import CliRunner
 import sharding
 from trtllm_jax import LLM, SamplingParams, device_memory, loading
 from trtllm_jax.commands import bench
-from trtllm_jax.engine import engine
+from trtllm_jax.engine import build
 from trtllm_jax.engine.config import EngineConfig, decode_buckets
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
 from trtllm_jax.engine.programs import Programs
+from trtllm_jax.engine.scheduler import SchedulerLimits
 from trtllm_jax.guided_decoding import GuidedDecodingParams
 from trtllm_jax.intake import EngineFacts, Intake
 from trtllm_jax.llm_args import BuildConfig, KvCacheConfig, LlmArgs, StrictModel
@@ -118,9 +119,9 @@ def test_a_pool_beyond_the_memory_is_refused_before_anything_compiles(
         LLM(tiny_llama, kv_cache_config=KvCacheConfig(max_tokens=10**9))
 
 
-def sized(config: EngineConfig, positions: int = 256) -> tuple[engine.SchedulerLimits, int]:
+def sized(config: EngineConfig, positions: int = 256) -> tuple[SchedulerLimits, int]:
     model: Any = SimpleNamespace(config=SimpleNamespace(max_position=positions))
-    return engine._size(model, None, sharding.make_mesh(1), config, spec_of(config.page_size))
+    return build._size(model, None, sharding.make_mesh(1), config, spec_of(config.page_size))
 
 
 def test_what_the_cache_has_no_room_for_is_lowered_and_said(caplog: pytest.LogCaptureFixture) -> None:

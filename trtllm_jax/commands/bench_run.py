@@ -196,6 +196,7 @@ def _engine(
 
     try:
         opened = LLM(**arguments)
+        opened.warm_up()
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # a fault of a library, which needs its traceback
             raise

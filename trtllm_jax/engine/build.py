@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 import sharding
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
-from trtllm_jax.engine.config import EngineConfig, backend_defaults
+from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.events import CacheEvents
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
@@ -72,7 +72,11 @@ def build_engine(
     limits, pages = _size(model, shapes, mesh, config, spec)
     table_width = -(-limits.max_seq_len // spec.page_size)
     programs = Programs(model, mesh, shapes, spec.arrays(pages, mesh), limits, table_width)
-    programs.compile(progress)
+    try:
+        programs.compile(compilation(config.eager), progress)
+    except BaseException:
+        programs.close()
+        raise
     start_up = StartUp(
         limits=limits,
         kv_tokens=(pages - 1) * spec.page_size,

@@ -1,11 +1,23 @@
 """What the engine is told: sizes, memory, policy. The public API resolves its arguments to this record."""
 
+import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
 
 from trtllm_jax.engine.scheduler import CapacityPolicy
+
+
+class Compilation(enum.Enum):
+    """When the programs of an engine are compiled."""
+
+    BEFORE = "before"
+    """Before the first request: none waits for the compiler."""
+    BESIDE = "beside"
+    """What the smallest request runs with before the first one, the rest beside them."""
+    WHEN_NEEDED = "when needed"
+    """Each when a request needs it."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +39,7 @@ class EngineConfig:
         batched_processor: called once a step for the sequences that ask for it.
         event_buffer: cache events kept for `get_kv_cache_events`; 0 keeps none.
         stats_length: iteration statistics kept for `get_stats`.
+        eager: whether programs are compiled when they are needed, and not before.
     """
 
     max_batch_size: int | None = None
@@ -43,6 +56,7 @@ class EngineConfig:
     batched_processor: Callable[..., object] | None = None
     event_buffer: int = 0
     stats_length: int = 1000
+    eager: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +75,13 @@ def backend_defaults() -> BackendDefaults:
     a new request then waits for one token only.
     """
     return BackendDefaults(32, 512, 8) if jax.default_backend() == "cpu" else BackendDefaults(256, 8192, 1)
+
+
+def compilation(eager: bool) -> Compilation:
+    """When to compile. A GPU's compiler measures on the device, and needs memory there that the cache will take."""
+    if eager:
+        return Compilation.WHEN_NEEDED
+    return Compilation.BESIDE if jax.default_backend() == "cpu" else Compilation.BEFORE
 
 
 def decode_buckets(max_batch_size: int) -> tuple[int, ...]:

@@ -162,6 +162,10 @@ class Engine:
             self._commands.put(_Command(swap, swapped))
         swapped.result()
 
+    def compile_rest(self) -> None:
+        """Return when every program is compiled."""
+        self._runner.compile_rest()
+
     def drain_stats(self) -> list[Record]:
         """The statistics of the steps since the last call, oldest first."""
         stats = []

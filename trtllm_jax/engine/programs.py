@@ -1,8 +1,6 @@
 """The compiled programs of one engine: built before the first request, one a bucket, none afterwards."""
 
-import os
-from collections.abc import Callable, Hashable
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from collections.abc import Callable
 from functools import cached_property, partial
 from typing import Any, TypeVar
 
@@ -13,7 +11,8 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine import steps
-from trtllm_jax.engine.config import decode_buckets, token_buckets
+from trtllm_jax.engine.compiler import Compiled, Compiler, Key
+from trtllm_jax.engine.config import Compilation, decode_buckets, token_buckets
 from trtllm_jax.engine.edit_list import A_ROW, room_for
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
@@ -31,7 +30,6 @@ REPLICATED = P()
 COPIES_A_CALL = 8
 """Page copies of one call of the copy program."""
 
-Compiled = Callable[..., Any]
 Record = TypeVar("Record", RowState, Penalties)
 
 
@@ -66,7 +64,7 @@ class Programs:
         self._replicated = NamedSharding(mesh, P())
         self.token_buckets = token_buckets(limits.max_num_tokens)
         self.row_buckets = decode_buckets(limits.max_batch_size)
-        self._programs: dict[tuple[Hashable, ...], Compiled] = {}
+        self._programs = Compiler(self._lowerings(), _options)
 
     def rows_of(self, tokens: int) -> int:
         """Rows of the ragged program for a bucket of `tokens`."""
@@ -83,6 +81,17 @@ class Programs:
     def ragged(self, tokens: int) -> Compiled:
         """The ragged step of a token bucket."""
         return self._programs["ragged", tokens]
+
+    def token_bucket(self, tokens: int) -> int:
+        """The tokens of the smallest ragged program for so many that is compiled, or will be first."""
+        sizes = [size for size in self.token_buckets if size >= tokens]
+        return next((size for size in sizes if self._programs.ready(("ragged", size))), sizes[0])
+
+    def row_bucket(self, rows: int, greedy: bool, extras: int) -> int:
+        """The rows of the smallest decode program for so many that is compiled, or will be first."""
+        sizes = [size for size in self.row_buckets if size >= rows]
+        ready = (size for size in sizes if self._programs.ready(("decode", size, self._draw(size, greedy, extras))))
+        return next(ready, sizes[0])
 
     def decode(self, rows: int, greedy: bool, extras: int) -> tuple[Compiled, bool]:
         """The decode loop of a row bucket for so many rows with extras, all of them greedy or not.
@@ -171,19 +180,26 @@ class Programs:
         """The page copy."""
         return self._programs["copy",]
 
-    def compile(self, progress: Callable[[int, int], None]) -> None:
-        """Compile every program, several at a time; `progress` is told how many are done of how many."""
-        lowering = self._lowerings()
-        # Tracing holds the interpreter lock; compiling does not, and uses a core or two a program.
-        with ThreadPoolExecutor(max_workers=max(4, min(os.cpu_count() or 1, 16))) as pool:
-            try:
-                futures = {pool.submit(lower().compile, _options(key)): key for key, lower in lowering.items()}
-                for done, future in enumerate(as_completed(futures), start=1):
-                    self._programs[futures[future]] = future.result()
-                    progress(done, len(futures))
-            finally:
-                # After an interrupt or a failure only programs that are in the compiler already are waited for.
-                pool.shutdown(wait=False, cancel_futures=True)
+    def compile(self, how: Compilation, progress: Callable[[int, int], None]) -> None:
+        """Compile as `how` says; `progress` is told how many programs are done of how many are waited for."""
+        every = list(self._lowerings())
+        smallest = ("ragged", self.token_buckets[0]), ("decode", self.row_buckets[0])
+        first = [key for key in every if key[:2] in smallest]
+        if how is Compilation.BEFORE:
+            self._programs.compile(every, progress)
+        elif how is Compilation.BESIDE:
+            self._programs.compile(first, progress)
+            # One at a time, because steps run beside it; small steps first, then what few ask for.
+            rest = sorted(every, key=lambda key: (key[0] not in ("ragged", "decode"), key[1:2]))
+            self._programs.start(rest, threads=1)
+
+    def compile_rest(self) -> None:
+        """Return when every program is compiled."""
+        self._programs.compile(list(self._lowerings()), lambda done, total: None)
+
+    def close(self) -> None:
+        """Compile nothing more."""
+        self._programs.close()
 
     def temporary_bytes(self) -> int:
         """Device memory that the largest step needs beside weights, caches and results; compiles that step."""
@@ -192,8 +208,8 @@ class Programs:
         analysis: Any = compiled.memory_analysis()
         return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
-    def _lowerings(self) -> dict[tuple[Hashable, ...], Callable[[], jax.stages.Lowered]]:
-        lowerings: dict[tuple[Hashable, ...], Callable[[], jax.stages.Lowered]] = {}
+    def _lowerings(self) -> dict[Key, Callable[[], jax.stages.Lowered]]:
+        lowerings: dict[Key, Callable[[], jax.stages.Lowered]] = {}
         for tokens in self.token_buckets:
             lowerings["ragged", tokens] = partial(self._lower_ragged, tokens)
             rows = self.rows_of(tokens)

@@ -18,7 +18,7 @@ from trtllm_jax.engine.edit_list import edit_arrays
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, pack_begin
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.programs import COPIES_A_CALL, Programs, bucket_for
+from trtllm_jax.engine.programs import COPIES_A_CALL, Programs
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
 from trtllm_jax.engine.steps import Outcome, Scores, draw_layout, extras_layout
@@ -174,6 +174,10 @@ class Runner:
         """Ids of the model are 0 to vocab - 1."""
         return self._programs.vocab
 
+    def compile_rest(self) -> None:
+        """Return when every program is compiled."""
+        self._programs.compile_rest()
+
     @property
     def edits_at_once(self) -> int:
         """Entries that one `Changes` may hold."""
@@ -220,12 +224,13 @@ class Runner:
             with contextlib.suppress(Exception):  # the failure of a step was told already
                 np.asarray(array)
         self._unread.clear()
+        self._programs.close()
         for array in jax.tree.leaves((self._caches, self._state, self._penalties, self._everything)):
             array.delete()
         self.params = None
 
     def _ragged(self, plan: StepPlan) -> InFlight:
-        tokens = bucket_for(len(plan.tokens), self._programs.token_buckets)
+        tokens = self._programs.token_bucket(len(plan.tokens))
         rows = self._programs.rows_of(tokens)
         packed = pack_ragged(plan, self._programs.ragged_layout(tokens), rows, self._padding_slot)
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
@@ -292,8 +297,8 @@ class Runner:
         return np.asarray(self._programs.draw(size)(padded, packed))[: len(requests)].tolist()
 
     def _decode(self, plan: StepPlan) -> InFlight:
-        rows = bucket_for(len(plan.slots), self._programs.row_buckets)
         extras = plan.not_likeliest if self._programs.draws_few_alone else plan.extras
+        rows = self._programs.row_bucket(len(plan.slots), plan.greedy, len(extras))
         packed = pack_decode(plan, extras, self._programs.decode_layout(rows), rows, self._padding_slot)
         program, knows_extras = self._programs.decode(rows, plan.greedy, len(extras))
         self._caches, self._state, penalties, out, scores = program(

@@ -90,6 +90,11 @@ def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
     return (*(size for size in sizes if size < max_batch_size), max_batch_size)
 
 
+def extras_buckets(decode: tuple[int, ...]) -> tuple[int, ...]:
+    """Those of these that programs with extras of their own are compiled for: fewer, because there are two of each."""
+    return tuple(size for size in decode if size == decode[-1] or size in (8, 32, 64, 128, 256))
+
+
 def token_buckets(max_num_tokens: int) -> tuple[int, ...]:
     """Token counts that a ragged step is compiled for, up to the maximum.
 

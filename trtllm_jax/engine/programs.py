@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.compiler import Compiled, Compiler, Key
-from trtllm_jax.engine.config import Compilation, decode_buckets, token_buckets
+from trtllm_jax.engine.config import Compilation, decode_buckets, extras_buckets, token_buckets
 from trtllm_jax.engine.edit_list import A_ROW, room_for
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
@@ -89,7 +89,7 @@ class Programs:
 
     def row_bucket(self, rows: int, greedy: bool, extras: int) -> int:
         """The rows of the smallest decode program for so many that is compiled, or will be first."""
-        sizes = [size for size in self.row_buckets if size >= rows]
+        sizes = [size for size in self._buckets(extras > 0) if size >= rows]
         ready = (size for size in sizes if self._programs.ready(("decode", size, self._draw(size, greedy, extras))))
         return next(ready, sizes[0])
 
@@ -126,11 +126,17 @@ class Programs:
             return Draw(not greedy, 0)
         return Draw(True, FEW_EXTRAS if extras <= FEW_EXTRAS < rows else rows)
 
-    def _draws(self, rows: int) -> list[Draw]:
-        """All of these."""
-        return list(
-            dict.fromkeys(self._draw(rows, greedy, extras) for greedy in (True, False) for extras in (0, 1, rows))
-        )
+    def _draws(self) -> list[tuple[int, Draw]]:
+        """The rows of every decode program, and how it draws."""
+        without = [(rows, self._draw(rows, greedy, 0)) for rows in self._buckets(False) for greedy in (True, False)]
+        few_or_all = [(rows, self._draw(rows, False, extras)) for rows in self._buckets(True) for extras in (1, rows)]
+        return list(dict.fromkeys(without + few_or_all))
+
+    def _buckets(self, with_extras: bool) -> tuple[int, ...]:
+        """Rows of decode programs. Where those with extras are programs of their own there are fewer of them."""
+        if not with_extras or jax.default_backend() == "cpu":
+            return self.row_buckets
+        return extras_buckets(self.row_buckets)
 
     def size_for(self, rows: int) -> int:
         """How many rows the programs after a ragged step take for at least `rows` of its rows."""
@@ -218,12 +224,10 @@ class Programs:
             lowerings["embeddings", rows] = partial(self._lower_embeddings, rows)
             lowerings["edited", rows] = partial(self._lower_edited, rows)
             lowerings["draw", rows] = partial(self._lower_draw, rows)
-            for room in dict.fromkeys(how.extras for how in self._draws(rows)):
-                if room != 0:
-                    lowerings["extras", rows, room] = partial(self._lower_extras, rows, room)
-        for rows in self.row_buckets:
-            for how in self._draws(rows):
-                lowerings["decode", rows, how] = partial(self._lower_decode, rows, how)
+            for room in {self._draw(rows, False, extras).extras for extras in (1, rows)}:
+                lowerings["extras", rows, room] = partial(self._lower_extras, rows, room)
+        for rows, how in self._draws():
+            lowerings["decode", rows, how] = partial(self._lower_decode, rows, how)
         lowerings["copy",] = self._lower_copy
         lowerings["begin",] = self._lower_begin
         return lowerings

@@ -266,9 +266,8 @@ class Engine:
             wait = False
             try:
                 command.run()
-            except BaseException as failure:
-                if command.done:
-                    command.done.set_exception(failure)
+            except BaseException:
+                self._commands.put(command)  # whose waiter is told with the others
                 raise
             if command.done:
                 command.done.set_result(None)

@@ -29,10 +29,12 @@ SERVE = """
 import os, sys, time
 from trtllm_jax.engine.runner import Runner
 
-dispatch = Runner.dispatch
+dispatch, held = Runner.dispatch, 0
 
 def dispatch_or_fail(self, plan):
-    while os.path.exists(os.environ["HOLD"]):
+    global held
+    held = held + 1 if os.path.exists(os.environ["HOLD"]) else 0
+    while held > 4 and os.path.exists(os.environ["HOLD"]):
         time.sleep(0.01)
     if os.path.exists(os.environ["FAIL"]):
         raise MemoryError("no room")
@@ -45,7 +47,7 @@ main()
 
 
 class Serving:
-    """A server of its own, whose engine fails once the file `fail` exists, and waits while `hold` does."""
+    """A server of its own, whose engine fails once the file `fail` exists, and takes few steps while `hold` does."""
 
     def __init__(self, model: Path, folder: Path, *options: str) -> None:
         self.fail, self.hold = folder / "fail", folder / "hold"
@@ -202,10 +204,9 @@ def test_a_frontend_that_dies_is_started_again(several: Serving) -> None:
 
 
 def test_sigterm_lets_answers_end_and_refuses_connections_meanwhile(several: Serving) -> None:
+    several.hold.touch()  # so that the answer is under way until the server refuses connections
     stream = several.stream(120, n=40)
     until(stream.begun)
-    several.hold.touch()  # so that the answer is under way, however long the rest takes
-    assert "[DONE]" not in stream.text
     frontends = several.frontends()
     several.process.send_signal(signal.SIGTERM)
     until(several.refuses)

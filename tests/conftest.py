@@ -9,6 +9,7 @@ import importlib.util
 import os
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -62,8 +63,10 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def _memory_goes_back() -> Iterator[None]:
-    """What the tests of a file held, compilers above all, is the system's again before the next file."""
+    """What the tests of a file held, compiled programs above all, is the system's again before the next file."""
     yield
+    if jax := sys.modules.get("jax"):
+        jax.clear_caches()
     gc.collect()
     ctypes.CDLL(None).malloc_trim(0)
 

@@ -88,7 +88,10 @@ def run_guide(name: str, names: dict[str, Any], before: dict[str, list[str]]) ->
 
 
 @pytest.mark.usefixtures("smollm2_gguf")
-def test_python_of_readme_and_its_guides_runs_as_written(capsys: pytest.CaptureFixture[str]) -> None:
+def test_python_of_readme_and_its_guides_runs_as_written(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trtllm_jax.engine.kv_cache.CPU_POOL_BYTES", 256 << 20)  # a fast test, in little memory
     names: dict[str, Any] = {"__name__": "__main__"}
     try:
         for title, code in python_blocks("README.md"):

@@ -352,6 +352,7 @@ def test_every_kind_of_attention(attend: Attend, name: str, decode: bool) -> Non
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fn])
+@pytest.mark.slow
 def test_a_narrow_cache_is_written_and_read_in_its_own_precision(
     attend: Attend, dtype: npt.DTypeLike, decode: bool
 ) -> None:
@@ -359,6 +360,7 @@ def test_a_narrow_cache_is_written_and_read_in_its_own_precision(
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+@pytest.mark.slow
 def test_bfloat16_throughout_is_as_exact_as_bfloat16_is(attend: Attend, decode: bool) -> None:
     case = narrow_case(jnp.bfloat16, decode)
     case = replace(case, qkv=case.qkv.astype(jnp.bfloat16))

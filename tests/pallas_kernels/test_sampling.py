@@ -184,6 +184,7 @@ def test_rows_that_are_no_numbers_change_no_other_row(implementation: str) -> No
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 @pytest.mark.parametrize("wish", [{"top_k": 9}, {"top_k": 40, "top_p": 0.5}, {"min_p": 0.975}])
+@pytest.mark.slow
 def test_flat_rows_draw_all_of_what_is_kept_and_nothing_else(wish: dict[str, float], implementation: str) -> None:
     logits = make_logits("normal", 257, rows=1).repeat(MANY, 0)
     settings = {"temperature": 100.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | wish
@@ -202,6 +203,7 @@ def test_top_k_tells_neighbouring_floats_apart(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.slow
 def test_draws_have_the_distribution_of_the_softmax_of_what_is_kept(implementation: str) -> None:
     logits = make_logits("normal", 257, rows=1).repeat(MANY, 0)
     probabilities = np.where(kept_tokens(logits[0], 2.0, 20, 0.9, 0.0), np.exp(logits[0].astype(np.float64) / 2), 0)
@@ -265,6 +267,7 @@ def test_a_draw_depends_on_its_own_row_only(implementation: str) -> None:
 
 
 @pytest.mark.parametrize("interpret", [True, pytest.param(False, marks=pytest.mark.gpu)])
+@pytest.mark.slow
 def test_neither_tuning_nor_a_narrower_dtype_changes_a_token(interpret: bool) -> None:
     logits, wishes = jnp.asarray(make_logits("normal", 4099)).astype(jnp.bfloat16), mixed_wishes(2)
     tuning = pallas_triton.Tuning(top_k_ways=32, top_p_ways=16, tile=256, programs=1)

@@ -22,6 +22,7 @@ def test_a_short_soak_leaves_nothing(server: Server) -> None:
     assert report.delays
 
 
+@pytest.mark.slow
 def test_clients_that_neither_read_nor_write_hold_up_nobody(server: Server) -> None:
     address = (server.host, server.port)
     same = {"model": "tiny", "prompt": "Once", "max_tokens": 20, "temperature": 0, "ignore_eos": True}
@@ -47,6 +48,7 @@ def at_rest(server: Server) -> tuple[run.Sample, int]:
             return before, tasks
 
 
+@pytest.mark.slow
 def test_what_is_held_is_seen(server: Server) -> None:
     before, tasks = at_rest(server)
 
@@ -63,6 +65,7 @@ def test_what_is_held_is_seen(server: Server) -> None:
     assert run.settle(server, before, tasks) == []
 
 
+@pytest.mark.slow
 def test_a_process_that_passes_is_no_sample_and_is_seen_while_it_is_there(server: Server) -> None:
     before, tasks = at_rest(server)
     form = {"type": "regex", "regex": "(this|was|not|asked|before)+"}

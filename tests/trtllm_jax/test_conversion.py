@@ -287,6 +287,7 @@ def test_llama2c_tells_what_transformers_tells(tmp_path: Path) -> None:
     assert [*output.prompt_token_ids, *output.outputs[0].token_ids] == told
 
 
+@pytest.mark.slow
 def test_a_trained_llama2c_model_tells_its_story(story: Story, tmp_path: Path) -> None:
     """From the file itself, and from the folder that it becomes."""
     prompt = "Once upon a time"

@@ -153,6 +153,7 @@ def test_a_row_ends_with_its_end_id_and_the_loop_with_the_last_row(loaded: Loade
 KEY = jax.random.key(0)
 
 
+@pytest.mark.slow
 def test_draws_follow_the_probabilities(loaded: Loaded, generate: Generate) -> None:
     """First tokens of 5 rows, mapped over 200 keys: within five standard deviations of each token's expected count."""
     model, params = loaded
@@ -177,6 +178,7 @@ def test_draws_follow_the_probabilities(loaded: Loaded, generate: Generate) -> N
     assert np.all(np.abs(counts - chances * drawn.size) < 5 * np.sqrt(drawn.size * chances * (1 - chances)))
 
 
+@pytest.mark.slow
 def test_rows_have_wishes_of_their_own(loaded: Loaded, generate: Generate) -> None:
     params = loaded[1]
     key = jax.random.key(5)

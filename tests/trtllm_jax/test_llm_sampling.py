@@ -645,7 +645,7 @@ class TestTogether:
         assert tokens_of(llm, "x", max_tokens=1)
         llm.get_stats()
         assert tokens_of(llm, "y", max_tokens=2)
-        assert llm.get_stats()[-1]["kvCacheStats"]["usedNumBlocks"] == 1
+        assert llm.get_stats()[-1]["kvCacheStats"]["usedNumBlocks"] <= 1
 
     @pytest.mark.slow
     def test_stopped_and_computed_again(self, llm: LLM, tiny_llama: Path, logits_by_transformers: LogitsAfter) -> None:

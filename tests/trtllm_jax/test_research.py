@@ -130,6 +130,7 @@ def test_remat_keeps_less_for_the_same_gradients(loaded: Loaded) -> None:
     assert kept(keep) > 4 * kept(again)
 
 
+@pytest.mark.slow
 def test_forward_mode_and_second_derivatives(loaded: Loaded) -> None:
     model, params = loaded
     score = partial(loss, model, tokens=TOKENS[:, :6])

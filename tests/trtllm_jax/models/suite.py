@@ -69,6 +69,7 @@ class ModelSuite:
             assert relative_error(found, tiny.expected_logits(prompt)) < 1e-4
             assert relative_error(found, paged[row]) < 1e-5
 
+    @pytest.mark.slow
     def test_gradients_are_those_of_torch(self, tiny: TinyModel) -> None:
         """Of a sequence's log-probability, by every weight; layers and logits are computed again on the way back."""
         prompt, config = tiny.prompt(LONG), tiny.model.config

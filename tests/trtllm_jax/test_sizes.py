@@ -160,7 +160,7 @@ class TestOrderOfErrors:
     @pytest.fixture
     def intake(self) -> Intake:
         facts = EngineFacts(256, frozenset(), 1, 64, None, 1, False, "llama")
-        return Intake(facts, None, lambda request, reason: None)
+        return Intake(facts, None, lambda request, reason: None, lambda: None)
 
     @pytest.mark.parametrize(
         ("prompt", "params", "says"),

@@ -14,11 +14,12 @@ from trtllm_jax.engine import steps
 from trtllm_jax.engine.compiler import Compiled, Compiler, Key
 from trtllm_jax.engine.config import Compilation, decode_buckets, extras_buckets, token_buckets
 from trtllm_jax.engine.edit_list import A_ROW, room_for
+from trtllm_jax.engine.extras import FEW_EXTRAS
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
-from trtllm_jax.engine.steps import FEW_EXTRAS, Draw, Model
+from trtllm_jax.engine.steps import Draw, Model
 from trtllm_jax.guides import mask_words
 from trtllm_jax.layers import activation_dtype
 

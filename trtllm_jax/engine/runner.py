@@ -15,13 +15,14 @@ from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.changes import Changes
 from trtllm_jax.engine.edit_list import edit_arrays
+from trtllm_jax.engine.extras import Outcome, Scores
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, pack_begin
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import COPIES_A_CALL, Programs
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
 from trtllm_jax.engine.row_state import RowState, wish_arrays
-from trtllm_jax.engine.steps import Outcome, Scores, draw_layout, extras_layout
+from trtllm_jax.engine.steps import draw_layout, extras_layout
 from trtllm_jax.errors import RequestError
 from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT
 
@@ -63,8 +64,7 @@ class InFlight:
     plan: StepPlan
     out: jax.Array
     extras: Sequence[int] = ()
-    redrawn: jax.Array | None = None
-    scores: Scores | None = None
+    scores: jax.Array | None = None
     logits: jax.Array | None = None
     embeddings: jax.Array | None = None
     last: jax.Array | None = None
@@ -74,7 +74,7 @@ class InFlight:
     @property
     def arrays(self) -> list[jax.Array]:
         """What the host reads of it."""
-        step = (self.out, self.redrawn, self._read_scores(), self.logits, self.embeddings)
+        step = (self.out, self.scores, self.logits, self.embeddings)
         found: list[jax.Array] = jax.tree.leaves((step, [(one.out, one.logprobs) for one in self.drawn]))
         return found
 
@@ -82,19 +82,13 @@ class InFlight:
         """What came of it; waits for the device."""
         plan = self.plan
         tokens = [row[1 : 1 + row[0]] for row in np.asarray(self.out)[: len(plan.requests)].tolist()]
-        if self.redrawn is not None:
-            redrawn = np.asarray(self.redrawn).tolist()
-            for row in self.extras:
-                tokens[row] = [redrawn[row]] * len(tokens[row])
         failures: dict[int, Exception] = {}
         logprobs: dict[int, list[TokenLogprobs]] = {}
         if self.scores is not None:
-            logprobs = _token_logprobs(plan, self.extras, tokens, self._read_scores()[1:])
-            for place, row in enumerate(self.extras):
-                outcomes = np.asarray(self.scores.outcome)[: len(tokens[row]), place].tolist()
-                failed = [outcome for outcome in outcomes if outcome != Outcome.DRAWN]
-                if failed:
-                    failures[row] = _failure(failed[0])
+            scores = Scores.unpacked(np.asarray(self.scores))
+            _take_extras(self.extras, scores, tokens, failures)
+            if plan.scored:
+                logprobs = _token_logprobs(plan, self.extras, tokens, scores[2:])
         for drawn in self.drawn:
             failures |= drawn.changes.failures
             for row, (outcome, token) in zip(drawn.changes.rows, np.asarray(drawn.out).tolist(), strict=False):
@@ -102,16 +96,21 @@ class InFlight:
                 if outcome != Outcome.DRAWN:
                     failures.setdefault(row, _failure(outcome))
             # One token each: as the scores of a step.
-            scores = [np.asarray(array)[None] for array in drawn.logprobs]
-            logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, scores)
+            known = [np.asarray(array)[None] for array in drawn.logprobs]
+            logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, known)
         logits = _by_row(plan.with_logits, self.logits)
         return Brought(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)
 
-    def _read_scores(self) -> Sequence[jax.Array]:
-        """Of the scores what somebody wants to know."""
-        if self.scores is None:
-            return ()
-        return self.scores if self.plan.scored else self.scores[:1]
+
+def _take_extras(rows: Sequence[int], scores: Scores, tokens: list[list[int]], failures: dict[int, Exception]) -> None:
+    """Put the tokens that extras drew in the place of others, and the failures of draws beside those known."""
+    drawn, outcomes = scores.token.T.tolist(), scores.outcome.T.tolist()
+    for place, row in enumerate(rows):
+        gained = len(tokens[row])
+        tokens[row] = drawn[place][:gained]
+        failed = [outcome for outcome in outcomes[place][:gained] if outcome != Outcome.DRAWN]
+        if failed:
+            failures[row] = _failure(failed[0])
 
 
 def _failure(outcome: int) -> RequestError:
@@ -125,22 +124,26 @@ def _by_row(rows: Sequence[int], values: jax.Array | None) -> dict[int, Any]:
 def _token_logprobs(
     plan: StepPlan, rows: Sequence[int], tokens: Sequence[Sequence[int]], arrays: Sequence[jax.Array | np.ndarray]
 ) -> dict[int, list[TokenLogprobs]]:
-    """Of what `rows` gained, as far as they asked; `arrays` [tokens, rows, ...] are `Scores` but the first, or none."""
+    """Of what `rows` gained, as far as they asked. `arrays` [tokens, rows, ...]: the last four of `Scores`, or none."""
     if not arrays:
         return {}
-    own, rank, ids, values = (np.asarray(array) for array in arrays)
+    most = max((plan.requests[row].num_logprobs or 0 for row in rows), default=0)
+    own, rank, ids, values = (np.asarray(array).swapaxes(0, 1) for array in arrays)
+    all_own, all_rank, all_ids, all_values = (
+        own.tolist(),
+        rank.tolist(),
+        ids[..., :most].tolist(),
+        values[..., :most].tolist(),
+    )
     found = {}
     for place, row in enumerate(rows):
         count = plan.requests[row].num_logprobs
         if count is not None:
             found[row] = [
-                TokenLogprobs(
-                    token,
-                    own[step, place].item(),
-                    rank[step, place].item(),
-                    tuple(zip(ids[step, place, :count].tolist(), values[step, place, :count].tolist(), strict=True)),
+                TokenLogprobs(token, own, rank, tuple(zip(ids[:count], values[:count], strict=True)))
+                for token, own, rank, ids, values in zip(
+                    tokens[row], all_own[place], all_rank[place], all_ids[place], all_values[place], strict=False
                 )
-                for step, token in enumerate(tokens[row])
             ]
     return found
 
@@ -236,15 +239,15 @@ class Runner:
         self._caches, self._state, out, last = self._programs.ragged(tokens)(
             self.params, self._caches, self._state, packed
         )
-        redrawn, scores = None, None
+        scores = None
         if plan.extras:
             packed = pack_extras(plan, extras_layout(rows), rows, self._padding_slot)
-            self._state, self._penalties, redrawn, scores = self._programs.extras(rows, len(plan.extras))(
+            self._state, self._penalties, scores = self._programs.extras(rows, len(plan.extras))(
                 self.params, self._state, self._penalties, last, out, packed
             )
         logits = self._of_rows(self._programs.logits, plan.with_logits, last)
         embeddings = self._of_rows(self._programs.embeddings, plan.with_embeddings, last)
-        return InFlight(plan, out, plan.extras, redrawn, scores, logits, embeddings, last)
+        return InFlight(plan, out, plan.extras, scores, logits, embeddings, last)
 
     def _of_rows(
         self, program_of: Callable[[int], Callable[..., Any]], rows: Sequence[int], last: jax.Array

@@ -3,9 +3,7 @@
 Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device state, v vocabulary.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from enum import IntEnum
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -20,19 +18,13 @@ from trtllm_jax.batch import Batch
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.edit_list import edit_fields, edited
+from trtllm_jax.engine.extras import Rows, alternatives, draw_extras, extra_fields, no_scores, outcome_of
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
-from trtllm_jax.engine.request import MAX_LOGPROBS
 from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
 from trtllm_jax.models.forward import hidden_states
 
 Caches = tuple[jax.Array, ...]
-
-FEW_EXTRAS = 8
-"""Rows that a program with extras has room for, where it has not room for all."""
-
-LOGITS_A_TURN = 1 << 14
-"""Of rows with extras, in a program that looks at as many rows as it needs: more of them take the time of their own."""
 
 
 @dataclass(frozen=True)
@@ -85,24 +77,14 @@ def decode_layout(rows: int, new_pages: int) -> Layout:
             Field("steps", ()),
             Field("slots", (rows,)),
             Field("newest_pages", (rows, new_pages, 2)),
-            *_extra_fields(rows),
+            *extra_fields(rows),
         )
     )
 
 
 def extras_layout(rows: int) -> Layout:
     """What the host sends with the extras of a ragged step."""
-    return Layout((*_extra_fields(rows), Field("slots", (rows,))))
-
-
-def _extra_fields(rows: int) -> tuple[Field, ...]:
-    """Which rows have extras, how many they are, which of them have penalties, and whether any reports scores."""
-    return (
-        Field("num_extras", ()),
-        Field("extras", (rows,)),
-        Field("penalised", (rows,), np.bool_),
-        Field("scored", (), np.bool_),
-    )
+    return Layout((*extra_fields(rows), Field("slots", (rows,))))
 
 
 class Draw(NamedTuple):
@@ -115,24 +97,6 @@ class Draw(NamedTuple):
 
     sampled: bool
     extras: int | None
-
-
-class Scores(NamedTuple):
-    """What extras bring besides a token, for each of their rows: a rows, c alternatives.
-
-    Attributes:
-        outcome: int32 [a], an `Outcome`.
-        own: float32 [a], the token's log-probability before any change.
-        rank: int32 [a], its place among all, from 1.
-        ids: int32 [a, c], the likeliest tokens.
-        best: float32 [a, c], their log-probabilities.
-    """
-
-    outcome: jax.Array
-    own: jax.Array
-    rank: jax.Array
-    ids: jax.Array
-    best: jax.Array
 
 
 def ragged_step(
@@ -186,11 +150,11 @@ def decode_loop(
     state: RowState,
     penalties: Penalties | None,
     packed: jax.Array,
-) -> tuple[Caches, RowState, Penalties | None, jax.Array, Scores | None]:
+) -> tuple[Caches, RowState, Penalties | None, jax.Array, jax.Array | None]:
     """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
 
     `penalties` are None where there is no room for extras. Returns the caches, the state, the penalties, int32
-    [r, 1 + max_steps] (tokens gained, then the tokens), and the scores [max_steps, ...] of the rows with extras.
+    [r, 1 + max_steps] (tokens gained, then the tokens), and packed `Scores` [max_steps, ...] of the rows with extras.
     """
     plan = layout.unpack(packed)
     page_size = _page_size(caches)
@@ -215,9 +179,9 @@ def decode_loop(
         logits = model.logits(params, x)
         drawn = sampler.sample(logits, rows.wishes, positions + 1) if how.sampled else sampling.greedy(logits)
         if penalties is not None:
-            extras = _Extras(plan["slots"], active, positions + 1, rows.wishes)
-            drawn, penalties, now = draw_extras(how.extras, plan, extras, lambda at: logits[at], drawn, penalties)
-            scores = jax.tree.map(lambda all, new: lax.dynamic_update_index_in_dim(all, new, step, 0), scores, now)
+            about = Rows(plan["slots"], active, positions + 1, rows.wishes)
+            drawn, penalties, now = draw_extras(how.extras, plan, about, lambda at: logits[at], drawn, penalties)
+            scores = lax.dynamic_update_index_in_dim(scores, now, step, 0)
         rows = rows.advance(drawn, active, positions + 1)
         out = out.at[:, 0].add(active.astype(jnp.int32))
         out = lax.dynamic_update_slice_in_dim(out, drawn[:, None], step + 1, axis=1)
@@ -226,29 +190,11 @@ def decode_loop(
     out = jnp.zeros((rows.done.shape[0], 1 + max_steps), jnp.int32)
     scores = None
     if penalties is not None:
-        scores = _no_scores(
-            (max_steps, _most_scores(rows.done.shape[0], how.extras, model.config.vocab)), model.config.vocab
-        )
+        scores = jnp.stack([no_scores(rows.done.shape[0], how.extras, model.config.vocab)] * max_steps)
     carry = _Carry(jnp.int32(0), caches, rows, penalties, out, scores)
     # A loop whose end the data decides makes a GPU's host wait for every iteration: one step needs none.
     carry = one_token(carry) if max_steps == 1 else lax.while_loop(unfinished, one_token, carry)
     return carry.caches, _put_rows(state, plan["slots"], carry.rows), carry.penalties, carry.out, carry.scores
-
-
-def _rows_a_turn(vocab: int) -> int:
-    return min(FEW_EXTRAS, max(1, LOGITS_A_TURN // vocab))
-
-
-def _most_scores(rows: int, room: int | None, vocab: int) -> int:
-    """Rows of the scores of a program with `rows` rows: its room, or all rows in whole turns."""
-    turn = _rows_a_turn(vocab)
-    return room or -(-rows // turn) * turn
-
-
-def _no_scores(shape: tuple[int, ...], vocab: int) -> Scores:
-    floats, integers = jnp.zeros(shape, jnp.float32), jnp.zeros(shape, jnp.int32)
-    best = (*shape, _alternatives(vocab))
-    return Scores(integers, floats, integers, jnp.zeros(best, jnp.int32), jnp.zeros(best, jnp.float32))
 
 
 class _Carry(NamedTuple):
@@ -257,78 +203,7 @@ class _Carry(NamedTuple):
     rows: RowState
     penalties: Penalties | None
     out: jax.Array
-    scores: Scores | None
-
-
-class _Extras(NamedTuple):
-    """The rows of a step as their extras see them: int32 [r] slots, bool [r], int32 [r] places to draw for, wishes."""
-
-    slots: jax.Array
-    active: jax.Array
-    positions: jax.Array
-    wishes: Wishes
-
-
-def draw_extras(
-    room: int | None,
-    plan: dict[str, jax.Array],
-    rows: _Extras,
-    logits_of: Callable[[jax.Array], jax.Array],
-    drawn: jax.Array,
-    penalties: Penalties,
-) -> tuple[jax.Array, Penalties, Scores]:
-    """The tokens [r], those of rows with extras drawn anew; the penalties that know of them; and the scores.
-
-    With `room` None as many rows are looked at as the plan needs, and the scores have room for all. `logits_of` gives
-    the model's logits of some rows.
-    """
-    vocab = penalties.counts.shape[1]
-    size = room or _rows_a_turn(vocab)
-    most = _most_scores(drawn.shape[0], room, vocab)
-    extras, changes = (jnp.pad(plan[name], (0, max(0, most - drawn.shape[0]))) for name in ("extras", "penalised"))
-
-    def draw(turn: jax.Array | int, done: tuple[jax.Array, Penalties, Scores]) -> tuple[jax.Array, Penalties, Scores]:
-        drawn, penalties, scores = done
-        first = turn * size
-        at = lax.dynamic_slice_in_dim(extras, first, size)
-        changing = lax.dynamic_slice_in_dim(changes, first, size)
-        present = (first + jnp.arange(size) < plan["num_extras"]) & rows.active[at]
-        slots, positions = rows.slots[at], rows.positions[at]
-        wishes = jax.tree.map(lambda leaf: leaf[at], rows.wishes)
-        original = logits_of(at).astype(jnp.float32)
-
-        def change(logits: jax.Array) -> jax.Array:
-            changed = penalties.changed(logits, slots, positions, wishes.stop_ids)
-            return jnp.where(changing[:, None], changed, logits)
-
-        def score(tokens: jax.Array) -> tuple[jax.Array, ...]:
-            return sampler.logprobs(original, tokens, _alternatives(vocab))
-
-        def unscored(tokens: jax.Array) -> tuple[jax.Array, ...]:
-            return _no_scores((size,), vocab)[1:]
-
-        def sample(logits: jax.Array) -> jax.Array:
-            return sampler.sample(logits, wishes, positions)
-
-        if room:
-            logits = change(original)
-            tokens = sample(logits)
-            scored = score(tokens)
-        else:
-            logits = lax.cond(changing.any(), change, lambda logits: logits, original)
-            tokens = lax.cond((wishes.temperature > 0).any(), sample, sampling.greedy, logits)
-            scored = lax.cond(plan["scored"], score, unscored, tokens)
-        found = Scores(_outcome(logits), *scored)
-        scores = jax.tree.map(lambda all, new: lax.dynamic_update_slice_in_dim(all, new, first, 0), scores, found)
-        noted = jnp.where(present & changing, slots, penalties.counts.shape[0])
-        drawn = drawn.at[jnp.where(present, at, drawn.shape[0])].set(tokens, mode="drop")
-        return drawn, penalties.noted(noted, positions, tokens), scores
-
-    nothing = (drawn, penalties, _no_scores((most,), vocab))
-    if room:
-        return draw(0, nothing)
-    result: tuple[jax.Array, Penalties, Scores] = lax.fori_loop(0, -(-plan["num_extras"] // size), draw, nothing)
-    return result
+    scores: jax.Array | None
 
 
 def ragged_extras(
@@ -341,20 +216,20 @@ def ragged_extras(
     last: jax.Array,
     out: jax.Array,
     packed: jax.Array,
-) -> tuple[RowState, Penalties, jax.Array, Scores]:
+) -> tuple[RowState, Penalties, jax.Array]:
     """Draw anew for the rows of a ragged step that have extras: its `last` rows and what it drew, `out` [r, 2].
 
-    Returns the state and the penalties, the tokens [r], and the scores [1, ...].
+    Returns the state and the penalties, and packed `Scores` [1, ...], whose tokens take the place of those in `out`.
     """
     plan = layout.unpack(packed)
     rows = _rows_of(state, plan["slots"])
     emitted = out[:, 0] > 0
-    extras = _Extras(plan["slots"], emitted, rows.position, rows.wishes)
+    about = Rows(plan["slots"], emitted, rows.position, rows.wishes)
     drawn, penalties, scores = draw_extras(
-        room, plan, extras, lambda at: model.logits(params, last[at]), out[:, 1], penalties
+        room, plan, about, lambda at: model.logits(params, last[at]), out[:, 1], penalties
     )
     rows = rows.advance(drawn, emitted, rows.position)
-    return _put_rows(state, plan["slots"], rows), penalties, drawn, jax.tree.map(lambda leaf: leaf[None], scores)
+    return _put_rows(state, plan["slots"], rows), penalties, scores[None]
 
 
 def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
@@ -366,12 +241,7 @@ def token_logprobs(
     model: Model, params: Any, last: jax.Array, rows: jax.Array, out: jax.Array
 ) -> tuple[jax.Array, ...]:
     """`sampler.logprobs` of the tokens out[:, 1] [r, 2] that were drawn for some `rows` [r] of a ragged step."""
-    return sampler.logprobs(model.logits(params, last[rows]), out[:, 1], _alternatives(model.config.vocab))
-
-
-def _alternatives(vocab: int) -> int:
-    """How many of the likeliest tokens are reported."""
-    return min(MAX_LOGPROBS, vocab)
+    return sampler.logprobs(model.logits(params, last[rows]), out[:, 1], alternatives(model.config.vocab))
 
 
 def last_logits(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> jax.Array:
@@ -412,22 +282,7 @@ def edited_draw(
     overruled = plan["guided"] & ~(allowed & (changed > -jnp.inf)).any(-1)
     final = jnp.where(allowed, jnp.where(overruled[:, None], logits, changed), -jnp.inf)
     drawn = sampler.sample(final, _wishes(plan), plan["position"])
-    return jnp.stack([_outcome(final), drawn], axis=1)
-
-
-def _outcome(logits: jax.Array) -> jax.Array:
-    """What comes of a draw from changed logits [r, v]: int32 [r]."""
-    highest = logits.max(-1)  # NaN where there is one
-    outcome = jnp.where(highest == -jnp.inf, Outcome.NOTHING_LEFT, Outcome.DRAWN)
-    return jnp.where(highest < jnp.inf, outcome, Outcome.INVALID).astype(jnp.int32)
-
-
-class Outcome(IntEnum):
-    """What came of a draw from changed logits."""
-
-    INVALID = -1
-    NOTHING_LEFT = 0
-    DRAWN = 1
+    return jnp.stack([outcome_of(final), drawn], axis=1)
 
 
 def draw_layout(rows: int) -> Layout:

@@ -142,7 +142,7 @@ class TestAfterwards:
     def test_what_is_no_number_does_not_outlive_its_sequences(
         self, llm: LLM, first: Any, tiny_llama: Path, value: float
     ) -> None:
-        """Every page has held keys and values that are not finite; what is left in one changes no later answer."""
+        """Pages have held keys and values that are not finite; what is left in one changes no later answer."""
         prompts = [[i, *PROMPT[: 3 * i % 25]] for i in range(16)]
         params = [SamplingParams(max_tokens=20, ignore_eos=True, return_context_logits=i % 4 == 0) for i in range(16)]
         before = llm.generate(prompts, params)
@@ -150,7 +150,9 @@ class TestAfterwards:
         forked = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=1, n=2)
         for each in llm.generate([[i, *PROMPT] for i in range(16)], [forked, LONG] * 8):
             assert all(sample.length in (40, 100) for sample in each.outputs)
-        assert np.isnan(np.asarray(llm._engine._runner._caches[0])).any(axis=(1, 2, 3, 4)).all()
+        spoilt = np.flatnonzero(np.isnan(np.asarray(llm._engine._runner._caches[0])).any(axis=(1, 2, 3, 4)))
+        # As many as four sequences hold at once; those that were freed last are taken first.
+        assert spoilt.size > 4 * (len(PROMPT) + 20) // 8
         llm.update_weights(first)
         for prompt, old, new in zip(prompts, before, llm.generate(prompts, params), strict=True):
             assert generated(new) == generated(old) == by_transformers(tiny_llama, prompt, generated(old))

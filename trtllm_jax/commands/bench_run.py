@@ -196,12 +196,12 @@ def _engine(
 
     try:
         opened = LLM(**arguments)
-        opened.warm_up()
     except RuntimeError as error:
         if type(error) is not RuntimeError:  # a fault of a library, which needs its traceback
             raise
         raise ValueError(str(error)) from error  # too few devices
     with opened as llm, _reporting(common, arguments) as report, progress(total, "Measuring") as bar:
+        llm.warm_up()
         yield llm, report, bar.update
 
 

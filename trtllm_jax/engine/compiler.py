@@ -65,6 +65,11 @@ class Compiler:
                     self._work_on(len(self._threads) + 1)
         return future.result()
 
+    def join(self) -> None:
+        """Return when nothing is left to compile, and JAX's compilation cache is the user's again."""
+        for thread in list(self._threads):
+            thread.join()
+
     def ready(self, key: Key) -> bool:
         """Whether a program could run at once."""
         future = self._programs.get(key)

@@ -168,7 +168,7 @@ def draw_extras(
             return jnp.pad(known, ((0, 0), (0, scores.shape[1] - known.shape[1])))
 
         logits = _if(room, changing.any(), change, lambda logits: logits, original)
-        outcome = outcome_of(logits)
+        outcome = jnp.where(changing, outcome_of(logits), Outcome.DRAWN)
         tokens = _if(room, (wishes.temperature > 0).any(), sample, sampling.greedy, logits)
         found = _if(room, plan["scored"], score, leave_unscored, tokens)
         noted = jnp.where(present & changing, slots, penalties.counts.shape[0])

@@ -203,6 +203,7 @@ class Programs:
     def compile_rest(self) -> None:
         """Return when every program is compiled."""
         self._programs.compile(list(self._lowerings()), lambda done, total: None)
+        self._programs.join()
 
     def close(self) -> None:
         """Compile nothing more."""

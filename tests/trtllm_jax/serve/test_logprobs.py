@@ -137,6 +137,9 @@ class PlayedLLM(BaseLLM):
     def finish(self, request: Request, reason: FinishReason) -> None:
         self._ended.add(id(request))
 
+    def refuse_own_thread(self) -> None:
+        """No thread of its own waits."""
+
     def _play(self, requests: Sequence[Request]) -> None:
         for number, request in enumerate(requests):
             tokens = list(self._answers[number % len(self._answers)])

@@ -142,6 +142,7 @@ class ToolParser(_Machine):
         self._source: list[str] = []
         self._calls = 0
         self._open = False
+        self._any_complete = False
         next(self._steps, None)
 
     def feed(self, text: str) -> list[ToolEvent]:
@@ -166,7 +167,7 @@ class ToolParser(_Machine):
                 break
             if marker in self.begins:
                 yield from self._attempt(marker)
-        if not self._calls:
+        if not self._any_complete:
             self._events.append(ContentText("".join(self._spaces)))
 
     def _attempt(self, marker: str) -> Steps[None]:
@@ -212,7 +213,7 @@ class ToolParser(_Machine):
     def _end_call(self) -> None:
         self._scanner.send_to(self._keep)
         self._source.clear()
-        self._open = False
+        self._open, self._any_complete = False, True
 
     def _read_arguments(self, name: str) -> Steps[None]:
         """A call whose arguments are a JSON object that comes next."""

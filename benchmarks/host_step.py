@@ -71,7 +71,7 @@ class Step:
     def _pack(self, plan: StepPlan) -> np.ndarray:
         rows = self.limits.max_batch_size
         if plan.kind == "decode":
-            return pack_decode(plan, plan.extras, steps.decode_layout(rows, 1), rows, rows)
+            return pack_decode(plan, None, steps.decode_layout(rows, 1, steps.Draw(False, 0)), rows, rows)
         bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS))
         return pack_ragged(plan, steps.ragged_layout(bucket, rows, self.width), rows, rows)
 

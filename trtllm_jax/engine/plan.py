@@ -3,13 +3,17 @@
 Plain data, so that a leader can send it to followers that replay it.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import attrgetter
 from typing import Literal
 
 import numpy as np
 
 from trtllm_jax.engine.request import Request
+
+_HAS_EXTRAS = attrgetter("has_extras")
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,14 +61,15 @@ class StepPlan:
     @cached_property
     def extras(self) -> list[int]:
         """The rows that a token is drawn for with more than that: logits changed before, log-probabilities after."""
-        return [row for row in self._emitting if self.requests[row].has_extras]
+        # Asked for every step: most have none.
+        if not any(map(_HAS_EXTRAS, self.requests)):
+            return []
+        return [row for row in self._drawing if self.requests[row].has_extras]
 
     @cached_property
     def not_likeliest(self) -> list[int]:
         """These rows, and those that may take another token than the likeliest."""
-        return [
-            row for row in self._emitting if self.requests[row].has_extras or not self.requests[row].sampling.greedy
-        ]
+        return [row for row in self._drawing if self.requests[row].has_extras or not self.requests[row].sampling.greedy]
 
     @cached_property
     def scored(self) -> bool:
@@ -97,5 +102,10 @@ class StepPlan:
 
     @cached_property
     def _emitting(self) -> list[int]:
-        """The rows that a token is drawn for: all of a decode loop's."""
-        return [*range(len(self.requests))] if self.kind == "decode" else np.flatnonzero(self.emits).tolist()
+        """The rows of a ragged step that a token is drawn for."""
+        return np.flatnonzero(self.emits).tolist()
+
+    @property
+    def _drawing(self) -> Sequence[int]:
+        """The rows that a token is drawn for."""
+        return range(len(self.requests)) if self.kind == "decode" else self._emitting

@@ -75,10 +75,6 @@ class Programs:
         """What the host packs for the ragged program of a bucket."""
         return steps.ragged_layout(tokens, self.rows_of(tokens), self.table_width)
 
-    def decode_layout(self, rows: int) -> Layout:
-        """What the host packs for the decode program of a bucket."""
-        return steps.decode_layout(rows, pages_a_dispatch(self.limits.max_decode_steps, self._page_size))
-
     def ragged(self, tokens: int) -> Compiled:
         """The ragged step of a token bucket."""
         return self._programs["ragged", tokens]
@@ -94,13 +90,16 @@ class Programs:
         ready = (size for size in sizes if self._programs.ready(("decode", size, self._draw(size, greedy, extras))))
         return next(ready, sizes[0])
 
-    def decode(self, rows: int, greedy: bool, extras: int) -> tuple[Compiled, bool]:
+    def decode(self, rows: int, greedy: bool, extras: int) -> tuple[Layout, Compiled, bool]:
         """The decode loop of a row bucket for so many rows with extras, all of them greedy or not.
 
-        And whether it takes the penalties, which it does where it has room for extras.
+        With what the host packs for it, and whether it has room for extras, and so takes the penalties.
         """
         how = self._draw(rows, greedy, extras)
-        return self._programs["decode", rows, how], how.extras != 0
+        return self._decode_layout(rows, how), self._programs["decode", rows, how], how.extras != 0
+
+    def _decode_layout(self, rows: int, how: Draw) -> Layout:
+        return steps.decode_layout(rows, pages_a_dispatch(self.limits.max_decode_steps, self._page_size), how)
 
     @property
     def draws_few_alone(self) -> bool:
@@ -241,7 +240,7 @@ class Programs:
         return self._lower(step, arguments, (self._cache_specs(), P(), P(), P()), donated=2)
 
     def _lower_decode(self, rows: int, how: Draw) -> jax.stages.Lowered:
-        layout = self.decode_layout(rows)
+        layout = self._decode_layout(rows, how)
         step = partial(steps.decode_loop, self._model, layout, how, self.limits.max_decode_steps)
         penalties = None if how.extras == 0 else self._penalties()
         arguments = (self._caches, self._state(), penalties, self._packed(layout))

@@ -302,8 +302,8 @@ class Runner:
     def _decode(self, plan: StepPlan) -> InFlight:
         extras = plan.not_likeliest if self._programs.draws_few_alone else plan.extras
         rows = self._programs.row_bucket(len(plan.slots), plan.greedy, len(extras))
-        packed = pack_decode(plan, extras, self._programs.decode_layout(rows), rows, self._padding_slot)
-        program, knows_extras = self._programs.decode(rows, plan.greedy, len(extras))
+        layout, program, knows_extras = self._programs.decode(rows, plan.greedy, len(extras))
+        packed = pack_decode(plan, extras if knows_extras else None, layout, rows, self._padding_slot)
         self._caches, self._state, penalties, out, scores = program(
             self.params, self._caches, self._state, self._penalties if knows_extras else None, packed
         )
@@ -343,13 +343,18 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
     )
 
 
-def pack_decode(plan: StepPlan, extras: Sequence[int], layout: Layout, rows: int, padding_slot: int) -> np.ndarray:
-    """What a decode loop of `rows` rows is sent: the plan, rows beyond it of the padding slot."""
+def pack_decode(
+    plan: StepPlan, extras: Sequence[int] | None, layout: Layout, rows: int, padding_slot: int
+) -> np.ndarray:
+    """What a decode loop of `rows` rows is sent: the plan, rows beyond it of the padding slot.
+
+    `extras` are None for a program that has no room for them.
+    """
     return layout.pack(
         steps=np.array(plan.steps, np.int32),
         slots=_padded_slots(plan.slots, rows, padding_slot),
         newest_pages=plan.newest_pages,
-        **_extra_arrays(plan, extras),
+        **({} if extras is None else _extra_arrays(plan, extras)),
     )
 
 

@@ -70,23 +70,6 @@ def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
     )
 
 
-def decode_layout(rows: int, new_pages: int) -> Layout:
-    """What the host sends with a decode loop; it is small, because it is sent for every token."""
-    return Layout(
-        (
-            Field("steps", ()),
-            Field("slots", (rows,)),
-            Field("newest_pages", (rows, new_pages, 2)),
-            *extra_fields(rows),
-        )
-    )
-
-
-def extras_layout(rows: int) -> Layout:
-    """What the host sends with the extras of a ragged step."""
-    return Layout((*extra_fields(rows), Field("slots", (rows,))))
-
-
 class Draw(NamedTuple):
     """How a program draws.
 
@@ -97,6 +80,17 @@ class Draw(NamedTuple):
 
     sampled: bool
     extras: int | None
+
+
+def decode_layout(rows: int, new_pages: int, how: Draw) -> Layout:
+    """What the host sends with a decode loop; it is small, because it is sent for every token."""
+    extras = extra_fields(rows) if how.extras != 0 else ()
+    return Layout((Field("steps", ()), Field("slots", (rows,)), Field("newest_pages", (rows, new_pages, 2)), *extras))
+
+
+def extras_layout(rows: int) -> Layout:
+    """What the host sends with the extras of a ragged step."""
+    return Layout((*extra_fields(rows), Field("slots", (rows,))))
 
 
 def ragged_step(

@@ -79,9 +79,9 @@ def model() -> Model:
 @pytest.mark.parametrize("how", [Draw(False, 0), Draw(True, 0), Draw(True, 1), Draw(True, 8), Draw(True, 256)], ids=str)
 @pytest.mark.parametrize("rows", [1, 8, 64, 128, 256])
 def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -> None:
-    layout = steps.decode_layout(rows, 1)
     known = (penalties(model),) if how.extras else (None,)
     how = how._replace(extras=min(how.extras or 0, rows))
+    layout = steps.decode_layout(rows, 1, how)
     text = lowered(partial(steps.decode_loop, model, layout, how, 1), layout, model, *known)
     assert "stablehlo.while" not in text, "a loop that the data ends makes the host wait"
     assert "stablehlo.case" not in text, "and so does a branch that the data chooses"

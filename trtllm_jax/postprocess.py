@@ -2,12 +2,12 @@
 
 import queue
 import threading
-import traceback
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from trtllm_jax.detokenizer import IncrementalDetokenizer
 from trtllm_jax.engine.request import FinishReason, Logits, Request, TokenLogprobs, Update
+from trtllm_jax.errors import detached
 from trtllm_jax.logger import logger
 from trtllm_jax.logits_processing import top_logprobs
 from trtllm_jax.outputs import Delta, Logprob, RequestOutput
@@ -62,8 +62,6 @@ class Stream:
             return
         if update.error is not None:
             self._ended = True
-            # Where it was raised is worth telling; what was there, logits and sequences, is not to be kept by it.
-            traceback.clear_frames(update.error.__traceback__)
             self._output._deliver(Delta(self._index, error=update.error))
             # The other samples of its prompt have nobody left to tell.
             self._output._abort()
@@ -236,6 +234,6 @@ def hand_out(updates: Iterable[Update]) -> None:
             update.request.owner.take(update)
         except Exception as failure:
             try:
-                update.request.owner.take(Update(update.request, error=failure))
+                update.request.owner.take(Update(update.request, error=detached(failure)))
             except Exception:
                 logger.exception("a result could not be told its failure")

@@ -62,6 +62,7 @@ def test_the_configuration_is_the_published_one(checkpoint: Checkpoint) -> None:
     assert checkpoint.generation_config == {"bos_token_id": 1, "eos_token_id": [2], "pad_token_id": 2}
 
 
+@pytest.mark.slow
 def test_the_tokenizer_is_transformers_own(checkpoint: Checkpoint, smollm2_gguf: Path) -> None:
     ours = checkpoint.load_tokenizer()
     theirs = AutoTokenizer.from_pretrained(smollm2_gguf.parent, gguf_file=smollm2_gguf.name)

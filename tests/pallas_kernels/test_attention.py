@@ -326,6 +326,7 @@ def narrow_case(dtype: npt.DTypeLike, decode: bool) -> Case:
 
 
 @each_of("shapes")
+@pytest.mark.slow
 def test_decoding_over_contexts_of_every_length(attend: Attend, name: str) -> None:
     """Contexts on both sides of the borders of a page and of a block, with padding rows between them."""
     rows = [Row(length) for length in (1, 127, 0, 128, 129, 300, 32, 33, 0)]
@@ -342,6 +343,7 @@ def test_chunks_of_every_size_in_one_batch(attend: Attend, name: str) -> None:
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
 @each_of("kinds")
+@pytest.mark.slow
 def test_every_kind_of_attention(attend: Attend, name: str, decode: bool) -> None:
     if decode:
         case = small_case([Row(141), Row(4), Row(0), Row(1), Row(90)], KINDS[name])

@@ -59,6 +59,7 @@ def relative_error(got: jax.Array, expected: np.ndarray) -> float:
 
 @pytest.mark.parametrize(("m", "implementation"), ALSO_ON_A_GPU)
 @pytest.mark.parametrize("normed", [False, True])
+@pytest.mark.slow
 def test_linear_adds_the_residual_to_the_product(m: int, implementation: Any, normed: bool) -> None:
     """80 outputs are no multiple of any tile, and 320 inputs are 5 or 10 blocks, no multiple of the splits."""
     numbers = Numbers(m, 80, 320, jnp.float16)

@@ -194,6 +194,7 @@ def test_flat_rows_draw_all_of_what_is_kept_and_nothing_else(wish: dict[str, flo
 
 
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.slow
 def test_top_k_tells_neighbouring_floats_apart(implementation: str) -> None:
     order = np.random.default_rng(0).permutation(257)
     logits = (-8 - np.spacing(np.float32(8)) * order).astype(np.float32)

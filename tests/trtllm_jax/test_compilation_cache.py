@@ -152,6 +152,7 @@ class TestOurProgramsAlone:
             raise ZeroDivisionError
         assert [getattr(jax.config, name) for name in NAMES] == before
 
+    @pytest.mark.slow
     def test_an_llm_changes_no_configuration(self, folder: Path, tiny_llama: Path) -> None:
         before = [getattr(jax.config, name) for name in NAMES]
         with LLM(tiny_llama, max_batch_size=1, max_num_tokens=16, max_seq_len=32) as llm:

@@ -246,6 +246,7 @@ LOOPS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("wishes", [*CRASHES.values(), *LOOPS.values()], ids=[*CRASHES, *LOOPS])
+@pytest.mark.slow
 def test_what_would_crash_or_hang_the_compiler_is_refused(llm: LLM, wishes: dict[str, Any]) -> None:
     """Each of these ends this process by SIGSEGV, or keeps a thread for a minute, where nothing tries it before."""
     other = llm.generate_async([1], SamplingParams(max_tokens=100, ignore_eos=True))

@@ -38,6 +38,7 @@ def assert_close(found: Any, expected: Any, rtol: float = 1e-5) -> None:
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=rtol * np.abs(theirs).max())
 
 
+@pytest.mark.slow
 def test_any_leading_axes(loaded: Loaded) -> None:
     model, params = loaded
     forward = jax.jit(model)
@@ -84,6 +85,7 @@ def loss(model: Model, params: Any, tokens: jax.Array, remat: bool = False) -> j
 
 
 @pytest.mark.parametrize("logits_at_once", [1, 4 * 5 * VOCAB, 10**9])
+@pytest.mark.slow
 def test_parts_of_the_logits_change_nothing(
     loaded: Loaded, logits_at_once: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -115,6 +117,7 @@ def test_logprobs_need_less_memory_than_all_logits(loaded: Loaded, monkeypatch: 
     assert temporary_bytes(gradient, params["norm"]) < logits_bytes
 
 
+@pytest.mark.slow
 def test_remat_keeps_less_for_the_same_gradients(loaded: Loaded) -> None:
     """What is kept of each token: little more than the stream, before each layer and after the last."""
     model, params = loaded
@@ -149,6 +152,7 @@ def test_forward_mode_and_second_derivatives(loaded: Loaded) -> None:
     assert np.linalg.norm(flat - expected) < 0.02 * np.linalg.norm(expected)
 
 
+@pytest.mark.slow
 def test_gradients_of_bfloat16_weights(loaded: Loaded) -> None:
     """Near those of float32, and of the weights' dtype."""
     model, params = loaded

@@ -138,7 +138,7 @@ class TestAfterwards:
                 computed.append(prompt_tokens(llm))
         assert computed == [24, 8] * 4
 
-    @pytest.mark.parametrize("value", [np.nan, np.inf])
+    @pytest.mark.parametrize("value", [np.nan, pytest.param(np.inf, marks=pytest.mark.slow)])
     def test_what_is_no_number_does_not_outlive_its_sequences(
         self, llm: LLM, first: Any, tiny_llama: Path, value: float
     ) -> None:

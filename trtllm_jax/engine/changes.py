@@ -8,6 +8,7 @@ import numpy.typing as npt
 
 from trtllm_jax.engine.edit_list import EditList, edit_list
 from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.errors import detached
 from trtllm_jax.guides import Guide, allowed_words, mask_words
 
 
@@ -70,7 +71,7 @@ def _one_by_one(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int
         try:
             words[index : index + 1], found = allowed_words([guide], vocab)
         except Exception as failure:
-            found = {0: failure}
+            found = {0: detached(failure)}
         if found:
             failures[index] = found[0]
     return words, failures
@@ -86,5 +87,5 @@ def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[in
         try:
             request.guide.accept(tokens[row][0])
         except Exception as failure:
-            found[row] = failure
+            found[row] = detached(failure)
     return found

@@ -60,7 +60,9 @@ class Compiler:
         if future is None or not future.done():
             with self._lock:
                 future = self._programs.setdefault(key, Future())
-                if not future.running() and not future.done():
+                if self._closed:
+                    future.cancel()
+                elif not future.running() and not future.done():
                     self._waiting = [key, *(other for other in self._waiting if other != key)]
                     self._work_on(len(self._threads) + 1)
         return future.result()

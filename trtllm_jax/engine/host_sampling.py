@@ -7,7 +7,7 @@ import numpy as np
 
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
-from trtllm_jax.errors import RequestError
+from trtllm_jax.errors import RequestError, detached
 from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT, top_logprobs
 
 Draw = Callable[[Logits, Sequence[Request]], list[int]]
@@ -47,7 +47,7 @@ def draw_on_host(
                 request.guide.restrict(changed[row], logits[row])
             _check(changed[row])
         except Exception as failure:
-            drawn.failures[row] = failure
+            drawn.failures[row] = detached(failure)
     alive = [row for row in rows if row not in drawn.failures]
     if not alive:
         return drawn
@@ -75,7 +75,7 @@ def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[
             [None] * len(requests),
         )
     except Exception as failure:
-        drawn.failures |= dict.fromkeys(asking, failure)
+        drawn.failures |= dict.fromkeys(asking, detached(failure))
 
 
 def _tokens(request: Request) -> list[list[int]]:

@@ -177,6 +177,7 @@ def documented() -> list[list[str]]:
 
 
 @pytest.mark.parametrize("words", documented(), ids=" ".join)
+@pytest.mark.slow
 def test_documented_commands_run(
     words: list[str], server: ScriptedServer, tiny_llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

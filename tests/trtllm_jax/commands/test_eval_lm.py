@@ -143,6 +143,7 @@ class TestAnswers:
             ours.generate_until(instances("generate_until", ("One", {"until": [], "max_gen_toks": LENGTH})))
 
 
+@pytest.mark.slow
 def test_tasks_have_the_scores_of_the_transformers_backend(ours: EngineLM, theirs: HFLM, eval_files: Path) -> None:
     def scores(lm: Any, wishes: Wishes) -> dict[str, dict[str, Any]]:
         results = measure(lm, load_tasks(wishes), wishes)["results"]

@@ -77,7 +77,7 @@ def model() -> Model:
 
 
 @pytest.mark.parametrize("how", [Draw(False, 0), Draw(True, 0), Draw(True, 1), Draw(True, 8), Draw(True, 256)], ids=str)
-@pytest.mark.parametrize("rows", [1, 8, 64, 128, 256])
+@pytest.mark.parametrize("rows", [8, 256, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64, 128))])
 def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -> None:
     known = (penalties(model),) if how.extras else (None,)
     how = how._replace(extras=min(how.extras or 0, rows))

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.request import FinishReason, Request
-from trtllm_jax.engine.scheduler import CapacityPolicy, SchedulerLimits
+from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
 from trtllm_jax.logits_processing import Edits
 
 from .simulation import NO_EVICT, UTILIZATION, VOCAB, Setup, Simulation, device_stops, generate_alone, make_request
@@ -426,3 +427,36 @@ def test_a_waiting_sequence_can_be_ended() -> None:
     simulation.finish(waiting)
     simulation.run(100)
     assert (waiting.generated, waiting.cached_tokens) == ([], None)
+
+
+def test_prompts_whose_length_changes_their_keys_share_a_prefix_with_equals_only() -> None:
+    """Dynamic rope: beyond a length the keys of a prompt depend on how long it is, and those of an answer too."""
+
+    def found(stretch: int | None, *lengths: int, new: int = 1) -> list[int | None]:
+        pool = BlockPool(200, 4)
+        scheduler = Scheduler(SchedulerLimits(2, 64, 64, 1), pool, rope_stretch=stretch)
+        requests = [make_request(range(length), new) for length in lengths]
+        for request in requests:
+            scheduler.submit(request)
+            while request.finished is None:
+                plan = scheduler.schedule()
+                assert plan is not None
+                position = request.total
+                scheduler.commit(plan, [[position] if emits else [] for emits in plan.emits] or [[position]])
+        return [request.cached_tokens for request in requests]
+
+    assert found(None, 20, 30, 20) == [0, 20, 16]
+    assert found(12, 20, 30, 20, 30) == [0, 0, 16, 28]
+    assert found(12, 9, 12, 13, 12) == [0, 8, 0, 8]
+    # What was generated beyond has keys of other lengths; what was not has not.
+    assert found(None, 10, 30, new=20) == [0, 28]
+    assert found(12, 10, 12, new=20) == [0, 8]
+    assert found(40, 10, 30, new=20) == [0, 28]
+
+
+def test_a_stretched_prompt_is_no_salt_and_no_block() -> None:
+    scheduler = Scheduler(SchedulerLimits(1, 64, 64, 1), BlockPool(9, 1), rope_stretch=3)
+    stretched = [make_request(range(4), 1), make_request(range(5), 1), make_request(range(4), 1, salt=b"s")]
+    starts = [scheduler._chain_start(request) for request in stretched]
+    assert len({*starts, b"", b"s"}) == 5
+    assert all(len(start) == 64 for start in starts), "a block's own hash has 32 bytes"

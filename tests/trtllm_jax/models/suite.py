@@ -86,6 +86,7 @@ class ModelSuite:
             assert relative_error(found[name], values) < 1e-4, name
 
     @pytest.mark.multi_device(4)
+    @pytest.mark.slow
     def test_four_devices_compute_what_one_does(self, tiny: TinyModel) -> None:
         prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
         alone, shared = (tiny.split(devices).logits(prompts, WHOLE) for devices in (1, 4))

@@ -1,4 +1,5 @@
 import asyncio
+import re
 import socket
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 
 from tests.trtllm_jax.tiny_engine import FIRST_TOKENS, SIZES, held, tiny_engine
 from trtllm_jax import EngineBusyError, EngineDeadError, SamplingParams
+from trtllm_jax.llmapi import GuidedDecodingParams
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.sampling_params import Sampling
@@ -304,3 +306,55 @@ def test_the_process_of_the_requests_imports_no_jax(pair: Pair) -> None:
 def test_prompts_survive_the_wire_bit_by_bit(pair: Pair, remote: RemoteLLM) -> None:
     prompt = np.random.default_rng(0).integers(0, 256, 100).tolist()
     assert remote.generate(prompt, SamplingParams(max_tokens=1)).prompt_token_ids == prompt
+
+
+class TestConstraints:
+    """A constraint is compiled beside the connection: whatever follows on it does not wait."""
+
+    @pytest.fixture
+    def compiling(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
+        """Set it to let the engine's side compile; and what it was asked to compile."""
+        go_on, asked = threading.Event(), []
+        guide = pair.llm.intake.guide
+
+        def gated(edits: Any) -> Any:
+            asked.append(edits.constraint)
+            assert go_on.wait(60)
+            return guide(edits)
+
+        monkeypatch.setattr(pair.llm.intake, "guide", gated)
+        yield go_on, asked
+        go_on.set()
+
+    GUIDED = SamplingParams(max_tokens=30, guided_decoding=GuidedDecodingParams(regex="ab{2,5}c"))
+
+    def test_a_plain_request_and_an_abort_do_not_wait(self, remote: RemoteLLM, compiling: Any) -> None:
+        go_on, asked = compiling
+        guided = [remote.generate_async([1, 2], self.GUIDED) for _ in range(2)]
+        plain = remote.generate([3, 4], SamplingParams(max_tokens=5, ignore_eos=True))
+        assert plain.outputs[0].length == 5
+        guided[0].abort()
+        assert guided[0].result(60).outputs[0].finish_reason == "cancelled"
+        assert asked, "they were being compiled meanwhile"
+        go_on.set()
+        assert guided[1].result(60).outputs[0].text.startswith("abb")
+
+    def test_samples_of_one_prompt_share_the_compilation(self, remote: RemoteLLM, compiling: Any) -> None:
+        go_on, asked = compiling
+        go_on.set()
+        params = self.GUIDED.model_copy(update={"n": 4, "temperature": 1.0})
+        texts = [sample.text for sample in remote.generate([1, 2], params).outputs]
+        assert all(re.fullmatch("ab{2,5}c", text) for text in texts)
+        assert len(asked) == 1
+
+    def test_a_failure_is_its_own_requests(
+        self, remote: RemoteLLM, pair: Pair, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def broken(edits: Any) -> Any:
+            raise RuntimeError("no memory for a lexer")
+
+        monkeypatch.setattr(pair.llm.intake, "guide", broken)
+        output = remote.generate_async([1, 2], self.GUIDED)
+        with pytest.raises(RuntimeError, match="lexer"):
+            output.result(60)
+        assert remote.generate([3], SamplingParams(max_tokens=3, ignore_eos=True)).outputs[0].length == 3

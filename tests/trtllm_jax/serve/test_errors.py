@@ -167,6 +167,7 @@ def test_the_client_raises_its_own_errors(client: OpenAI) -> None:
     assert (bad.value.param, bad.value.type) == ("temperature", "invalid_request_error")
 
 
+@pytest.mark.slow
 def test_a_body_may_not_be_too_large_or_too_slow(tiny_llm: LLM, served: Callable[..., Any]) -> None:
     settings = ServeSettings(model_names=("tiny",), body_timeout=3, limits=Limits(body_bytes=1000))
     with served(create_app(tiny_llm, settings)) as url, httpx.Client(base_url=url) as http:

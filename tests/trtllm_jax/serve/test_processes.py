@@ -191,6 +191,7 @@ def test_prometheus_sums_over_the_frontends(several: Serving) -> None:
     assert count() == before + 30
 
 
+@pytest.mark.slow
 def test_a_frontend_that_dies_is_started_again(several: Serving) -> None:
     first = several.frontends()
     cut = several.stream(100)
@@ -225,6 +226,7 @@ def test_sigterm_lets_answers_end_and_refuses_connections_meanwhile(several: Ser
     assert "Traceback" not in several.log.read_text()
 
 
+@pytest.mark.slow
 def test_an_engine_that_fails_ends_the_server(another: Callable[..., Serving]) -> None:
     failing = another()
     assert failing.get("/health") is None
@@ -236,6 +238,7 @@ def test_an_engine_that_fails_ends_the_server(another: Callable[..., Serving]) -
     assert "no room" in failing.log.read_text()
 
 
+@pytest.mark.slow
 def test_frontends_do_not_outlive_the_engines_process(another: Callable[..., Serving]) -> None:
     killed = another("--num_postprocess_workers=1")
     frontends = killed.frontends()

@@ -97,6 +97,7 @@ def test_what_failed_is_an_error(tiny_llm: LLM, served: Any) -> None:
     assert attributes(span)["error.type"] == "504"
 
 
+@pytest.mark.slow
 def test_nobody_waits_for_a_collector_that_is_not_there(tiny_llm: LLM, served: Any) -> None:
     settings = ServeSettings(model_names=("tiny",), otlp_traces_endpoint="http://127.0.0.1:9/v1/traces")
     with served(create_app(tiny_llm, settings)) as url, OpenAI(base_url=f"{url}/v1", api_key="x") as client:

@@ -82,6 +82,7 @@ def test_a_token_without_a_row_is_refused(where: str, use: str, request: pytest.
         USES[use](request.getfixturevalue(where))
 
 
+@pytest.mark.slow
 def test_what_has_rows_is_answered(llm: LLM) -> None:
     """Also where what is cut off has none, where nothing ends an answer, and where it may not end yet."""
     assert llm.facts.end_ids == {256}, "of generation_config.json; the tokenizer's is not the model's"

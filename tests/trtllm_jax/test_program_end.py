@@ -21,8 +21,9 @@ params = SamplingParams(max_tokens=140, ignore_eos=True, detokenize=False)
 prompts = [[1, 2, 3], [4, 5], [6]]
 """
 FIRST_STEP = "for output in llm.generate([7, 8], params, streaming=True):\n    "
+FIRST = "a stream that is left"
 ENDS = {
-    "a stream that is left": (FIRST_STEP + "break", 0),
+    FIRST: (FIRST_STEP + "break", 0),
     "an exception": (FIRST_STEP + "raise KeyError('of the program')", 1),
     "sys.exit": (FIRST_STEP + "sys.exit(7)", 7),
     "many that nobody waits for": ("outputs = [llm.generate_async(prompt, params) for prompt in prompts * 4]", 0),
@@ -44,7 +45,9 @@ ENDS = {
 }
 
 
-@pytest.mark.parametrize("ending", [[*ENDS][0], *(pytest.param(name, marks=pytest.mark.slow) for name in [*ENDS][1:])])
+@pytest.mark.parametrize(
+    "ending", [name if name == FIRST else pytest.param(name, marks=pytest.mark.slow) for name in ENDS]
+)
 def test_a_program_ends_in_order(ending: str, tiny_llama: Path, tmp_path: Path) -> None:
     body, code = ENDS[ending]
     program = tmp_path / "program.py"

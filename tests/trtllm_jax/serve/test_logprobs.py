@@ -108,7 +108,10 @@ BUILDERS: dict[str, Callable[[], Tokenizer]] = {
     "unigram": _unigram,
     "wordpiece": _wordpiece,
 }
-kinds = pytest.mark.parametrize("kind", BUILDERS)
+kinds = pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("byte level", "llama") else pytest.param(kind, marks=pytest.mark.slow) for kind in BUILDERS],
+)
 TEXTS = {"wordpiece": "the cats, sat", "unigram": "the cat sat: naïve"}
 """Whose tokens have exactly this text; for the other kinds any text will do."""
 

@@ -33,6 +33,8 @@ class Compiler:
         self._lowerings = lowerings
         self._options = options
         self._programs: dict[Key, Future[Compiled]] = {}
+        self._ready: dict[Key, Compiled] = {}
+        """What is compiled, because a step asks often and a future takes a lock."""
         self._waiting: list[Key] = []
         self._lock = threading.Lock()
         self._lowering = threading.Lock()
@@ -56,15 +58,15 @@ class Compiler:
 
     def __getitem__(self, key: Key) -> Compiled:
         """A program; waits for it where it is not compiled, and only for what is begun before it."""
-        future = self._programs.get(key)
-        if future is None or not future.done():
-            with self._lock:
-                future = self._programs.setdefault(key, Future())
-                if self._closed:
-                    future.cancel()
-                elif not future.running() and not future.done():
-                    self._waiting = [key, *(other for other in self._waiting if other != key)]
-                    self._work_on(len(self._threads) + 1)
+        if (program := self._ready.get(key)) is not None:
+            return program
+        with self._lock:
+            future = self._programs.setdefault(key, Future())
+            if self._closed:
+                future.cancel()
+            elif not future.running() and not future.done():
+                self._waiting = [key, *(other for other in self._waiting if other != key)]
+                self._work_on(len(self._threads) + 1)
         return future.result()
 
     def join(self) -> None:
@@ -74,8 +76,7 @@ class Compiler:
 
     def ready(self, key: Key) -> bool:
         """Whether a program could run at once."""
-        future = self._programs.get(key)
-        return future is not None and future.done()
+        return key in self._ready
 
     def close(self) -> None:
         """Compile nothing more; waits for what the compiler has begun, because it calls back into Python."""
@@ -104,7 +105,8 @@ class Compiler:
                 try:
                     with self._lowering:  # one at a time traces faster than several that wait for the interpreter
                         lowered = self._lowerings[key]()
-                    future.set_result(lowered.compile(self._options(key)))
+                    self._ready[key] = lowered.compile(self._options(key))
+                    future.set_result(self._ready[key])
                 except BaseException as failure:
                     future.set_exception(failure)
 

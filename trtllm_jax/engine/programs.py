@@ -65,6 +65,13 @@ class Programs:
         self._replicated = NamedSharding(mesh, P())
         self.token_buckets = token_buckets(limits.max_num_tokens)
         self.row_buckets = decode_buckets(limits.max_batch_size)
+        self.draws_few_alone = jax.default_backend() == "cpu"
+        """Whether a decode loop takes rows that are not greedy as it takes those with extras: one by one.
+
+        A GPU would wait for its host, and samples for all rows in the time of one.
+        """
+        # Where programs with extras are programs of their own there are fewer of them.
+        self._extras_buckets = self.row_buckets if self.draws_few_alone else extras_buckets(self.row_buckets)
         self._programs = Compiler(self._lowerings(), _options)
 
     def rows_of(self, tokens: int) -> int:
@@ -86,9 +93,11 @@ class Programs:
 
     def row_bucket(self, rows: int, greedy: bool, extras: int) -> int:
         """The rows of the smallest decode program for so many that is compiled, or will be first."""
-        sizes = [size for size in self._buckets(extras > 0) if size >= rows]
-        ready = (size for size in sizes if self._programs.ready(("decode", size, self._draw(size, greedy, extras))))
-        return next(ready, sizes[0])
+        sizes = [size for size in (self._extras_buckets if extras else self.row_buckets) if size >= rows]
+        for size in sizes:
+            if self._programs.ready(("decode", size, self._draw(size, greedy, extras))):
+                return size
+        return sizes[0]
 
     def decode(self, rows: int, greedy: bool, extras: int) -> tuple[Layout, Compiled, bool]:
         """The decode loop of a row bucket for so many rows with extras, all of them greedy or not.
@@ -101,14 +110,6 @@ class Programs:
     def _decode_layout(self, rows: int, how: Draw) -> Layout:
         return steps.decode_layout(rows, pages_a_dispatch(self.limits.max_decode_steps, self._page_size), how)
 
-    @property
-    def draws_few_alone(self) -> bool:
-        """Whether a decode loop takes rows that are not greedy as it takes those with extras: one by one.
-
-        A GPU would wait for its host, and samples for all rows in the time of one.
-        """
-        return jax.default_backend() == "cpu"
-
     def extras(self, rows: int, extras: int) -> Compiled:
         """The draws of so many rows with extras, after a ragged step of `rows` rows."""
         return self._programs["extras", rows, self._draw(rows, False, extras).extras]
@@ -117,26 +118,14 @@ class Programs:
         """What the device is told of a sequence with penalties, and what the host packs for it."""
         return begin_layout(self.limits.max_seq_len), self._programs["begin",]
 
-    @staticmethod
-    def _draw(rows: int, greedy: bool, extras: int) -> Draw:
-        """How the program for such rows draws."""
-        if jax.default_backend() == "cpu":
-            return Draw(False, None)
-        if not extras:
-            return Draw(not greedy, 0)
-        return Draw(True, FEW_EXTRAS if extras <= FEW_EXTRAS < rows else rows)
+    def _draw(self, rows: int, greedy: bool, extras: int) -> Draw:
+        return draw_for(self.draws_few_alone, rows, greedy, extras)
 
     def _draws(self) -> list[tuple[int, Draw]]:
         """The rows of every decode program, and how it draws."""
-        without = [(rows, self._draw(rows, greedy, 0)) for rows in self._buckets(False) for greedy in (True, False)]
-        few_or_all = [(rows, self._draw(rows, False, extras)) for rows in self._buckets(True) for extras in (1, rows)]
+        without = [(rows, self._draw(rows, greedy, 0)) for rows in self.row_buckets for greedy in (True, False)]
+        few_or_all = [(rows, self._draw(rows, False, extras)) for rows in self._extras_buckets for extras in (1, rows)]
         return list(dict.fromkeys(without + few_or_all))
-
-    def _buckets(self, with_extras: bool) -> tuple[int, ...]:
-        """Rows of decode programs. Where those with extras are programs of their own there are fewer of them."""
-        if not with_extras or jax.default_backend() == "cpu":
-            return self.row_buckets
-        return extras_buckets(self.row_buckets)
 
     def size_for(self, rows: int) -> int:
         """How many rows the programs after a ragged step take for at least `rows` of its rows."""
@@ -209,11 +198,15 @@ class Programs:
         self._programs.close()
 
     def temporary_bytes(self) -> int:
-        """Device memory that the largest step needs beside weights, caches and results; compiles that step."""
+        """Device memory that an engine needs beside weights and caches: its state, and the largest step's while it runs.
+
+        Compiles that step.
+        """
         tokens = self.token_buckets[-1]
         compiled = self._lower_ragged(tokens).compile(_options(("ragged", tokens)))
         analysis: Any = compiled.memory_analysis()
-        return int(analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
+        state = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves((self._state(), self._penalties())))
+        return int(state + analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
     def _lowerings(self) -> dict[Key, Callable[[], jax.stages.Lowered]]:
         lowerings: dict[Key, Callable[[], jax.stages.Lowered]] = {}
@@ -322,6 +315,15 @@ class Programs:
 
     def _array(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+
+
+def draw_for(as_many_as_there_are: bool, rows: int, greedy: bool, extras: int) -> Draw:
+    """How a program for such rows draws: with room for none, for few or for all rows with extras, if not as needed."""
+    if as_many_as_there_are:
+        return Draw(False, None)
+    if not extras:
+        return Draw(not greedy, 0)
+    return Draw(True, FEW_EXTRAS if extras <= FEW_EXTRAS < rows else rows)
 
 
 def _options(key: tuple[Any, ...]) -> dict[str, Any] | None:

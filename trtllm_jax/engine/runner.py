@@ -75,8 +75,8 @@ class InFlight:
     def arrays(self) -> list[jax.Array]:
         """What the host reads of it."""
         step = (self.out, self.scores, self.logits, self.embeddings)
-        found: list[jax.Array] = jax.tree.leaves((step, [(one.out, one.logprobs) for one in self.drawn]))
-        return found
+        drawn = [array for one in self.drawn for array in (one.out, *one.logprobs)]
+        return [array for array in (*step, *drawn) if array is not None]
 
     def brought(self) -> Brought:
         """What came of it; waits for the device."""

@@ -4,6 +4,7 @@ Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -82,6 +83,7 @@ class Draw(NamedTuple):
     extras: int | None
 
 
+@cache
 def decode_layout(rows: int, new_pages: int, how: Draw) -> Layout:
     """What the host sends with a decode loop; it is small, because it is sent for every token."""
     extras = extra_fields(rows) if how.extras != 0 else ()

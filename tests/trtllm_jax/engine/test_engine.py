@@ -8,13 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import jax
 import pytest
 
 from tests.trtllm_jax.tiny_engine import held, tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
-from trtllm_jax.engine.programs import Programs
+from trtllm_jax.engine.programs import draw_for
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.steps import Draw
 
@@ -111,11 +110,8 @@ class TestPrograms:
             (4, True, 1, Draw(True, 4)),
         ],
     )
-    def test_a_gpus_programs_do_what_their_rows_need(
-        self, monkeypatch: pytest.MonkeyPatch, rows: int, greedy: bool, extras: int, how: Draw
-    ) -> None:
-        monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-        assert Programs._draw(rows, greedy, extras) == how
+    def test_a_gpus_programs_do_what_their_rows_need(self, rows: int, greedy: bool, extras: int, how: Draw) -> None:
+        assert draw_for(False, rows, greedy, extras) == how
 
     def test_without_enough_compiled_a_request_waits_for_its_own(self, tiny_llama: Path) -> None:
         with tiny_engine(tiny_llama, enforce_eager=True) as llm:

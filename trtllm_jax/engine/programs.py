@@ -198,7 +198,7 @@ class Programs:
         self._programs.close()
 
     def temporary_bytes(self) -> int:
-        """Device memory that an engine needs beside weights and caches: its state, and the largest step's while it runs.
+        """Device memory that an engine needs beside weights and caches: its state, and what the largest step takes.
 
         Compiles that step.
         """

@@ -28,7 +28,7 @@ check: $(VENV)/.extra-dev $(VENV)/.extra-serve $(VENV)/.extra-bench ## Check for
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
-	@$(BIN)/lint-imports --no-logo
+	@$(BIN)/lint-imports --no-logo --cache-dir $(VENV)/import_linter_cache
 
 docs: $(VENV)/.extra-docs ## Build the guides and the API reference as HTML, in build/docs
 	@JAX_PLATFORMS=cpu $(BIN)/sphinx-build --quiet --fresh-env --fail-on-warning -c docs . build/docs

@@ -85,6 +85,7 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -
     text = lowered(partial(steps.decode_loop, model, layout, how, 1), layout, model, *known)
     assert "stablehlo.while" not in text, "a loop that the data ends makes the host wait"
     assert "stablehlo.case" not in text, "and so does a branch that the data chooses"
+    assert ("_narrow" in text) == how.sampled, "greedy rows alone take no kernel that samples"
     assert "decode_attention" in text
     assert "skinny_matmul" in text
     assert "rms_norm" in text

@@ -22,7 +22,10 @@ _LEAST_TOP_P, _RESET_ID = 1e-6, 1
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
 TokenIdOrNone = Annotated[int, Field(ge=-1)]
-NonNegativeFloat = Annotated[float, Field(ge=0)]
+MOST = 3.4e38  # float32, which the device computes with
+NonNegativeFloat = Annotated[float, Field(ge=0, le=MOST)]
+AnyFloat = Annotated[float, Field(ge=-MOST, le=MOST)]
+Samples = Annotated[int, Field(ge=1, le=16384)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 PositiveFraction = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**64)]
@@ -83,8 +86,8 @@ class SamplingParams(StrictModel):
     embedding_bias: Any = None
     logits_processor: Any = None
     apply_batched_logits_processor: bool = False
-    n: PositiveInt = 1
-    best_of: PositiveInt | None = None
+    n: Samples = 1
+    best_of: Samples | None = None
     use_beam_search: bool = False
     beam_width: PositiveInt = 1
     top_k: NonNegativeInt | None = None
@@ -96,9 +99,9 @@ class SamplingParams(StrictModel):
     temperature: NonNegativeFloat | None = None
     min_tokens: NonNegativeInt | None = None
     beam_search_diversity_rate: NonNegativeFloat | None = None
-    repetition_penalty: Annotated[float, Field(gt=0)] | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=MOST)] | None = None
+    presence_penalty: AnyFloat | None = None
+    frequency_penalty: AnyFloat | None = None
     length_penalty: float | None = None
     early_stopping: int | None = None
     no_repeat_ngram_size: NonNegativeInt | None = None

@@ -55,7 +55,7 @@ def _changes(plan: StepPlan, rows: Sequence[int], edits: Sequence[EditList], voc
         return Changes(rows, edits, None, {})
     try:
         words, failures = allowed_words(list(guides.values()), vocab)
-    except Exception:
+    except BaseException:
         words, failures = _one_by_one(list(guides.values()), vocab)
     allowed = np.full((len(rows), mask_words(vocab)), -1, np.int32)
     allowed[list(guides)] = words
@@ -70,7 +70,7 @@ def _one_by_one(guides: Sequence[Guide], vocab: int) -> tuple[npt.NDArray[np.int
     for index, guide in enumerate(guides):
         try:
             words[index : index + 1], found = allowed_words([guide], vocab)
-        except Exception as failure:
+        except BaseException as failure:
             found = {0: detached(failure)}
         if found:
             failures[index] = found[0]
@@ -86,6 +86,6 @@ def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[in
             continue
         try:
             request.guide.accept(tokens[row][0])
-        except Exception as failure:
+        except BaseException as failure:
             found[row] = detached(failure)
     return found

@@ -46,7 +46,7 @@ def draw_on_host(
             if request.guide is not None:
                 request.guide.restrict(changed[row], logits[row])
             _check(changed[row])
-        except Exception as failure:
+        except BaseException as failure:
             drawn.failures[row] = detached(failure)
     alive = [row for row in rows if row not in drawn.failures]
     if not alive:
@@ -74,7 +74,7 @@ def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[
             None,
             [None] * len(requests),
         )
-    except Exception as failure:
+    except BaseException as failure:
         drawn.failures |= dict.fromkeys(asking, detached(failure))
 
 

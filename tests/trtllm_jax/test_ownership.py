@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.outputs import Delta, Logprob, RequestOutput
 
 from .tiny_engine import held, tiny_engine
 
@@ -96,6 +96,27 @@ def test_a_copy_of_an_unfinished_output_stays_what_it_was(llm: LLM) -> None:
     assert (lengths[-1], copies[-1].finished, copies[0].finished) == (60, True, False)
     with pytest.raises(RuntimeError, match="gets no more"):
         copies[0].result()
+
+
+@pytest.mark.parametrize("copied", [lambda each: pickle.loads(pickle.dumps(each)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("copy_first", [True, False])
+def test_an_output_and_its_copy_are_filled_apart(copied: Any, copy_first: bool) -> None:
+    """Both begin with a token that was taken and one that arrived; only what was copied gets a third."""
+    output = RequestOutput(1, None, list(PROMPT), 1, lambda: None)
+    logprobs = [{token: Logprob(-1.0, 1)} for token in (7, 8, 9)]
+    output._deliver(Delta(0, "a", [7], logprobs[:1]))
+    next(output)
+    output._deliver(Delta(0, "b", [8], logprobs[1:2]))
+    other = copied(output)
+    output._deliver(Delta(0, "c", [9], logprobs[2:], "length"))
+    other.prompt_token_ids.append(6)
+    for each in (other, output) if copy_first else (output, other):
+        next(each)
+    one, two = output.outputs[0], other.outputs[0]
+    assert (one.text, one.token_ids, one.cumulative_logprob, output.finished) == ("abc", [7, 8, 9], -3.0, True)
+    assert (two.text, two.token_ids, two.cumulative_logprob, other.finished) == ("ab", [7, 8], -2.0, False)
+    assert (len(one.logprobs), len(two.logprobs)) == (3, 2)
+    assert output.prompt_token_ids == PROMPT
 
 
 @pytest.mark.parametrize(

@@ -123,3 +123,9 @@ class TestPrograms:
             llm.warm_up()
             assert programs._programs.ready(("copy",))
             assert llm.generate([1, 2, 3], LONG).outputs[0].token_ids == eager
+
+    def test_after_the_end_nothing_is_compiled_and_nobody_waits_for_it(self, tiny_llama: Path) -> None:
+        with tiny_engine(tiny_llama, enforce_eager=True) as llm:
+            pass
+        with pytest.raises(RuntimeError, match="shutting down"):
+            llm.warm_up()

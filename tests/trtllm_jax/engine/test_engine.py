@@ -13,6 +13,7 @@ import pytest
 from tests.trtllm_jax.tiny_engine import held, tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
+from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.programs import draw_for
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.steps import Draw
@@ -129,3 +130,18 @@ class TestPrograms:
             pass
         with pytest.raises(RuntimeError, match="shutting down"):
             llm.warm_up()
+
+    def test_a_start_that_fails_leaves_no_compilation_behind(
+        self, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def compiling() -> set[threading.Thread]:
+            return {thread for thread in threading.enumerate() if thread.name == "trtllm_jax-compiler"}
+
+        def full(self: CacheSpec, *args: Any) -> Any:
+            raise MemoryError("no room for the cache")
+
+        monkeypatch.setattr(CacheSpec, "allocate", full)
+        before = compiling()
+        with pytest.raises(MemoryError, match="no room"):
+            tiny_engine(tiny_llama)
+        assert compiling() <= before

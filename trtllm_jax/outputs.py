@@ -104,7 +104,7 @@ class CompletionOutput:
 
     def _copied(self) -> "CompletionOutput":
         """The same with lists of its own."""
-        lists = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
+        lists: dict[str, Any] = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
         return replace(self, **lists)
 
     def _begin_step(self) -> None:

@@ -147,6 +147,27 @@ def test_what_has_ended_is_freed_at_once(llm: LLM, wishes: dict[str, Any]) -> No
         gc.enable()
 
 
+@pytest.mark.parametrize("stop", [None, "stop string"])
+def test_what_was_ended_from_outside_is_freed_at_once(llm: LLM, stop: str | None) -> None:
+    answer = llm.generate([1], greedy(30)).outputs[0].text
+    gc.collect()
+    gc.disable()
+    try:
+        with held(llm) as go_on:
+            output = llm.generate_async([1], greedy(140, stop=stop and answer[3:6]))
+            if stop is None:
+                output.abort()
+            go_on.set()
+            assert output.result().outputs[0].finish_reason == ("stop" if stop else "cancelled")
+        ended = weakref.ref(output)
+        del output
+        for _ in range(2):  # the engine hears of a stop string a step later, and is done with that after the next
+            llm.generate([1], greedy(1))
+        assert ended() is None
+    finally:
+        gc.enable()
+
+
 def test_each_request_without_a_seed_draws_anew(llm: LLM, tiny_llama: Path) -> None:
     drawn = SamplingParams(temperature=1.0, max_tokens=40, ignore_eos=True)
     with tiny_engine(tiny_llama) as other:  # as in a second frontend

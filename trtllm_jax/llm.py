@@ -102,7 +102,8 @@ class LLM(BaseLLM):
         """Return when every program is compiled: from then on no request waits for the compiler.
 
         A GPU's are compiled before the first request anyway. On a CPU only what the smallest request runs with is; the
-        rest is compiled beside the first requests, or with enforce_eager=True when one needs it.
+        rest is compiled beside the first requests, or with enforce_eager=True when one needs it. RuntimeError where
+        this LLM is shut down, EngineDeadError where the engine failed.
         """
         self._engine.compile_rest()
 

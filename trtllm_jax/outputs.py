@@ -6,7 +6,7 @@ import copy
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -101,6 +101,11 @@ class CompletionOutput:
     def logprobs_diff(self) -> list[dict[int, Logprob]]:
         """The log-probabilities that the last step added."""
         return self.logprobs[self._seen_logprobs :]
+
+    def _copied(self) -> "CompletionOutput":
+        """The same with lists of its own."""
+        lists: dict[str, Any] = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
+        return replace(self, **lists)
 
     def _begin_step(self) -> None:
         self._seen_text, self._seen_tokens = len(self.text), len(self.token_ids)
@@ -240,11 +245,17 @@ class RequestOutput:
         return self._next_step()
 
     def __getstate__(self) -> dict[str, Any]:
+        # Under the lock, so that what arrived is either in the outputs or still to be added to them, and never both.
         with self._lock:
-            state = self.__dict__.copy()
+            state = self.__dict__ | {
+                "prompt_token_ids": list(self.prompt_token_ids),
+                "outputs": [output._copied() for output in self.outputs],
+                "_context": list(self._context),
+                "_arrived": list(self._arrived),
+            }
         for name in ("_abort", "_before_waiting", "_lock", "_changed", "_blocked", "_wakers"):
             del state[name]
-        return state | {"_context": list(self._context), "_arrived": list(self._arrived)}
+        return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

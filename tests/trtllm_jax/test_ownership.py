@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.outputs import Delta, Logprob, RequestOutput
 
 from .tiny_engine import held, tiny_engine
 
@@ -98,6 +98,27 @@ def test_a_copy_of_an_unfinished_output_stays_what_it_was(llm: LLM) -> None:
         copies[0].result()
 
 
+@pytest.mark.parametrize("copied", [lambda each: pickle.loads(pickle.dumps(each)), copy.deepcopy, copy.copy])
+@pytest.mark.parametrize("copy_first", [True, False])
+def test_an_output_and_its_copy_are_filled_apart(copied: Any, copy_first: bool) -> None:
+    """Both begin with a token that was taken and one that arrived; only what was copied gets a third."""
+    output = RequestOutput(1, None, list(PROMPT), 1, lambda: None)
+    logprobs = [{token: Logprob(-1.0, 1)} for token in (7, 8, 9)]
+    output._deliver(Delta(0, "a", [7], logprobs[:1]))
+    next(output)
+    output._deliver(Delta(0, "b", [8], logprobs[1:2]))
+    other = copied(output)
+    output._deliver(Delta(0, "c", [9], logprobs[2:], "length"))
+    other.prompt_token_ids.append(6)
+    for each in (other, output) if copy_first else (output, other):
+        next(each)
+    one, two = output.outputs[0], other.outputs[0]
+    assert (one.text, one.token_ids, one.cumulative_logprob, output.finished) == ("abc", [7, 8, 9], -3.0, True)
+    assert (two.text, two.token_ids, two.cumulative_logprob, other.finished) == ("ab", [7, 8], -2.0, False)
+    assert (len(one.logprobs), len(two.logprobs)) == (3, 2)
+    assert output.prompt_token_ids == PROMPT
+
+
 @pytest.mark.parametrize(
     "wishes",
     [
@@ -121,6 +142,27 @@ def test_what_has_ended_is_freed_at_once(llm: LLM, wishes: dict[str, Any]) -> No
         del output
         # Whatever the engine's threads still had of it they let go when they come to wait.
         llm.generate([1], greedy(1))
+        assert ended() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.parametrize("stop", [None, "stop string"])
+def test_what_was_ended_from_outside_is_freed_at_once(llm: LLM, stop: str | None) -> None:
+    answer = llm.generate([1], greedy(30)).outputs[0].text
+    gc.collect()
+    gc.disable()
+    try:
+        with held(llm) as go_on:
+            output = llm.generate_async([1], greedy(140, stop=stop and answer[3:6]))
+            if stop is None:
+                output.abort()
+            go_on.set()
+            assert output.result().outputs[0].finish_reason == ("stop" if stop else "cancelled")
+        ended = weakref.ref(output)
+        del output
+        for _ in range(2):  # the engine hears of a stop string a step later, and is done with that after the next
+            llm.generate([1], greedy(1))
         assert ended() is None
     finally:
         gc.enable()

@@ -74,7 +74,22 @@ def build_engine(
     programs = Programs(model, mesh, shapes, spec.arrays(pages, mesh), limits, table_width)
     try:
         programs.compile(compilation(config.eager), progress)
+        compile_seconds = time.perf_counter() - started
+        events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
+        pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=events)
+        runner = Runner(programs, params, spec.allocate(pages, mesh), mesh)
+        engine = Engine(
+            Scheduler(limits, pool, config.policy, model.rope_stretch),
+            runner,
+            sink,
+            ended,
+            look_ahead=config.look_ahead,
+            batched_processor=config.batched_processor,
+            cache_events=events,
+            stats_length=config.stats_length,
+        )
     except BaseException:
+        # Programs may be compiled beside this, and nobody else will end that.
         programs.close()
         raise
     start_up = StartUp(
@@ -83,20 +98,7 @@ def build_engine(
         kv_dtype=kv_dtype.name,
         token_buckets=programs.token_buckets,
         row_buckets=programs.row_buckets,
-        compile_seconds=time.perf_counter() - started,
-    )
-    events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
-    pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=events)
-    runner = Runner(programs, params, spec.allocate(pages, mesh), mesh)
-    engine = Engine(
-        Scheduler(limits, pool, config.policy, model.rope_stretch),
-        runner,
-        sink,
-        ended,
-        look_ahead=config.look_ahead,
-        batched_processor=config.batched_processor,
-        cache_events=events,
-        stats_length=config.stats_length,
+        compile_seconds=compile_seconds,
     )
     return engine, start_up
 

@@ -46,8 +46,11 @@ class Compiler:
         with self._lock:
             new = [key for key in dict.fromkeys(keys) if key not in self._programs]
             self._programs |= {key: Future() for key in new}
-            self._waiting += new
-            self._work_on(threads)
+            if self._closed:
+                self._cancel(new)
+            else:
+                self._waiting += new
+                self._work_on(threads)
             return [self._programs[key] for key in keys]
 
     def compile(self, keys: Sequence[Key], progress: Callable[[int, int], None]) -> None:
@@ -63,7 +66,7 @@ class Compiler:
         with self._lock:
             future = self._programs.setdefault(key, Future())
             if self._closed:
-                future.cancel()
+                self._cancel([key])
             elif not future.running() and not future.done():
                 self._waiting = [key, *(other for other in self._waiting if other != key)]
                 self._work_on(len(self._threads) + 1)
@@ -82,12 +85,18 @@ class Compiler:
         """Compile nothing more; waits for what the compiler has begun, because it calls back into Python."""
         with self._lock:
             self._closed = True
-            for key in self._waiting:
-                self._programs[key].cancel()
+            self._cancel(self._waiting)
             self._waiting.clear()
             threads = list(self._threads)
         for thread in threads:
             thread.join()
+
+    def _cancel(self, keys: Iterable[Key]) -> None:
+        """Tell who waits for these that they will not be compiled, unless they are or are begun."""
+        for key in keys:
+            future = self._programs[key]
+            if not future.done() and future.cancel():
+                future.set_running_or_notify_cancel()  # without it `as_completed` goes on waiting
 
     def _work_on(self, threads: int) -> None:
         """Have at most so many threads for what waits; the lock is the caller's to hold."""

@@ -8,7 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 from trtllm_jax.engine.changes import changes_of, follow
@@ -163,8 +163,11 @@ class Engine:
         swapped.result()
 
     def compile_rest(self) -> None:
-        """Return when every program is compiled."""
-        self._runner.compile_rest()
+        """Return when every program is compiled. Raises EngineDeadError or RuntimeError as `submit` does."""
+        with contextlib.suppress(CancelledError):  # by the engine's end
+            self._runner.compile_rest()
+        if refusal := self._refusal():
+            raise refusal
 
     def drain_stats(self) -> list[Record]:
         """The statistics of the steps since the last call, oldest first."""

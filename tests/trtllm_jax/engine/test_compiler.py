@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.engine.compiler import Compiler
+from trtllm_jax.engine.compiler import THREADS, Compiler
 
 SECONDS = 60
 
@@ -96,3 +96,38 @@ def test_closing_waits_for_what_is_begun_and_drops_the_rest() -> None:
     closing.join(SECONDS)
     assert not closing.is_alive()
     assert held.order == ["a"]
+
+
+def test_closing_ends_the_wait_for_several() -> None:
+    names = [str(number) for number in range(THREADS + 1)]
+    held = Held(*names)
+    keys = [(name,) for name in names]
+    ended = threading.Event()
+
+    def wait() -> None:
+        with pytest.raises(CancelledError):
+            held.compiler.compile(keys, lambda done, total: None)
+        ended.set()
+
+    threading.Thread(target=wait, daemon=True).start()
+    assert all(held.begun[name].wait(SECONDS) for name in names[:-1])
+    closing = threading.Thread(target=held.compiler.close)
+    closing.start()
+    assert ended.wait(SECONDS)
+    held.release()
+    closing.join(SECONDS)
+    assert sorted(held.order) == sorted(names[:-1])
+
+
+def test_what_is_asked_for_after_the_end_is_refused_at_once() -> None:
+    held = Held("a", "b", "c")
+    held.release("a")
+    assert held.compiler["a",] == "a"
+    held.compiler.close()
+    (late,) = held.compiler.start([("b",)])
+    assert late.cancelled()
+    with pytest.raises(CancelledError):
+        held.compiler.compile([("a",), ("b",)], lambda done, total: None)
+    with pytest.raises(CancelledError):
+        held.compiler["c",]
+    assert (held.compiler["a",], held.order) == ("a", ["a"])

@@ -13,6 +13,7 @@ import pytest
 from tests.trtllm_jax.tiny_engine import held, tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
+from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.programs import draw_for
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.steps import Draw
@@ -123,3 +124,24 @@ class TestPrograms:
             llm.warm_up()
             assert programs._programs.ready(("copy",))
             assert llm.generate([1, 2, 3], LONG).outputs[0].token_ids == eager
+
+    def test_after_the_end_nothing_is_compiled_and_nobody_waits_for_it(self, tiny_llama: Path) -> None:
+        with tiny_engine(tiny_llama, enforce_eager=True) as llm:
+            pass
+        with pytest.raises(RuntimeError, match="shutting down"):
+            llm.warm_up()
+
+    def test_a_start_that_fails_leaves_no_compilation_behind(
+        self, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def compiling() -> set[threading.Thread]:
+            return {thread for thread in threading.enumerate() if thread.name == "trtllm_jax-compiler"}
+
+        def full(self: CacheSpec, *args: Any) -> Any:
+            raise MemoryError("no room for the cache")
+
+        monkeypatch.setattr(CacheSpec, "allocate", full)
+        before = compiling()
+        with pytest.raises(MemoryError, match="no room"):
+            tiny_engine(tiny_llama)
+        assert compiling() <= before

@@ -143,10 +143,22 @@ def make_logits(kind: str, rows: int, vocab: int) -> np.ndarray:
     return logits.astype(np.float32)
 
 
-@pytest.mark.parametrize("count", [1, 5, 50])
+@pytest.mark.parametrize(
+    ("vocab", "count"),
+    # Few of many are looked for block by block; not always do the blocks come out even.
+    [
+        (50, 1),
+        (50, 5),
+        (50, 50),
+        (sampler.BLOCK * 5, 5),
+        (sampler.BLOCK * 5 + 1, 5),
+        (sampler.BLOCK * 9, 1),
+        (sampler.BLOCK * 30 - 3, 20),
+    ],
+)
 @pytest.mark.parametrize("kind", ["normal", "ties", "holes", "equal"])
-def test_log_probabilities_and_ranks(kind: str, count: int) -> None:
-    rows, vocab = 40, 50
+def test_log_probabilities_and_ranks(kind: str, vocab: int, count: int) -> None:
+    rows = 40
     logits = make_logits(kind, rows, vocab)
     tokens = np.random.default_rng(1).integers(0, vocab, rows).astype(np.int32)
     own, rank, ids, values = (np.asarray(array) for array in LOGPROBS(logits, tokens, count=count))

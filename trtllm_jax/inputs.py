@@ -24,7 +24,7 @@ def is_single(inputs: Any) -> bool:
     """Whether `inputs` is one prompt: a string, a list of ids, or a dict. ValueError for an empty list."""
     if isinstance(inputs, str | Mapping) or _is_ids(inputs):
         return True
-    if isinstance(inputs, Sequence):
+    if isinstance(inputs, Sequence) and not isinstance(inputs, bytes | bytearray):
         if not inputs:
             raise ValueError("inputs is an empty list; give at least one prompt")
         if not any(isinstance(item, int) for item in inputs):
@@ -98,7 +98,7 @@ def _encode(text: str, params: SamplingParams, tokenizer: Tokenizer | None, voca
 
 
 def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
-    if not isinstance(inputs, Sequence) or not inputs:
+    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray) or not inputs:
         return False
     return _all_plain(inputs) or all(_is_int(item) for item in inputs)
 

@@ -79,3 +79,15 @@ def test_the_last_reference_may_go_where_the_engines_lock_is_held(tiny_llama: Pa
     engine._thread.join(120)
     assert not engine._thread.is_alive()
     assert not [thread for thread in threading.enumerate() if thread is engine._thread]
+
+
+@pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt(), GeneratorExit()], ids=repr)
+def test_what_would_end_a_program_ends_its_own_request(llm: LLM, raised: BaseException) -> None:
+    def processor(*_: Any) -> None:
+        raise raised
+
+    beside = llm.generate_async([5], SamplingParams(max_tokens=30, ignore_eos=True))
+    with pytest.raises(RuntimeError, match=type(raised).__name__):
+        answer_with(llm, lambda: processor())
+    assert beside.result(timeout=120).outputs[0].length == 30
+    assert llm.generate([3], GREEDY).outputs[0].length == 4

@@ -203,3 +203,20 @@ def test_a_command_says_it_in_a_line(words: list[Any], says: str, tiny_llama: Pa
     assert result.exit_code in (1, 2), result.output
     assert says in " ".join(result.stderr.split())
     assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("n", 10**6), ("best_of", 10**9), ("presence_penalty", 1e39), ("frequency_penalty", -1e39), ("temperature", 1e300),
+     ("repetition_penalty", 1e39)],
+)  # fmt: skip
+def test_what_no_device_computes_is_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"SamplingParams.{field} = .* is invalid: it should be (less|greater)"):
+        SamplingParams(**{field: value})
+
+
+@pytest.mark.parametrize("prompt", [b"x", bytearray(b"x"), [b"x"]])
+def test_bytes_are_no_prompt(prompt: Any) -> None:
+    intake = Intake(EngineFacts(256, frozenset(), 1, 64, None, 1, False, "llama"), None, lambda *_: None, lambda: None)
+    with pytest.raises(TypeError, match="str or list of int"):
+        intake.requests([prompt] if not isinstance(prompt, list) else prompt, [SamplingParams(end_id=-1)], False)

@@ -39,6 +39,8 @@ class Compiler:
         self._lock = threading.Lock()
         self._lowering = threading.Lock()
         self._threads: list[threading.Thread] = []
+        self._working = 0
+        """Threads that will look again whether anything waits."""
         self._closed = False
 
     def start(self, keys: Iterable[Key], threads: int = THREADS) -> list[Future[Compiled]]:
@@ -69,7 +71,7 @@ class Compiler:
                 self._cancel([key])
             elif not future.running() and not future.done():
                 self._waiting = [key, *(other for other in self._waiting if other != key)]
-                self._work_on(len(self._threads) + 1)
+                self._work_on(self._working + 1)
         return future.result()
 
     def join(self) -> None:
@@ -100,10 +102,12 @@ class Compiler:
 
     def _work_on(self, threads: int) -> None:
         """Have at most so many threads for what waits; the lock is the caller's to hold."""
-        while len(self._threads) < min(threads, len(self._waiting)) and not self._closed:
+        self._threads = [thread for thread in self._threads if thread.is_alive()]
+        while self._working < min(threads, len(self._waiting)) and not self._closed:
             # Daemons: an end of the program that closes nothing does not wait for programs that nobody needs.
             thread = threading.Thread(target=self._work, name="trtllm_jax-compiler", daemon=True)
             self._threads.append(thread)
+            self._working += 1
             thread.start()
 
     def _work(self) -> None:
@@ -122,7 +126,7 @@ class Compiler:
     def _next(self) -> Key | None:
         with self._lock:
             if not self._waiting:
-                self._threads.remove(threading.current_thread())
+                self._working -= 1
                 return None
             key = self._waiting.pop(0)
             self._programs[key].set_running_or_notify_cancel()

@@ -223,14 +223,13 @@ class Engine:
             self._loop()
         except BaseException as failure:
             self._fail(failure)
-        try:
-            self._end_everything()
-            self._runner.close()
-        except BaseException:
-            logger.exception("the engine could not be closed in order")
-        finally:
-            _running.discard(self)
-            self._ended()
+        for end in (self._end_everything, self._runner.close):
+            try:
+                end()
+            except BaseException:
+                logger.exception("the engine could not be closed in order")
+        _running.discard(self)
+        self._ended()
 
     def _fail(self, failure: BaseException) -> None:
         explained = failure

@@ -285,9 +285,6 @@ class Scheduler:
     def _register(self, request: Request, tokens: int) -> None:
         """Make the full pages among the first `tokens` known and computed tokens findable."""
         page_size = self.pool.page_size
-        if self._rope_stretch is not None:
-            # Each token that was generated beyond was the last of a sequence of another length.
-            tokens = min(tokens, max(self._rope_stretch, len(request.prompt)))
         blocks = tokens // page_size
         if not self.pool.reuse or blocks <= request.registered or not self._is_current(request):
             return

@@ -188,15 +188,15 @@ class _Connection:
             self._host.llm.port.finish(request, reason)
 
     def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
+        made: dict[int, Request] = {}
+        for new in sequences:
+            made[new.number] = self._request(new, made.get(new.parent))
         try:
             self._host.reserve(len(sequences))
         except Exception as failure:
             for new in sequences:
                 self.put(wire.SequenceStep(new.number, [], error=described(failure)))
             return
-        made: dict[int, Request] = {}
-        for new in sequences:
-            made[new.number] = self._request(new, made.get(new.parent))
         with self._lock:
             self._requests |= made
             self._compiling |= made.keys()

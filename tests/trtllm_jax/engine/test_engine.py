@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.trtllm_jax.tiny_engine import held, tiny_engine
+from tests.trtllm_jax.tiny_engine import tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.kv_cache import CacheSpec
@@ -70,15 +70,24 @@ def test_the_iterations_last_as_long_as_the_engine_was_busy(llm: LLM, monkeypatc
     assert pause * len(latencies) <= sum(latencies) <= seconds
 
 
-def test_new_weights_wait_for_the_step_that_reads_the_old(llm: LLM) -> None:
-    params, returned = llm.params, threading.Event()
-    with held(llm, after=3):
-        output = llm.generate([1, 2, 3], LONG, streaming=True)
-        next(output)
-        thread = threading.Thread(target=lambda: (llm.update_weights(params), returned.set()))
-        thread.start()
-        # The engine stands still: however long this takes, a call that waits for it cannot have returned.
-        assert not returned.wait(0.5)
+def test_new_weights_wait_for_the_step_that_reads_the_old(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    params, returned, standing, go_on = llm.params, threading.Event(), threading.Event(), threading.Event()
+    runner = llm._engine._runner
+    dispatch = runner.dispatch
+
+    def gated(plan: Any) -> Any:
+        standing.set()
+        assert go_on.wait(120)
+        return dispatch(plan)
+
+    monkeypatch.setattr(runner, "dispatch", gated)
+    output = llm.generate_async([1, 2, 3], LONG)
+    assert standing.wait(120)
+    thread = threading.Thread(target=lambda: (llm.update_weights(params), returned.set()))
+    thread.start()
+    # The engine stands still: however long this takes, a call that waits for it cannot have returned.
+    assert not returned.wait(0.5)
+    go_on.set()
     thread.join(120)
     assert returned.is_set()
     output.result()

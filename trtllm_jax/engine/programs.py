@@ -72,7 +72,9 @@ class Programs:
         """
         # Where programs with extras are programs of their own there are fewer of them.
         self._extras_buckets = self.row_buckets if self.draws_few_alone else extras_buckets(self.row_buckets)
-        self._programs = Compiler(self._lowerings(), _options)
+        lowerings = self._lowerings()
+        self._keys = tuple(lowerings)
+        self._programs = Compiler(lowerings, _options)
 
     def rows_of(self, tokens: int) -> int:
         """Rows of the ragged program for a bucket of `tokens`."""
@@ -177,20 +179,19 @@ class Programs:
 
     def compile(self, how: Compilation, progress: Callable[[int, int], None]) -> None:
         """Compile as `how` says; `progress` is told how many programs are done of how many are waited for."""
-        every = list(self._lowerings())
         smallest = ("ragged", self.token_buckets[0]), ("decode", self.row_buckets[0])
-        first = [key for key in every if key[:2] in smallest]
+        first = [key for key in self._keys if key[:2] in smallest]
         if how is Compilation.BEFORE:
-            self._programs.compile(every, progress)
+            self._programs.compile(self._keys, progress)
         elif how is Compilation.BESIDE:
             self._programs.compile(first, progress)
             # One at a time, because steps run beside it; small steps first, then what few ask for.
-            rest = sorted(every, key=lambda key: (key[0] not in ("ragged", "decode"), key[1:2]))
+            rest = sorted(self._keys, key=lambda key: (key[0] not in ("ragged", "decode"), key[1:2]))
             self._programs.start(rest, threads=1)
 
     def compile_rest(self) -> None:
         """Return when every program is compiled."""
-        self._programs.compile(list(self._lowerings()), lambda done, total: None)
+        self._programs.compile(self._keys, lambda done, total: None)
         self._programs.join()
 
     def close(self) -> None:

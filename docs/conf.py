@@ -4,7 +4,9 @@ The source folder is the repository's root, so that the documents' links to each
 """
 
 import enum
+import importlib
 import inspect
+import pkgutil
 import re
 import typing
 from typing import Any
@@ -50,6 +52,18 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", prose_as_restructured_text, priority=400)  # before napoleon reads it
     app.connect("autodoc-process-docstring", add_limits)
     app.connect("autodoc-skip-member", skip_or_show)
+    app.connect("source-read", list_modules)
+
+
+def list_modules(app: Sphinx, page: str, source: list[str]) -> None:
+    """A line `.. modules:: package` stands for an entry of each public module of the package, so none is forgotten."""
+    source[0] = re.sub(r"^\.\. modules:: (\w+)$", lambda line: _module_entries(line[1]), source[0], flags=re.MULTILINE)
+
+
+def _module_entries(package: str) -> str:
+    found = pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}.")
+    names = sorted(module.name for module in found if not module.name.startswith(f"{package}._"))
+    return "\n".join(f"{name}\n{'-' * len(name)}\n\n.. automodule:: {name}\n   :members:\n" for name in names)
 
 
 def prose_as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:

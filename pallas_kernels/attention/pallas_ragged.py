@@ -19,7 +19,6 @@ from pallas_kernels.attention import mosaic_hopper
 from pallas_kernels.attention.blocks import (
     Heads,
     Ref,
-    Running,
     add_keys,
     cache_rows,
     load_rotated,
@@ -30,6 +29,7 @@ from pallas_kernels.attention.blocks import (
 )
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
+from pallas_kernels.attention.softmax import RunningSoftmax
 from pallas_kernels.attention.tuned import RaggedConfig
 
 WRITTEN_TOKENS = 32
@@ -182,7 +182,7 @@ def _kernel(
         # A row of no length sees nothing and is left zeros.
         last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)
 
-        def add_block(masked: bool) -> Callable[[Any, Running], Running]:
+        def add_block(masked: bool) -> Callable[[Any, RunningSoftmax], RunningSoftmax]:
             return lambda index, running: add_keys(
                 running, q, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=index * config.block, end=last, block=config.block, masked=masked,
@@ -192,11 +192,11 @@ def _kernel(
         begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
         whole = jnp.clip(position + 1, 0, length) // config.block
         unmasked = begin if scoring.window is not None else whole
-        running = Running.empty(place.shape[0], heads)
+        running = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(begin, unmasked, add_block(masked=False), running)
         running = lax.fori_loop(unmasked, pl.cdiv(last, config.block), add_block(masked=True), running)
         if sinks_ref is not None:
             sinks = plgpu.load(sinks_ref.at[head * heads.group + member], mask=member < heads.group, other=MASKED)
-            running = running.add_sink(sinks * LOG2_E)
+            running = running.add_sinks(sinks * LOG2_E)
         answer = (token * heads.kv + head) * heads.group + member
         store_rows(out_ref, answer, real, 0, heads.dim, running.result())

@@ -18,8 +18,8 @@ from typing import Any
 from llama_8b import LLAMA_8B
 
 from trtllm_jax import LLM
-from trtllm_jax.commands.bench_measure import measure_batch, measure_first_token, measure_requests
-from trtllm_jax.commands.bench_workload import synthetic_requests
+from trtllm_jax.commands.bench.measure import measure_batch, measure_first_token, measure_requests
+from trtllm_jax.commands.bench.workload import synthetic_requests
 
 VOCAB = LLAMA_8B["vocab_size"]
 NUCLEUS = {"temperature": 0.8, "top_p": 0.9}

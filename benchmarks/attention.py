@@ -28,11 +28,11 @@ from pallas_kernels.attention import Rotation, Scoring, cache_shape, xla
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
-from trtllm_jax.commands.bench_trace import newest_trace, read_kernels
+from trtllm_jax.commands.bench.trace import newest_trace, read_kernels
 
 KV, GROUP, DIM, PAGE = 8, 4, 128, 32
 SCORING = Scoring(DIM**-0.5)
-READ_BYTES_A_US = 3.14e6
+READ_BYTES_PER_US = 3.14e6
 TURNS = 7
 
 
@@ -231,7 +231,7 @@ def main() -> None:
         for first in range(0, len(calls), TURNS):
             us = statistics.median(taken[first : first + TURNS])
             read = int(batch.lengths.sum()) * 2 * KV * DIM * 2
-            share = {"tflops": operations / us / 1e6} if operations else {"of_read": read / us / READ_BYTES_A_US}
+            share = {"tflops": operations / us / 1e6} if operations else {"of_read": read / us / READ_BYTES_PER_US}
             record = {"case": name, "us": round(us, 1), **{key: round(value, 3) for key, value in share.items()}}
             print(json.dumps(record | {"config": labels[first]}), flush=True)
 

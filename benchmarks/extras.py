@@ -61,11 +61,11 @@ def main() -> None:
                     measure(llm, shape, rows, args.output, ["none", *args.wish])
 
 
-def measure(llm: LLM, shape: str, rows: int, output: int, wishes: list[str]) -> None:
+def measure(llm: LLM, shape: str, rows: int, output: int, sampling: list[str]) -> None:
     """One line a wish and number of rows that have it."""
     best: dict[tuple[str, int], float] = {}
     for _ in range(ROUNDS):
-        for name in dict.fromkeys(wishes):
+        for name in dict.fromkeys(sampling):
             for having in (1, rows):
                 seconds = generate(llm, rows, having, output, WISHES[name])
                 best[name, having] = min(best.get((name, having), np.inf), seconds)

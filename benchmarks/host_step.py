@@ -25,7 +25,7 @@ from trtllm_jax.engine.programs import bucket_for
 from trtllm_jax.engine.request import Request
 from trtllm_jax.engine.runner import InFlight, pack_decode, pack_ragged
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
-from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.requests.sampling_params import SamplingParams
 
 PARTS = ("schedule", "pack", "read", "commit")
 PAGE_SIZE = 32
@@ -58,8 +58,8 @@ class Step:
         assert plan is not None
         self._timed("pack", lambda: self._pack(plan))
         if flight := self.flight:
-            brought = self._timed("read", flight.brought)
-            self._timed("commit", lambda: self.scheduler.commit(flight.plan, brought.tokens))
+            output = self._timed("read", flight.output)
+            self._timed("commit", lambda: self.scheduler.commit(flight.plan, output.tokens))
         self.flight = InFlight(plan, self._result(plan))
 
     def _timed(self, part: str, work: Callable[[], Any]) -> Any:

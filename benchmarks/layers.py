@@ -28,10 +28,11 @@ from llama_8b import LLAMA_8B
 from pallas_kernels import sampling
 from pallas_kernels.attention import cache_shape
 from pallas_kernels.matmul import Config, tuned
-from trtllm_jax import device_memory
-from trtllm_jax.batch import Batch
-from trtllm_jax.commands.bench_trace import newest_trace, read_kernels
-from trtllm_jax.models import forward, llama
+from trtllm_jax.commands.bench.trace import newest_trace, read_kernels
+from trtllm_jax.engine import device_memory
+from trtllm_jax.models import llama
+from trtllm_jax.nn import forward
+from trtllm_jax.nn.batch import Batch
 
 SHAPES = {
     "qkv": (6144, 4096, False), "o": (4096, 4096, False), "gate_up": (14336, 4096, True), "down": (4096, 14336, False),

@@ -34,29 +34,29 @@ SPREADS = {"narrow": 4.0, "wide": 2.0}
 """Standard deviations of the normal logits: a nucleus of 0.9 has tens of tokens in the one and thousands in the other,
 at a temperature of 0.8. The line of each case says how many."""
 
-Wishes = dict[str, jax.Array]
-Choose = Callable[[jax.Array, Wishes], jax.Array]
+Params = dict[str, jax.Array]
+Choose = Callable[[jax.Array, Params], jax.Array]
 
 
-def make_wishes(rows: int, **asked: float) -> Wishes:
+def make_params(rows: int, **asked: float) -> Params:
     values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | asked
-    wishes = {name: jnp.full(rows, value, jnp.float32) for name, value in values.items()}
+    params = {name: jnp.full(rows, value, jnp.float32) for name, value in values.items()}
     seed = jnp.asarray(np.random.default_rng(0).integers(0, 2**32, (rows, 2), dtype=np.uint32))
-    return wishes | {
-        "top_k": wishes["top_k"].astype(jnp.int32),
+    return params | {
+        "top_k": params["top_k"].astype(jnp.int32),
         "seed": seed,
         "position": jnp.arange(rows, dtype=jnp.int32),
     }
 
 
-def microseconds(choose: Choose, logits: jax.Array, wishes: Wishes) -> float:
+def microseconds(choose: Choose, logits: jax.Array, params: Params) -> float:
     """A call's median time. Its position and one logit depend on the call before, so that nothing leaves the loop."""
 
     @partial(jax.jit, donate_argnums=0)
-    def loop(logits: jax.Array, wishes: Wishes) -> tuple[jax.Array, jax.Array]:
+    def loop(logits: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
         def step(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             logits, total = carry
-            tokens = choose(logits, wishes | {"position": wishes["position"] + total})
+            tokens = choose(logits, params | {"position": params["position"] + total})
             changed = jnp.full((1, 1), -30 - tokens[0] % 2, logits.dtype)
             return lax.dynamic_update_slice(logits, changed, (0, 0)), total + tokens % 7 + 1
 
@@ -66,30 +66,30 @@ def microseconds(choose: Choose, logits: jax.Array, wishes: Wishes) -> float:
     logits = logits.copy()
     for _ in range(REPEATS + 2):
         began = time.perf_counter()
-        logits, total = loop(logits, wishes)
+        logits, total = loop(logits, params)
         total.block_until_ready()
         times.append((time.perf_counter() - began) / CALLS)
     return 1e6 * float(np.median(times[2:]))
 
 
-def nothing(logits: jax.Array, _: Wishes) -> jax.Array:
+def nothing(logits: jax.Array, _: Params) -> jax.Array:
     return logits[:, 0].astype(jnp.int32)
 
 
-def argmax(logits: jax.Array, _: Wishes) -> jax.Array:
+def argmax(logits: jax.Array, _: Params) -> jax.Array:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def two_reductions(logits: jax.Array, _: Wishes) -> jax.Array:
+def two_reductions(logits: jax.Array, _: Params) -> jax.Array:
     return greedy(logits)
 
 
-def reference(logits: jax.Array, wishes: Wishes) -> jax.Array:
-    return sample(logits, **wishes, implementation="xla")
+def reference(logits: jax.Array, params: Params) -> jax.Array:
+    return sample(logits, **params, implementation="xla")
 
 
-def kernel(tuning: pallas_triton.Tuning, logits: jax.Array, wishes: Wishes) -> jax.Array:
-    return pallas_triton.sample(logits, **wishes, tuning=tuning)
+def kernel(tuning: pallas_triton.Tuning, logits: jax.Array, params: Params) -> jax.Array:
+    return pallas_triton.sample(logits, **params, tuning=tuning)
 
 
 def tunings() -> list[pallas_triton.Tuning]:
@@ -125,18 +125,18 @@ def main() -> None:
             drawn = jax.random.normal(jax.random.key(batch), (batch, args.vocab), jnp.float32) * deviation
             logits = drawn.astype(args.dtype)
             timed = partial(microseconds, logits=logits)
-            empty = timed(nothing, wishes=make_wishes(batch))
+            empty = timed(nothing, params=make_params(batch))
             report(batch=batch, logits=spread, nucleus=nucleus_sizes(logits), empty_loop_us=round(empty, 1))
             for name, choose in (("argmax", argmax), ("two reductions", two_reductions)):
-                us = timed(choose, wishes=make_wishes(batch)) - empty
+                us = timed(choose, params=make_params(batch)) - empty
                 report(batch=batch, logits=spread, case="greedy", variant=name, us=round(us, 1))
             for case, asked in WISHES.items():
-                wishes = make_wishes(batch, **asked)
-                expected = np.asarray(jax.jit(reference)(logits, wishes))
+                params = make_params(batch, **asked)
+                expected = np.asarray(jax.jit(reference)(logits, params))
                 for tuning in [pallas_triton.Tuning(), *(tunings() if args.sweep and case == SWEPT else [])]:
                     choose = partial(kernel, tuning)
-                    differing = int((np.asarray(jax.jit(choose)(logits, wishes)) != expected).sum())
-                    us = timed(choose, wishes=wishes) - empty
+                    differing = int((np.asarray(jax.jit(choose)(logits, params)) != expected).sum())
+                    us = timed(choose, params=params) - empty
                     report(batch=batch, logits=spread, case=case, variant=dataclasses.asdict(tuning), us=round(us, 1),
                            tokens_that_differ=differing)  # fmt: skip
 

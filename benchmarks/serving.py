@@ -30,10 +30,10 @@ from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine import config, engine
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request
-from trtllm_jax.engine.runner import Brought
+from trtllm_jax.engine.runner import StepOutput
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.serve.config import ServerOptions
-from trtllm_jax.serve.frontends import Frontends
+from trtllm_jax.serve.processes.frontends import Frontends
 
 OUTPUT_RATE = "Total Output Throughput (tokens/sec)"
 INPUT, OUTPUT, ROWS, IDS = 128, 256, 256, 10_000
@@ -49,13 +49,13 @@ class SimulatedFlight:
         self._ends = ends
         self._ids = rng.integers(0, IDS, (len(plan.requests), max(plan.steps, 1))).tolist()
 
-    def brought(self) -> Brought:
+    def output(self) -> StepOutput:
         """Random ids, once it has ended."""
         time.sleep(max(0.0, self._ends - time.perf_counter()))
         ids = self._ids
         if self.plan.kind == "step":
             ids = [row if emits else [] for row, emits in zip(ids, self.plan.emits, strict=True)]
-        return Brought(ids, {}, {}, {}, {})
+        return StepOutput(ids, {}, {}, {}, {})
 
 
 class SimulatedRunner:
@@ -76,7 +76,7 @@ class SimulatedRunner:
         """Nothing is drawn on the host."""
         raise NotImplementedError
 
-    def explained(self, failure: BaseException) -> BaseException:
+    def with_cause(self, failure: BaseException) -> BaseException:
         """As it is."""
         return failure
 
@@ -125,13 +125,13 @@ def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> No
         frontends.start()
         for concurrency in args.concurrency:
             for _ in range(args.rounds):
-                wishes = requests(concurrency * args.requests_per_row, args.spread)
-                here = in_process(llm, wishes, concurrency)
+                workload = requests(concurrency * args.requests_per_row, args.spread)
+                here = in_process(llm, workload, concurrency)
                 before = processor_seconds()
-                there = over_http(listening.getsockname()[1], wishes, concurrency, args.client_processes)
-                used = {f"{name}_us_a_token": (after - before[name]) / tokens(wishes) * 1e6
+                there = over_http(listening.getsockname()[1], workload, concurrency, args.client_processes)
+                used = {f"{name}_us_per_token": (after - before[name]) / tokens(workload) * 1e6
                         for name, after in processor_seconds().items()}  # fmt: skip
-                tell(concurrency=concurrency, requests=len(wishes), in_process_tok_s=here, **there, **used,
+                tell(concurrency=concurrency, requests=len(workload), in_process_tok_s=here, **there, **used,
                      kept=there["http_tok_s"] / here)  # fmt: skip
         host.close()
 
@@ -155,36 +155,36 @@ def requests(count: int, spread: int) -> list[dict[str, Any]]:
     ]
 
 
-def tokens(wishes: Sequence[dict[str, Any]]) -> int:
+def tokens(workload: Sequence[dict[str, Any]]) -> int:
     """Tokens that are to be generated."""
-    return sum(wish["output_tokens"] for wish in wishes)
+    return sum(asked["output_tokens"] for asked in workload)
 
 
-def in_process(llm: LLM, wishes: Sequence[dict[str, Any]], concurrency: int) -> float:
+def in_process(llm: LLM, workload: Sequence[dict[str, Any]], concurrency: int) -> float:
     """Generated tokens/s of the same requests without HTTP, each awaited as a whole."""
 
     async def run() -> None:
         room = asyncio.Semaphore(concurrency)
 
-        async def one(wish: dict[str, Any]) -> None:
+        async def one(asked: dict[str, Any]) -> None:
             async with room:
-                params = SamplingParams(temperature=1.0, max_tokens=wish["output_tokens"], ignore_eos=True)
-                await llm.generate_async(wish["input_ids"], params)
+                params = SamplingParams(temperature=1.0, max_tokens=asked["output_tokens"], ignore_eos=True)
+                await llm.generate_async(asked["input_ids"], params)
 
-        await asyncio.gather(*map(one, wishes))
+        await asyncio.gather(*map(one, workload))
 
     began = time.perf_counter()
     asyncio.run(run())
-    return tokens(wishes) / (time.perf_counter() - began)
+    return tokens(workload) / (time.perf_counter() - began)
 
 
-def over_http(port: int, wishes: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
+def over_http(port: int, workload: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
     """Generated tokens/s and gaps by `trtllm-bench serve`."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as dataset:
-        dataset.writelines(json.dumps(wish) + "\n" for wish in wishes)
+        dataset.writelines(json.dumps(asked) + "\n" for asked in workload)
         dataset.flush()
         command = [
-            sys.executable, "-c", "from trtllm_jax.commands.bench import main; main()", "serve",
+            sys.executable, "-c", "from trtllm_jax.commands.bench.command import main; main()", "serve",
             f"--base_url=http://127.0.0.1:{port}/v1", f"--concurrency={concurrency}", f"--dataset={dataset.name}",
             "--ignore_eos", "--json_lines", f"--client_processes={processes}",
         ]  # fmt: skip

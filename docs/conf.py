@@ -15,7 +15,7 @@ from sphinx.application import Sphinx
 from sphinx.util.inspect import stringify_signature
 
 import trtllm_jax
-from trtllm_jax.llm_args import StrictModel
+from trtllm_jax.common.strict_model import StrictModel
 
 project = "trtllm_jax"
 version = release = trtllm_jax.__version__

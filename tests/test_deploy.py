@@ -58,7 +58,7 @@ def exposed() -> dict[str, set[str]]:
     """The labels of every series that the server exposes, by their names."""
     from prometheus_client.parser import text_string_to_metric_families
 
-    from trtllm_jax.outputs import RequestOutput
+    from trtllm_jax.requests.outputs import RequestOutput
     from trtllm_jax.serve.metrics import Metrics
 
     metrics = Metrics("model")
@@ -139,7 +139,7 @@ def test_proxies_wait_longer_than_an_answer_may_take(command: list[str]) -> None
 
 
 def test_the_proxys_other_times_are_the_servers() -> None:
-    from trtllm_jax.serve.frontend import KEEP_ALIVE
+    from trtllm_jax.serve.processes.frontend import KEEP_ALIVE
     from trtllm_jax.serve.settings import ServeSettings
 
     assert seconds(proxy("timeout http-request")) == ServeSettings(model_names=("m",)).body_timeout
@@ -159,7 +159,7 @@ def test_whoever_stops_a_server_waits_for_its_drain() -> None:
 
 
 def test_checks_ask_what_needs_no_key() -> None:
-    from trtllm_jax.serve.front import _OPEN_PATHS
+    from trtllm_jax.serve.http.front import _OPEN_PATHS
 
     probes = {CONTAINER[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     (proxys,) = re.findall(r"http-check send .*uri (\S+)", HAPROXY)

@@ -3,55 +3,49 @@
 Heavy modules are imported when a name is first used, so that importing the package stays quick.
 """
 
-import importlib
 import importlib.util
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from trtllm_jax.common.lazy import lazy_names
 
 if TYPE_CHECKING:
-    from trtllm_jax.conversion import convert_checkpoint as convert_checkpoint
-    from trtllm_jax.errors import EngineBusyError as EngineBusyError
-    from trtllm_jax.errors import EngineDeadError as EngineDeadError
-    from trtllm_jax.errors import RequestError as RequestError
-    from trtllm_jax.generation import generate_fn as generate_fn
-    from trtllm_jax.llm import LLM as LLM
-    from trtllm_jax.llm_args import BuildConfig as BuildConfig
-    from trtllm_jax.llm_args import KvCacheConfig as KvCacheConfig
-    from trtllm_jax.llm_args import SchedulerConfig as SchedulerConfig
-    from trtllm_jax.outputs import CompletionOutput as CompletionOutput
-    from trtllm_jax.outputs import RequestOutput as RequestOutput
-    from trtllm_jax.research import load_model as load_model
-    from trtllm_jax.sampling_params import SamplingParams as SamplingParams
+    from trtllm_jax.common.errors import EngineBusyError as EngineBusyError
+    from trtllm_jax.common.errors import EngineDeadError as EngineDeadError
+    from trtllm_jax.common.errors import RequestError as RequestError
+    from trtllm_jax.functional.conversion import convert_checkpoint as convert_checkpoint
+    from trtllm_jax.functional.generation import generate_fn as generate_fn
+    from trtllm_jax.functional.research import load_model as load_model
+    from trtllm_jax.llmapi.llm import LLM as LLM
+    from trtllm_jax.llmapi.llm_args import BuildConfig as BuildConfig
+    from trtllm_jax.llmapi.llm_args import KvCacheConfig as KvCacheConfig
+    from trtllm_jax.llmapi.llm_args import SchedulerConfig as SchedulerConfig
+    from trtllm_jax.requests.outputs import CompletionOutput as CompletionOutput
+    from trtllm_jax.requests.outputs import RequestOutput as RequestOutput
+    from trtllm_jax.requests.sampling_params import SamplingParams as SamplingParams
 
 __version__ = "0.1.0"
 
 _HOME_OF = {
-    "LLM": "trtllm_jax.llm",
-    "BuildConfig": "trtllm_jax.llm_args",
-    "KvCacheConfig": "trtllm_jax.llm_args",
-    "SchedulerConfig": "trtllm_jax.llm_args",
-    "CompletionOutput": "trtllm_jax.outputs",
-    "RequestOutput": "trtllm_jax.outputs",
-    "SamplingParams": "trtllm_jax.sampling_params",
-    "EngineBusyError": "trtllm_jax.errors",
-    "EngineDeadError": "trtllm_jax.errors",
-    "RequestError": "trtllm_jax.errors",
-    "convert_checkpoint": "trtllm_jax.conversion",
-    "generate_fn": "trtllm_jax.generation",
-    "load_model": "trtllm_jax.research",
+    "LLM": "trtllm_jax.llmapi.llm",
+    "BuildConfig": "trtllm_jax.llmapi.llm_args",
+    "KvCacheConfig": "trtllm_jax.llmapi.llm_args",
+    "SchedulerConfig": "trtllm_jax.llmapi.llm_args",
+    "CompletionOutput": "trtllm_jax.requests.outputs",
+    "RequestOutput": "trtllm_jax.requests.outputs",
+    "SamplingParams": "trtllm_jax.requests.sampling_params",
+    "EngineBusyError": "trtllm_jax.common.errors",
+    "EngineDeadError": "trtllm_jax.common.errors",
+    "RequestError": "trtllm_jax.common.errors",
+    "convert_checkpoint": "trtllm_jax.functional.conversion",
+    "generate_fn": "trtllm_jax.functional.generation",
+    "load_model": "trtllm_jax.functional.research",
 }
 
 __all__ = [*_HOME_OF, "__version__"]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in _HOME_OF:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOME_OF[name]), name)
-
-
-def __dir__() -> list[str]:
-    return sorted(__all__)
+__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
 
 
 def _check_sibling_packages() -> None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from checkpoints import hf_tokenizer
 from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_tokenizer import load_tokenizer
-from trtllm_jax.tokenizer import MAX_ID, Tokenizer
+from trtllm_jax.text.tokenizer import MAX_ID, Tokenizer
 
 WriteGguf = Callable[..., Path]
 WORDS = {"type": "WordLevel", "vocab": {"a": 1, "<unk>": 0}, "unk_token": "<unk>"}

@@ -1,4 +1,4 @@
-"""Changes that keep enough of a file's structure for a reader to come to what was changed."""
+"""StepEdits that keep enough of a file's structure for a reader to come to what was changed."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def fuzz(kind: Kind, runs: int, seed: int) -> None:
         (corpus / str(number)).write_bytes(content)
     for name, source in kind.beside:
         (folder / name).write_bytes(getattr(seeds, source)()[0])
-    with atheris.instrument_imports(include=["checkpoints", "trtllm_jax.models", "trtllm_jax.rope"]):
+    with atheris.instrument_imports(include=["checkpoints", "trtllm_jax.models", "trtllm_jax.nn.rope"]):
         import targets
 
         read = getattr(targets, kind.read)

@@ -19,7 +19,7 @@ from checkpoints.llama2c import Llama2cFile
 from checkpoints.safetensors_source import SafetensorsSource
 from checkpoints.source import TensorSource
 from trtllm_jax.models import architecture
-from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.text.tokenizer import Tokenizer
 
 SECONDS = 1.0
 TEXT = "ab a <s> 1 é🙂"

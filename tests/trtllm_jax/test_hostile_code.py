@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from checkpoints.checkpoint import Checkpoint
-from trtllm_jax import loading
-from trtllm_jax.llm_args import parse_llm_args
+from trtllm_jax.functional import loading
+from trtllm_jax.llmapi.llm_args import parse_llm_args
 from trtllm_jax.logger import logger
 
 

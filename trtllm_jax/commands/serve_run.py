@@ -11,7 +11,7 @@ from typing import Any
 
 from trtllm_jax.logger import logger, status
 from trtllm_jax.serve.config import ServerOptions
-from trtllm_jax.serve.frontends import Frontends
+from trtllm_jax.serve.processes.frontends import Frontends
 
 LOOK_AGAIN = 0.2
 """Seconds between two looks at engine and frontends."""
@@ -28,7 +28,7 @@ def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
     configuration = json.dumps({"llm": dict(llm_arguments), "server": options.model_dump()}).encode()
     with _bound(options.host, options.port) as listening:
         # Only now: importing jax takes a second, and loading a model minutes.
-        from trtllm_jax.llm import LLM
+        from trtllm_jax.llmapi.llm import LLM
         from trtllm_jax.remote.host import EngineHost
 
         with LLM(**llm_arguments) as llm, _Stop() as stop:

@@ -19,9 +19,9 @@ from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
-from trtllm_jax.engine.steps import Model
 from trtllm_jax.logger import logger
-from trtllm_jax.models.config import CacheGroup
+from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.model import Model
 
 NOMINAL_PAGES = 1024
 """Pool size of the compile that measures a step's temporary bytes; they do not depend on it."""
@@ -83,7 +83,7 @@ def build_engine(
             runner,
             sink,
             ended,
-            look_ahead=config.look_ahead,
+            overlap_scheduling=config.overlap_scheduling,
             batched_processor=config.batched_processor,
             cache_events=events,
             stats_length=config.stats_length,

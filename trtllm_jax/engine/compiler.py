@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from trtllm_jax import compilation_cache
+from trtllm_jax.engine import compilation_cache
 
 Compiled = Callable[..., Any]
 Key = tuple[Hashable, ...]

@@ -35,7 +35,7 @@ class EngineConfig:
         reuse: whether finished prefixes are kept for later prompts.
         policy: when a sequence is admitted.
         max_decode_steps: tokens a row may gain in one dispatch.
-        look_ahead: whether a step is dispatched before the one before it was read.
+        overlap_scheduling: whether a step is dispatched before the one before it was read.
         batched_processor: called once a step for the sequences that ask for it.
         event_buffer: cache events kept for `get_kv_cache_events`; 0 keeps none.
         stats_length: iteration statistics kept for `get_stats`.
@@ -52,7 +52,7 @@ class EngineConfig:
     reuse: bool = True
     policy: CapacityPolicy = CapacityPolicy.GUARANTEED_NO_EVICT
     max_decode_steps: int | None = None
-    look_ahead: bool = True
+    overlap_scheduling: bool = True
     batched_processor: Callable[..., object] | None = None
     event_buffer: int = 0
     stats_length: int = 1000

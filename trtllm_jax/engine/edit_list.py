@@ -1,4 +1,4 @@
-"""A sequence's changes to its logits as a list for the device, equal to `Edits.apply`; and the device's side of it."""
+"""A sequence's logit edits as a list that the device applies, with the same result as `LogitEdits.apply`."""
 
 from collections.abc import Collection, Sequence
 from enum import IntEnum
@@ -9,13 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.engine.packing import Field
-from trtllm_jax.engine.request import MOST_EDITS, Request
+from trtllm_jax.engine.request import MAX_EDITS, Request
 
-A_ROW = 256
+EDITS_PER_ROW = 256
 """Entries a row for which a program with many rows has room."""
-
-_LARGEST = int(np.iinfo(np.int32).max)
 
 
 class Kind(IntEnum):
@@ -47,7 +46,7 @@ NONE = EditList(np.zeros(0, np.int32), np.zeros(0, np.int32), np.zeros(0, np.flo
 
 def room_for(rows: int) -> int:
     """Entries that a program of so many rows takes."""
-    return max(MOST_EDITS, A_ROW * rows)
+    return max(MAX_EDITS, EDITS_PER_ROW * rows)
 
 
 def edit_fields(rows: int) -> tuple[Field, ...]:
@@ -99,7 +98,7 @@ def edit_list(request: Request) -> EditList:
 
 def _bans(kind: Kind, ids: Collection[int]) -> EditList:
     # A user's stop ids may be any numbers; what is no int32 is no token's either.
-    known = np.array([token for token in ids if 0 <= token <= _LARGEST], np.int32)
+    known = np.array([token for token in ids if 0 <= token <= INT32_MAX], np.int32)
     return _entries(kind, known, np.zeros(known.size, np.float32))
 
 

@@ -11,14 +11,14 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
-from trtllm_jax.engine.changes import changes_of, follow
+from trtllm_jax.common.errors import EngineDeadError, RequestError
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
 from trtllm_jax.engine.host_sampling import draw_on_host
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import InFlight, Runner
 from trtllm_jax.engine.scheduler import Scheduler
-from trtllm_jax.errors import EngineDeadError, RequestError
+from trtllm_jax.engine.step_edits import follow, step_edits
 from trtllm_jax.logger import logger
 
 _running: set["Engine"] = set()
@@ -42,7 +42,7 @@ class Engine:
         runner: has steps computed.
         sink: called from the engine's thread with the updates of each step; must not block.
         ended: called from the engine's thread after the last update.
-        look_ahead: whether a step is dispatched before the one before it was read.
+        overlap_scheduling: whether a step is dispatched before the one before it was read.
         batched_processor: called once a step for the sequences that ask for it.
         cache_events: the prefix cache's, where they are kept.
         stats_length: iteration statistics kept for `drain_stats`.
@@ -55,7 +55,7 @@ class Engine:
         sink: Callable[[Sequence[Update]], None],
         ended: Callable[[], None] = lambda: None,
         *,
-        look_ahead: bool = True,
+        overlap_scheduling: bool = True,
         batched_processor: Callable[..., object] | None = None,
         cache_events: CacheEvents | None = None,
         stats_length: int = 0,
@@ -66,7 +66,7 @@ class Engine:
         self._runner = runner
         self._sink = sink
         self._ended = ended
-        self._look_ahead = look_ahead
+        self._overlap_scheduling = overlap_scheduling
         self._batched_processor = batched_processor
         self._stats: deque[Record] = deque(maxlen=stats_length)
         self._iteration = 0
@@ -232,17 +232,17 @@ class Engine:
         self._ended()
 
     def _fail(self, failure: BaseException) -> None:
-        explained = failure
+        with_cause = failure
         with contextlib.suppress(Exception):
-            explained = self._runner.explained(failure)
+            with_cause = self._runner.with_cause(failure)
         with self._lock:
-            self._failure = explained
+            self._failure = with_cause
 
     def _loop(self) -> None:
         """One step ahead: while the device runs step n, the host plans n + 1, then reads the tokens of n."""
         flight: InFlight | None = None
         while True:
-            self._obey(wait=flight is None and not self._scheduler.has_work)
+            self._run_commands(wait=flight is None and not self._scheduler.has_work)
             if self._closed:
                 return
             plan = self._scheduler.schedule()
@@ -252,13 +252,13 @@ class Engine:
             if flight:
                 self._commit(flight)
             flight = following
-            if flight and not self._look_ahead:
+            if flight and not self._overlap_scheduling:
                 self._commit(flight)
                 flight = None
             # What ended is its owner's alone, also while this thread waits.
             plan = following = None
 
-    def _obey(self, wait: bool) -> None:
+    def _run_commands(self, wait: bool) -> None:
         """Carry out what other threads asked for; `wait` for something if there is nothing else to do."""
         while True:
             try:
@@ -280,7 +280,7 @@ class Engine:
         if not plan.edited:
             return flight
         # While the device computes the step: only the draw needs them.
-        return self._runner.draw_edited(flight, changes_of(plan, self._runner.vocab, self._runner.edits_at_once))
+        return self._runner.draw_edited(flight, step_edits(plan, self._runner.vocab, self._runner.edits_at_once))
 
     def _commit(self, flight: InFlight) -> None:
         plan, (tokens, logprobs, logits, embeddings, failures) = flight.plan, self._runner.read(flight)

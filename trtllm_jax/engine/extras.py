@@ -17,12 +17,12 @@ from trtllm_jax.engine import sampler
 from trtllm_jax.engine.packing import Field
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.request import MAX_LOGPROBS
-from trtllm_jax.engine.row_state import Wishes
+from trtllm_jax.engine.row_state import RowSamplingParams
 
 FEW_EXTRAS = 8
 """Rows that a program with extras has room for, where it has not room for all."""
 
-LOGITS_A_TURN = 1 << 14
+LOGITS_PER_TURN = 1 << 14
 """Of rows with extras, in a program that looks at as many rows as it needs: more of them take the time of their own."""
 
 
@@ -86,12 +86,12 @@ def alternatives(vocab: int) -> int:
 
 def no_scores(rows: int, room: int | None, vocab: int) -> jax.Array:
     """Packed scores of a program with `rows` rows before any is made: for its room, or for all rows in whole turns."""
-    turn = _rows_a_turn(vocab)
+    turn = _rows_per_turn(vocab)
     return jnp.zeros((room or -(-rows // turn) * turn, 4 + 2 * alternatives(vocab)), jnp.int32)
 
 
-def _rows_a_turn(vocab: int) -> int:
-    return min(FEW_EXTRAS, max(1, LOGITS_A_TURN // vocab))
+def _rows_per_turn(vocab: int) -> int:
+    return min(FEW_EXTRAS, max(1, LOGITS_PER_TURN // vocab))
 
 
 def extra_fields(rows: int) -> tuple[Field, ...]:
@@ -111,13 +111,13 @@ class Rows(NamedTuple):
         slots: int32 [r], of the device state.
         active: bool [r], whether a token is drawn.
         positions: int32 [r], where it will stand in its sequence.
-        wishes: each [r, ...].
+        sampling: each [r, ...].
     """
 
     slots: jax.Array
     active: jax.Array
     positions: jax.Array
-    wishes: Wishes
+    sampling: RowSamplingParams
 
 
 Drawn = tuple[jax.Array, Penalties, jax.Array]
@@ -138,7 +138,7 @@ def draw_extras(
     at a time, and only for what they ask. `logits_of` gives the model's logits of some rows.
     """
     vocab = penalties.counts.shape[1]
-    size = room or _rows_a_turn(vocab)
+    size = room or _rows_per_turn(vocab)
     scores = no_scores(drawn.shape[0], room, vocab)
     beyond = max(0, scores.shape[0] - drawn.shape[0])
     extras, changes = jnp.pad(plan["extras"], (0, beyond)), jnp.pad(plan["penalised"], (0, beyond))
@@ -150,15 +150,15 @@ def draw_extras(
         changing = lax.dynamic_slice_in_dim(changes, first, size)
         present = (first + jnp.arange(size) < plan["num_extras"]) & rows.active[at]
         slots, positions = rows.slots[at], rows.positions[at]
-        wishes = jax.tree.map(lambda leaf: leaf[at], rows.wishes)
+        params = jax.tree.map(lambda leaf: leaf[at], rows.sampling)
         original = logits_of(at).astype(jnp.float32)
 
         def change(logits: jax.Array) -> jax.Array:
-            changed = penalties.changed(logits, slots, positions, wishes.stop_ids)
+            changed = penalties.changed(logits, slots, positions, params.stop_ids)
             return jnp.where(changing[:, None], changed, logits)
 
         def sample(logits: jax.Array) -> jax.Array:
-            return sampler.sample(logits, wishes, positions)
+            return sampler.sample(logits, params, positions)
 
         def score(tokens: jax.Array) -> jax.Array:
             return Scores(tokens, outcome, *sampler.logprobs(original, tokens, alternatives(vocab))).packed
@@ -169,7 +169,7 @@ def draw_extras(
 
         logits = _if(room, changing.any(), change, lambda logits: logits, original)
         outcome = jnp.where(changing, outcome_of(logits), Outcome.DRAWN)
-        tokens = _if(room, (wishes.temperature > 0).any(), sample, sampling.greedy, logits)
+        tokens = _if(room, (params.temperature > 0).any(), sample, sampling.greedy, logits)
         found = _if(room, plan["scored"], score, leave_unscored, tokens)
         noted = jnp.where(present & changing, slots, penalties.counts.shape[0])
         return (

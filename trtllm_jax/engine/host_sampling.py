@@ -5,17 +5,17 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trtllm_jax.common.errors import RequestError, detached
+from trtllm_jax.engine.logit_edits import INVALID, NOTHING_LEFT, top_logprobs
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
-from trtllm_jax.errors import RequestError, detached
-from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT, top_logprobs
 
 Draw = Callable[[Logits, Sequence[Request]], list[int]]
-"""One token for each row of logits [n, vocab], by the wishes of its sequence."""
+"""One token for each row of logits [n, vocab], by the sampling parameters of its sequence."""
 
 
 @dataclass
-class HostDrawn:
+class HostDraws:
     """What the host drew in one step: by row of the plan, the token, its log-probabilities, or the failure."""
 
     tokens: dict[int, int] = field(default_factory=dict)
@@ -25,12 +25,12 @@ class HostDrawn:
 
 def draw_on_host(
     plan: StepPlan, logits: Mapping[int, Logits], draw: Draw, batched: Callable[..., object] | None
-) -> HostDrawn:
+) -> HostDraws:
     """A token for each row of `plan.drawn_on_host`, from these rows' logits [vocab], which stay as they are.
 
     A user's function that raises fails its own sequences only.
     """
-    drawn = HostDrawn()
+    drawn = HostDraws()
     rows = [row for row in plan.drawn_on_host if plan.requests[row].finished is None]
     changed = {row: logits[row].copy() for row in rows}
     if batched is not None:
@@ -43,8 +43,8 @@ def draw_on_host(
             for processor in request.edits.processors:
                 processor(request.id, changed[row][None, None], _tokens(request), None, None)
             request.edits.apply(changed[row], request.prompt, request.generated)
-            if request.guide is not None:
-                request.guide.restrict(changed[row], logits[row])
+            if request.matcher is not None:
+                request.matcher.restrict(changed[row], logits[row])
             _check(changed[row])
         except BaseException as failure:
             drawn.failures[row] = detached(failure)
@@ -61,7 +61,7 @@ def draw_on_host(
     return drawn
 
 
-def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDrawn) -> None:
+def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDraws) -> None:
     asking = [row for row in changed if (edits := plan.requests[row].edits) is not None and edits.batched]
     if not asking:
         return

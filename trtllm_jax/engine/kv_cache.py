@@ -8,8 +8,8 @@ from jax.sharding import Mesh, NamedSharding
 
 import sharding
 from pallas_kernels.attention import cache_shape
-from trtllm_jax import device_memory
-from trtllm_jax.models.config import CacheGroup
+from trtllm_jax.engine import device_memory
+from trtllm_jax.nn.cache_group import CacheGroup
 
 CPU_POOL_BYTES = 1 << 30
 """Size of the pool where no device memory limits it."""

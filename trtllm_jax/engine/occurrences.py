@@ -15,7 +15,7 @@ class Occurred(NamedTuple):
 
 
 class Occurrences:
-    """Brought up to date by what is new only: a sequence is asked about before each of its tokens."""
+    """StepOutput up to date by what is new only: a sequence is asked about before each of its tokens."""
 
     def __init__(self) -> None:
         self._places: dict[int, int] = {}

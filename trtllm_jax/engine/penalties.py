@@ -1,6 +1,6 @@
 """Penalties, bans and bias on the device: what each sequence's tokens are, and how they change its next logits.
 
-Equal to `logits_processing.Edits.apply`, for those of them that need the host for nothing but their beginning. Axes:
+Equal to `logit_edits.LogitEdits.apply`, for those of them that need the host for nothing but their beginning. Axes:
 s slots of the device state, a rows that are changed, v vocabulary, l tokens of the longest sequence.
 """
 
@@ -23,7 +23,7 @@ class Penalties:
     """What changes the logits of the sequence in each slot; of a sequence without changes it holds anything.
 
     Attributes:
-        repetition: float32 [s], and so are `presence` and `frequency`; as in `Edits`.
+        repetition: float32 [s], and so are `presence` and `frequency`; as in `LogitEdits`.
         least: int32 [s], tokens of the sequence before which no end may be drawn.
         ngram: int32 [s], tokens of the shortest sequence that may not occur twice; 0 for none.
         biased: int32 [s, MAX_BIASED], ids, v where unused.

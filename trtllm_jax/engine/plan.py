@@ -24,7 +24,7 @@ class StepPlan:
 
     Attributes:
         kind: "step" or "decode".
-        requests: whose rows these are; read for their wishes, never changed through the plan.
+        requests: whose rows these are; read for their sampling, never changed through the plan.
         slots: int32 [r], each sequence's row of the device's state.
         page_table: int32 [r, p], every page of every row. Empty for "decode".
         newest_pages: int32 [r, n, 2], the last pages of each row: their columns in the page table, and the pages. The
@@ -79,12 +79,12 @@ class StepPlan:
     @cached_property
     def edited(self) -> list[int]:
         """The rows that the device draws for after it has changed their logits as the host says."""
-        return [row for row in self._host_bound if not self.requests[row].host_drawn]
+        return [row for row in self._needing_host_token if not self.requests[row].host_drawn]
 
     @cached_property
     def drawn_on_host(self) -> list[int]:
         """The rows whose token the host draws."""
-        return [row for row in self._host_bound if self.requests[row].host_drawn]
+        return [row for row in self._needing_host_token if self.requests[row].host_drawn]
 
     @cached_property
     def with_logits(self) -> list[int]:
@@ -97,8 +97,8 @@ class StepPlan:
         return [row for row in self._emitting if self.requests[row].keep_embedding]
 
     @cached_property
-    def _host_bound(self) -> list[int]:
-        return [row for row in self._emitting if self.requests[row].host_bound]
+    def _needing_host_token(self) -> list[int]:
+        return [row for row in self._emitting if self.requests[row].needs_host_token]
 
     @cached_property
     def _emitting(self) -> list[int]:

@@ -13,22 +13,23 @@ from jax.sharding import PartitionSpec as P
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.compiler import Compiled, Compiler, Key
 from trtllm_jax.engine.config import Compilation, decode_buckets, extras_buckets, token_buckets
-from trtllm_jax.engine.edit_list import A_ROW, room_for
+from trtllm_jax.engine.edit_list import EDITS_PER_ROW, room_for
 from trtllm_jax.engine.extras import FEW_EXTRAS
+from trtllm_jax.engine.grammar import mask_words
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
 from trtllm_jax.engine.row_state import RowState
-from trtllm_jax.engine.scheduler import SchedulerLimits, pages_a_dispatch
-from trtllm_jax.engine.steps import Draw, Model
-from trtllm_jax.guides import mask_words
-from trtllm_jax.layers import activation_dtype
+from trtllm_jax.engine.scheduler import SchedulerLimits, pages_per_dispatch
+from trtllm_jax.engine.steps import Draw
+from trtllm_jax.nn.layers import activation_dtype
+from trtllm_jax.nn.model import Model
 
 LONG_STEP = 1024
 """Tokens from which on a step's kernels take longer than their launches."""
 
 REPLICATED = P()
 
-COPIES_A_CALL = 8
+COPIES_PER_CALL = 8
 """Page copies of one call of the copy program."""
 
 Record = TypeVar("Record", RowState, Penalties)
@@ -110,7 +111,7 @@ class Programs:
         return self._decode_layout(rows, how), self._programs["decode", rows, how], how.extras != 0
 
     def _decode_layout(self, rows: int, how: Draw) -> Layout:
-        return steps.decode_layout(rows, pages_a_dispatch(self.limits.max_decode_steps, self._page_size), how)
+        return steps.decode_layout(rows, pages_per_dispatch(self.limits.max_decode_steps, self._page_size), how)
 
     def extras(self, rows: int, extras: int) -> Compiled:
         """The draws of so many rows with extras, after a ragged step of `rows` rows."""
@@ -162,7 +163,7 @@ class Programs:
     def edited_size(self, rows: int, entries: int) -> int:
         """Rows of the smallest such program for so many rows and entries, no more of these than `edits_at_once`."""
         size = self.size_for(rows)
-        return size if entries <= room_for(size) else self.size_for(-(-entries // A_ROW))
+        return size if entries <= room_for(size) else self.size_for(-(-entries // EDITS_PER_ROW))
 
     @property
     def edits_at_once(self) -> int:
@@ -288,7 +289,7 @@ class Programs:
 
     def _lower_copy(self) -> jax.stages.Lowered:
         return jax.jit(steps.copy_pages, donate_argnums=0).lower(
-            self._caches, self._array((COPIES_A_CALL, 2), jnp.int32)
+            self._caches, self._array((COPIES_PER_CALL, 2), jnp.int32)
         )
 
     def _cache_specs(self) -> tuple[P, ...]:

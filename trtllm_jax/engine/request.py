@@ -13,15 +13,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_jax.engine.grammar import GrammarMatcher
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.occurrences import Occurrences
-from trtllm_jax.guides import Guide
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import Sampling
+from trtllm_jax.engine.sampling import Sampling
 
 Logits = npt.NDArray[np.float32]
 Embedding = npt.NDArray[np.float32]
 
-MOST_EDITS = 1 << 14
+MAX_EDITS = 1 << 14
 """Logits that the device changes for one sequence's next token at most."""
 
 MAX_LOGPROBS = 20
@@ -91,7 +91,7 @@ class Update(NamedTuple):
 
 @dataclass(eq=False)
 class Request:
-    """One sequence: its immutable wishes first, then what the scheduler keeps about it.
+    """One sequence: what was asked first, which never changes, then what the scheduler keeps about it.
 
     Attributes:
         prompt: token ids, at least one.
@@ -103,7 +103,7 @@ class Request:
         parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
         owner: whoever submitted it; the engine only hands it back.
         edits: changes to its logits before a draw, None for none.
-        guide: keeps it to the constraint of its edits, None where they have none.
+        matcher: keeps it to the constraint of its edits, None where they have none.
         keep_logits: whether to report what each token was drawn from.
         keep_context: whether to report the logits after every token of the prompt.
         keep_embedding: whether to report the prompt's embedding.
@@ -118,8 +118,8 @@ class Request:
     salt: bytes = b""
     parent: "Request | None" = None
     owner: Any = None
-    edits: Edits | None = None
-    guide: Guide | None = None
+    edits: LogitEdits | None = None
+    matcher: GrammarMatcher | None = None
     keep_logits: bool = False
     keep_context: bool = False
     keep_embedding: bool = False
@@ -156,7 +156,7 @@ class Request:
     finished: FinishReason | None = None
 
     @cached_property
-    def host_bound(self) -> bool:
+    def needs_host_token(self) -> bool:
         """Whether the host must know a token before the next can be drawn: one step is in flight at most."""
         if self.keep_logits or self.sampling.decay is not None:
             return True
@@ -165,12 +165,12 @@ class Request:
     @cached_property
     def penalised(self) -> bool:
         """Whether the device changes its logits by what it knows of the sequence."""
-        return self.edits is not None and not self.host_bound
+        return self.edits is not None and not self.needs_host_token
 
     @cached_property
     def has_extras(self) -> bool:
         """Whether steps do more for it than draw a token: report log-probabilities, or change its logits first."""
-        return not self.host_bound and (self.penalised or self.num_logprobs is not None)
+        return not self.needs_host_token and (self.penalised or self.num_logprobs is not None)
 
     @property
     def host_drawn(self) -> bool:
@@ -179,7 +179,7 @@ class Request:
             return True
         edits = self.edits
         return edits is not None and (
-            edits.batched or bool(edits.processors) or edits.most_entries(self.total) > MOST_EDITS
+            edits.batched or bool(edits.processors) or edits.most_entries(self.total) > MAX_EDITS
         )
 
     @property
@@ -219,7 +219,7 @@ class Request:
         return [*self.prompt[first:last], *self.generated[max(first - split, 0) : max(last - split, 0)]]
 
 
-def _on_device(edits: Edits) -> bool:
+def _on_device(edits: LogitEdits) -> bool:
     """Whether changes depend on nothing but the sequence's tokens, within the device's bounds."""
     if edits.processors or edits.batched or edits.constraint is not None:
         return False

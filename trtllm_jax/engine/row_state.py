@@ -9,16 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.engine.packing import Field
 from trtllm_jax.engine.request import MAX_DEVICE_STOPS, Request
 
 NO_TOKEN = -1
 
-_LARGEST = int(np.iinfo(np.int32).max)
-
 
 @flax.struct.dataclass
-class Wishes:
+class RowSamplingParams:
     """How each row draws and when it ends; sent by the host with every ragged step.
 
     Attributes:
@@ -49,14 +48,14 @@ class RowState:
         position: int32 [s], its place in the sequence.
         done: bool [s], whether the sequence ended on the device.
         page_table: int32 [s, p], the pages of the sequence, in order.
-        wishes: each [s, ...].
+        sampling: each [s, ...].
     """
 
     token: jax.Array
     position: jax.Array
     done: jax.Array
     page_table: jax.Array
-    wishes: Wishes
+    sampling: RowSamplingParams
 
     @classmethod
     def empty(cls, slots: int, pages: int) -> "RowState":
@@ -69,7 +68,7 @@ class RowState:
             position=integers,
             done=jnp.ones(rows, jnp.bool_),
             page_table=jnp.zeros((rows, pages), jnp.int32),
-            wishes=Wishes(
+            sampling=RowSamplingParams(
                 limit=integers,
                 stop_ids=jnp.full((rows, MAX_DEVICE_STOPS), NO_TOKEN, jnp.int32),
                 temperature=floats,
@@ -82,7 +81,7 @@ class RowState:
 
     def advance(self, sampled: jax.Array, active: jax.Array, position: jax.Array) -> "RowState":
         """The rows after `active` ones drew `sampled` [r] for `position` [r]; a stop id or the limit ends them."""
-        stopped = (sampled[:, None] == self.wishes.stop_ids).any(-1) | (position + 1 >= self.wishes.limit)
+        stopped = (sampled[:, None] == self.sampling.stop_ids).any(-1) | (position + 1 >= self.sampling.limit)
         return replace(
             self,
             token=jnp.where(active, sampled, self.token),
@@ -91,8 +90,8 @@ class RowState:
         )
 
 
-def wish_fields(rows: int) -> tuple[Field, ...]:
-    """The packed form of `Wishes` for `rows` rows."""
+def sampling_fields(rows: int) -> tuple[Field, ...]:
+    """The packed form of `RowSamplingParams` for `rows` rows."""
     return (
         Field("limit", (rows,)),
         Field("stop_ids", (rows, MAX_DEVICE_STOPS)),
@@ -107,19 +106,19 @@ def wish_fields(rows: int) -> tuple[Field, ...]:
 @lru_cache
 def _device_stops(stop_ids: frozenset[int]) -> tuple[int, ...]:
     """The ids that the device looks for, NO_TOKEN after the last; a token's id is an int32, others stop nothing."""
-    ids = sorted(token for token in stop_ids if 0 <= token <= _LARGEST)[:MAX_DEVICE_STOPS]
+    ids = sorted(token for token in stop_ids if 0 <= token <= INT32_MAX)[:MAX_DEVICE_STOPS]
     return (*ids, *[NO_TOKEN] * (MAX_DEVICE_STOPS - len(ids)))
 
 
-def wish_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
-    """The host arrays of `Wishes` for these sequences, ready to pack."""
+def sampling_arrays(requests: Sequence[Request]) -> dict[str, np.ndarray]:
+    """The host arrays of `RowSamplingParams` for these sequences, ready to pack."""
     rules = [request.sampling for request in requests]
     seed = np.array([rule.seed or 0 for rule in rules], np.uint64)
     return {
         "limit": np.array([request.limit for request in requests], np.int32),
         "stop_ids": np.array([_device_stops(request.stop_ids) for request in requests], np.int32),
         "temperature": np.array([0.0 if rule.greedy else rule.temperature for rule in rules], np.float32),
-        "top_k": np.array([min(rule.top_k, _LARGEST) for rule in rules], np.int32),
+        "top_k": np.array([min(rule.top_k, INT32_MAX) for rule in rules], np.int32),
         "top_p": np.array([request.top_p for request in requests], np.float32),
         "min_p": np.array([rule.min_p for rule in rules], np.float32),
         "seed": np.stack([seed >> 32, seed & 0xFFFFFFFF], axis=1).astype(np.uint32),

@@ -11,23 +11,23 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from trtllm_jax.common.errors import RequestError
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import PADDING_PAGE
-from trtllm_jax.engine.changes import Changes
 from trtllm_jax.engine.edit_list import edit_arrays
 from trtllm_jax.engine.extras import Outcome, Scores
+from trtllm_jax.engine.logit_edits import INVALID, NOTHING_LEFT
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import Penalties, pack_begin
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.programs import COPIES_A_CALL, Programs
+from trtllm_jax.engine.programs import COPIES_PER_CALL, Programs
 from trtllm_jax.engine.request import Embedding, Logits, Request, TokenLogprobs
-from trtllm_jax.engine.row_state import RowState, wish_arrays
+from trtllm_jax.engine.row_state import RowState, sampling_arrays
+from trtllm_jax.engine.step_edits import StepEdits
 from trtllm_jax.engine.steps import draw_layout, extras_layout
-from trtllm_jax.errors import RequestError
-from trtllm_jax.logits_processing import INVALID, NOTHING_LEFT
 
 
-class Brought(NamedTuple):
+class StepOutput(NamedTuple):
     """What a step brought, on the host, by rows of its plan.
 
     Attributes:
@@ -49,7 +49,7 @@ class Brought(NamedTuple):
 class Drawn:
     """What was drawn for rows that were changed on the device, in their order: outcomes and tokens [n, 2]."""
 
-    changes: Changes
+    changes: StepEdits
     out: jax.Array
     logprobs: tuple[jax.Array, ...] = ()
 
@@ -78,7 +78,7 @@ class InFlight:
         drawn = [array for one in self.drawn for array in (one.out, *one.logprobs)]
         return [array for array in (*step, *drawn) if array is not None]
 
-    def brought(self) -> Brought:
+    def output(self) -> StepOutput:
         """What came of it; waits for the device."""
         plan = self.plan
         tokens = [row[1 : 1 + row[0]] for row in np.asarray(self.out)[: len(plan.requests)].tolist()]
@@ -99,7 +99,7 @@ class InFlight:
             known = [np.asarray(array)[None] for array in drawn.logprobs]
             logprobs |= _token_logprobs(plan, drawn.changes.rows, tokens, known)
         logits = _by_row(plan.with_logits, self.logits)
-        return Brought(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)
+        return StepOutput(tokens, logprobs, logits, _by_row(plan.with_embeddings, self.embeddings), failures)
 
 
 def _take_extras(rows: Sequence[int], scores: Scores, tokens: list[list[int]], failures: dict[int, Exception]) -> None:
@@ -183,7 +183,7 @@ class Runner:
 
     @property
     def edits_at_once(self) -> int:
-        """Entries that one `Changes` may hold."""
+        """Entries that one `StepEdits` may hold."""
         return self._programs.edits_at_once
 
     def dispatch(self, plan: StepPlan) -> InFlight:
@@ -195,21 +195,21 @@ class Runner:
             self._penalties = begin(self._penalties, pack_begin(layout, request))
         return self._send(self._ragged(plan) if plan.kind == "step" else self._decode(plan))
 
-    def draw_edited(self, flight: InFlight, changes: Sequence[Changes]) -> InFlight:
+    def draw_edited(self, flight: InFlight, changes: Sequence[StepEdits]) -> InFlight:
         """The same flight with tokens for its edited rows, in place of those that the step draws."""
         return self._send(replace(flight, drawn=tuple(self._draw_edited(flight, some) for some in changes)))
 
-    def read(self, flight: InFlight) -> Brought:
+    def read(self, flight: InFlight) -> StepOutput:
         """What came of a dispatched plan; waits for the device."""
-        brought = flight.brought()
+        output = flight.output()
         self._unread = [other for other in self._unread if other.plan is not flight.plan]
-        return brought
+        return output
 
     def fitted(self, params: Any, *, copy: bool) -> Any:
         """Other weights in the place of the first, as `weights.fitted` says."""
         return weights.fitted(params, self._programs.params, copy=copy)
 
-    def explained(self, failure: BaseException) -> BaseException:
+    def with_cause(self, failure: BaseException) -> BaseException:
         """The failure of a step, or if weights that it read are gone, an error that says so and what to do."""
         gone = weights.deleted(self.params)
         if not gone:
@@ -259,7 +259,7 @@ class Runner:
         found: jax.Array = program_of(size)(self.params, last, _padded_rows(rows, size))
         return found
 
-    def _draw_edited(self, flight: InFlight, changes: Changes) -> Drawn:
+    def _draw_edited(self, flight: InFlight, changes: StepEdits) -> Drawn:
         requests = [flight.plan.requests[row] for row in changes.rows]
         entries = sum(one.ids.size for one in changes.edits)
         size = self._programs.edited_size(len(requests), entries)
@@ -267,10 +267,10 @@ class Runner:
         rows = _padded_rows(changes.rows, size)
         packed = layout.pack(
             row=rows,
-            guided=np.array([request.guide is not None for request in requests]),
+            guided=np.array([request.matcher is not None for request in requests]),
             position=np.array([request.total for request in requests], np.int32),
             **edit_arrays(requests, changes.edits),
-            **wish_arrays(requests),
+            **sampling_arrays(requests),
         )
         drawn = program(self.params, flight.last, self._allowed(size, changes), packed)
         logprobs = ()
@@ -278,7 +278,7 @@ class Runner:
             logprobs = self._programs.logprobs(size)(self.params, flight.last, rows, drawn)
         return Drawn(changes, drawn, logprobs)
 
-    def _allowed(self, size: int, changes: Changes) -> np.ndarray | jax.Array:
+    def _allowed(self, size: int, changes: StepEdits) -> np.ndarray | jax.Array:
         """The words of as many rows as the program takes. Where no row has a constraint the device has them already."""
         if changes.allowed is not None:
             padded = np.zeros((size, self._programs.mask_words), np.int32)
@@ -290,13 +290,13 @@ class Runner:
         return self._everything[size]
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
-        """A token for each row of logits [n, vocab], by the wishes of its sequence; waits for the device."""
+        """A token for each row of logits [n, vocab], by its sequence's sampling parameters; waits for the device."""
         size = self._programs.size_for(len(requests))
         layout = draw_layout(size)
         position = np.array([request.total for request in requests], np.int32)
         padded = np.zeros((size, logits.shape[1]), np.float32)
         padded[: len(logits)] = logits
-        packed = layout.pack(position=position, **wish_arrays(requests))
+        packed = layout.pack(position=position, **sampling_arrays(requests))
         return np.asarray(self._programs.draw(size)(padded, packed))[: len(requests)].tolist()
 
     def _decode(self, plan: StepPlan) -> InFlight:
@@ -319,9 +319,9 @@ class Runner:
         return flight
 
     def _copy(self, copies: Sequence[tuple[int, int]]) -> None:
-        for first in range(0, len(copies), COPIES_A_CALL):
-            pairs = np.full((COPIES_A_CALL, 2), PADDING_PAGE, np.int32)
-            some = copies[first : first + COPIES_A_CALL]
+        for first in range(0, len(copies), COPIES_PER_CALL):
+            pairs = np.full((COPIES_PER_CALL, 2), PADDING_PAGE, np.int32)
+            some = copies[first : first + COPIES_PER_CALL]
             pairs[: len(some)] = some
             self._caches = self._programs.copy()(self._caches, pairs)
 
@@ -339,7 +339,7 @@ def pack_ragged(plan: StepPlan, layout: Layout, rows: int, padding_slot: int) ->
         slots=slots,
         prompt=np.array([len(request.prompt) for request in plan.requests], np.int32),
         page_table=plan.page_table,
-        **wish_arrays(plan.requests),
+        **sampling_arrays(plan.requests),
     )
 
 

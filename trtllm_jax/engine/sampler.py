@@ -1,4 +1,4 @@
-"""Drawing the next token by each row's wishes, and log-probabilities of what was drawn.
+"""Drawing the next token by each row's parameters, and log-probabilities of what was drawn.
 
 Axes: r rows, v vocabulary.
 """
@@ -8,21 +8,21 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import sampling
-from trtllm_jax.engine.row_state import Wishes
+from trtllm_jax.engine.row_state import RowSamplingParams
 
 BLOCK = 128
 """Neighbouring ids of which the highest is looked for first."""
 
 
-def sample(logits: jax.Array, wishes: Wishes, positions: jax.Array) -> jax.Array:
+def sample(logits: jax.Array, params: RowSamplingParams, positions: jax.Array) -> jax.Array:
     """A token for each row of `logits` [r, v], to stand at `positions` [r] of its sequence: int32 [r]."""
     return sampling.sample(
         logits,
-        temperature=wishes.temperature,
-        top_k=wishes.top_k,
-        top_p=wishes.top_p,
-        min_p=wishes.min_p,
-        seed=wishes.seed,
+        temperature=params.temperature,
+        top_k=params.top_k,
+        top_p=params.top_p,
+        min_p=params.min_p,
+        seed=params.seed,
         position=positions,
     )
 

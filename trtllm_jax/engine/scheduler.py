@@ -25,7 +25,7 @@ _NO_PAGES = np.zeros((0, 0), np.int32)
 _NOTHING_BY_ROW: Mapping[int, Any] = {}
 
 
-def pages_a_dispatch(max_decode_steps: int, page_size: int) -> int:
+def pages_per_dispatch(max_decode_steps: int, page_size: int) -> int:
     """The most pages that a row gains for one decode dispatch."""
     return -(-max_decode_steps // page_size)
 
@@ -100,7 +100,7 @@ class Scheduler:
         """Pages that running sequences may still ask for."""
         width = -(-limits.max_seq_len // pool.page_size)
         self._page_table = np.zeros((limits.max_batch_size, width), np.int32)
-        self._pages_a_dispatch = pages_a_dispatch(limits.max_decode_steps, pool.page_size)
+        self._pages_per_dispatch = pages_per_dispatch(limits.max_decode_steps, pool.page_size)
 
     @property
     def has_work(self) -> bool:
@@ -122,9 +122,9 @@ class Scheduler:
         """The next dispatch, or None when nothing can run before a step in flight is committed."""
         ready = [r for r in self.running if not r.prefilling and not r.exhausted]
         # What the host draws must be known before it can be computed.
-        decoding = self._grow([r for r in ready if not (r.host_bound and r.in_flight)])
+        decoding = self._grow([r for r in ready if not (r.needs_host_token and r.in_flight)])
         chunks, copies = self._plan_prefill(self.limits.max_num_tokens - len(decoding))
-        if chunks or any(request.host_bound for request in decoding):
+        if chunks or any(request.needs_host_token for request in decoding):
             return self._ragged_plan(chunks, decoding, copies)
         return self._decode_plan(decoding, self._extend(decoding)) if decoding else None
 
@@ -313,8 +313,8 @@ class Scheduler:
         parts: list[tuple[int, list[int], bool, bool]] = []
         for request in decoding:
             rows.append(request)
-            known = request.tokens(request.computed - 1, request.computed) if request.host_bound else [-1]
-            parts.append((request.computed - 1 if request.host_bound else -1, known, True, False))
+            known = request.tokens(request.computed - 1, request.computed) if request.needs_host_token else [-1]
+            parts.append((request.computed - 1 if request.needs_host_token else -1, known, True, False))
         for request, chunk in chunks.items():
             first, emits = request.computed - chunk, not request.prefilling
             known = request.tokens(first, request.computed)
@@ -364,7 +364,7 @@ class Scheduler:
             page_table, newest = self._page_table[slots], _NO_PAGES
         else:
             held = np.fromiter((len(request.pages) for request in rows), np.int32, len(rows))
-            columns = np.maximum(held[:, None] - np.arange(self._pages_a_dispatch, 0, -1), 0)
+            columns = np.maximum(held[:, None] - np.arange(self._pages_per_dispatch, 0, -1), 0)
             page_table, newest = _NO_PAGES, np.stack([columns, self._page_table[slots[:, None], columns]], axis=2)
         # One that ended or was stopped before its first step has no slot any more.
         penalised = tuple(request for request in self._penalised if request.slot is not None)

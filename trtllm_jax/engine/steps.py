@@ -3,9 +3,8 @@
 Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device state, v vocabulary.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cache
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -14,45 +13,15 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels import sampling
-from trtllm_jax import layers
-from trtllm_jax.batch import Batch
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.extras import Rows, alternatives, draw_extras, extra_fields, no_scores, outcome_of
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
-from trtllm_jax.engine.row_state import NO_TOKEN, RowState, Wishes, wish_fields
-from trtllm_jax.models.forward import hidden_states
-
-Caches = tuple[jax.Array, ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """An architecture's module and one model's configuration, which together make the pure functions."""
-
-    module: ModuleType
-    config: Any
-
-    @property
-    def rope_stretch(self) -> int | None:
-        """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
-        trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
-        return min(trained, default=None)
-
-    def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
-        """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
-        return hidden_states(self.module, self.config, params, batch, caches)
-
-    def logits(self, params: Any, x: jax.Array) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
-        scores: jax.Array = self.module.head(self.config, params, x)
-        return scores
-
-    def embeddings(self, params: Any, x: jax.Array) -> jax.Array:
-        """The direction [t, embed] of what the scores are computed from: float32, of length one."""
-        return layers.unit_rows(self.module.last_rows(self.config, params, x))
+from trtllm_jax.engine.row_state import NO_TOKEN, RowSamplingParams, RowState, sampling_fields
+from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.model import Caches, Model
 
 
 def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
@@ -66,7 +35,7 @@ def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
             Field("slots", (rows,)),
             Field("prompt", (rows,)),
             Field("page_table", (rows, pages)),
-            *wish_fields(rows),
+            *sampling_fields(rows),
         )
     )
 
@@ -107,7 +76,7 @@ def ragged_step(
     rows = replace(
         _rows_of(state, plan["slots"]),
         page_table=plan["page_table"],
-        wishes=_wishes(plan),
+        sampling=_row_sampling(plan),
     )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
@@ -128,7 +97,7 @@ def ragged_step(
     x, caches = model.hidden(params, batch, caches)
 
     last = x[jnp.maximum(starts[1:] - 1, 0)]
-    drawn = sampler.sample(model.logits(params, last), rows.wishes, lengths)
+    drawn = sampler.sample(model.logits(params, last), rows.sampling, lengths)
     emitted = active & plan["emits"]
     rows = rows.advance(drawn, emitted, lengths)
     out = jnp.stack([emitted.astype(jnp.int32), drawn], axis=1)
@@ -173,9 +142,9 @@ def decode_loop(
         )  # fmt: skip
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
-        drawn = sampler.sample(logits, rows.wishes, positions + 1) if how.sampled else sampling.greedy(logits)
+        drawn = sampler.sample(logits, rows.sampling, positions + 1) if how.sampled else sampling.greedy(logits)
         if penalties is not None:
-            about = Rows(plan["slots"], active, positions + 1, rows.wishes)
+            about = Rows(plan["slots"], active, positions + 1, rows.sampling)
             drawn, penalties, now = draw_extras(how.extras, plan, about, lambda at: logits[at], drawn, penalties)
             scores = lax.dynamic_update_index_in_dim(scores, now, step, 0)
         rows = rows.advance(drawn, active, positions + 1)
@@ -220,7 +189,7 @@ def ragged_extras(
     plan = layout.unpack(packed)
     rows = _rows_of(state, plan["slots"])
     emitted = out[:, 0] > 0
-    about = Rows(plan["slots"], emitted, rows.position, rows.wishes)
+    about = Rows(plan["slots"], emitted, rows.position, rows.sampling)
     drawn, penalties, scores = draw_extras(
         room, plan, about, lambda at: model.logits(params, last[at]), out[:, 1], penalties
     )
@@ -258,7 +227,7 @@ def edited_layout(rows: int) -> Layout:
             Field("guided", (rows,), np.bool_),
             Field("position", (rows,)),
             *edit_fields(rows),
-            *wish_fields(rows),
+            *sampling_fields(rows),
         )
     )
 
@@ -268,7 +237,7 @@ def edited_draw(
 ) -> jax.Array:
     """A token for some rows of a ragged step from their changed logits: int32 [r, 2], an `Outcome` and the token.
 
-    `words` as in `Changes.allowed`. A constraint comes last, and wins where the edits have left nothing that it allows.
+    `words` as in `StepEdits.allowed`. A constraint comes last, and wins where the edits left nothing that it allows.
     """
     plan = layout.unpack(packed)
     logits = model.logits(params, last[plan["row"]]).astype(jnp.float32)
@@ -277,19 +246,19 @@ def edited_draw(
     allowed = bits.reshape(bits.shape[0], -1)[:, : logits.shape[1]] != 0
     overruled = plan["guided"] & ~(allowed & (changed > -jnp.inf)).any(-1)
     final = jnp.where(allowed, jnp.where(overruled[:, None], logits, changed), -jnp.inf)
-    drawn = sampler.sample(final, _wishes(plan), plan["position"])
+    drawn = sampler.sample(final, _row_sampling(plan), plan["position"])
     return jnp.stack([outcome_of(final), drawn], axis=1)
 
 
 def draw_layout(rows: int) -> Layout:
     """What the host sends with logits that it changed."""
-    return Layout((Field("position", (rows,)), *wish_fields(rows)))
+    return Layout((Field("position", (rows,)), *sampling_fields(rows)))
 
 
 def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
     """A token for each row of logits [r, v] that the host changed: int32 [r], as the ragged step would draw."""
     plan = layout.unpack(packed)
-    return sampler.sample(logits, _wishes(plan), plan["position"])
+    return sampler.sample(logits, _row_sampling(plan), plan["position"])
 
 
 def _batch(
@@ -316,8 +285,8 @@ def _batch(
     )
 
 
-def _wishes(plan: dict[str, jax.Array]) -> Wishes:
-    return Wishes(**{name: plan[name] for name in Wishes.__dataclass_fields__})
+def _row_sampling(plan: dict[str, jax.Array]) -> RowSamplingParams:
+    return RowSamplingParams(**{name: plan[name] for name in RowSamplingParams.__dataclass_fields__})
 
 
 def _page_size(caches: Caches) -> int:

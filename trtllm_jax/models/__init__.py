@@ -8,8 +8,6 @@ from typing import Any
 
 from checkpoints.shown import shown
 
-_NOT_ARCHITECTURES = ("config", "forward")
-
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
     """The module that implements `config["architectures"][0]`; ValueError lists what is supported."""
@@ -17,11 +15,10 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
     wanted = stated[0] if isinstance(stated, list) and stated else stated or None
     supported: list[str] = []
     for found in pkgutil.iter_modules(__path__):
-        if found.name not in _NOT_ARCHITECTURES:
-            module = importlib.import_module(f"{__name__}.{found.name}")
-            if wanted in module.ARCHITECTURES:
-                return module
-            supported.extend(module.ARCHITECTURES)
+        module = importlib.import_module(f"{__name__}.{found.name}")
+        if wanted in module.ARCHITECTURES:
+            return module
+        supported.extend(module.ARCHITECTURES)
     raise ValueError(
         f"architectures names {shown(wanted)}, which is not supported; supported: {', '.join(sorted(supported))}"
     )

@@ -7,11 +7,13 @@ from typing import Any
 import jax
 
 from checkpoints.table import Stored, Weight
-from trtllm_jax import layers
-from trtllm_jax.batch import Batch, Cache
-from trtllm_jax.layers import Residual
-from trtllm_jax.models.config import INT32_MAX, MAX_HEAD_DIM, MAX_LAYERS, CacheGroup, flag, number, positive, require
-from trtllm_jax.rope import Rope, context_stretch
+from trtllm_jax.common.numbers import INT32_MAX
+from trtllm_jax.nn import layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive, require
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope, context_stretch
 
 ARCHITECTURES = ("LlamaForCausalLM",)
 

@@ -1,6 +1,6 @@
 """Failures that cross from the engine's process to those that wait: as a kind, and words."""
 
-from trtllm_jax.errors import EngineBusyError, EngineDeadError, RequestError
+from trtllm_jax.common.errors import EngineBusyError, EngineDeadError, RequestError
 
 _KINDS: dict[str, type[Exception]] = {
     "busy": EngineBusyError,

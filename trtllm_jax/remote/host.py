@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.common.errors import EngineBusyError, RequestError
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
-from trtllm_jax.errors import EngineBusyError, RequestError
-from trtllm_jax.guides import Guide
+from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.logger import logger
-from trtllm_jax.postprocess import PromptLogprobs
 from trtllm_jax.remote import wire
 from trtllm_jax.remote.errors import described
+from trtllm_jax.requests.output_processor import PromptLogprobs
+from trtllm_jax.structured.matcher import LLGuidanceMatcher
 
 
 class EngineHost:
@@ -153,7 +153,7 @@ class _Connection:
     def _read(self) -> None:
         try:
             while (message := self._channel.receive()) is not None:
-                self._obey(message)
+                self._run_commands(message)
         except Exception:
             logger.exception("a connection to the engine ends: what it sent cannot be understood")
         finally:
@@ -165,7 +165,7 @@ class _Connection:
                 self._finish(number, FinishReason.CANCELLED)
             self.put(None)
 
-    def _obey(self, message: Any) -> None:
+    def _run_commands(self, message: Any) -> None:
         match message:
             case wire.Submit(sequences):
                 self._submit(sequences)
@@ -206,15 +206,15 @@ class _Connection:
             self._start(made)
 
     def _start(self, made: Mapping[int, Request]) -> None:
-        """Give sequences their guides, and to the engine what has not ended meanwhile."""
+        """Give sequences their matchers, and to the engine what has not ended meanwhile."""
         try:
-            guides: dict[str | None, Guide | None] = {None: None}
+            matchers: dict[str | None, LLGuidanceMatcher | None] = {None: None}
             for request in made.values():
                 constraint = request.edits.constraint if request.edits else None
-                if constraint not in guides:
-                    guides[constraint] = self._host.llm.intake.guide(request.edits)
-                guide = guides[constraint]
-                request.guide = guide and guide.copy()
+                if constraint not in matchers:
+                    matchers[constraint] = self._host.llm.builder.matcher(request.edits)
+                matcher = matchers[constraint]
+                request.matcher = matcher and matcher.copy()
             # Under the lock, so that the engine hears of no end before it has the sequence.
             with self._lock:
                 begun = [number for number in made if number in self._compiling]

@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 
 from checkpoints.checkpoint import open_checkpoint
-from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.chat import Chat, read_template
+from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
-from trtllm_jax.errors import EngineDeadError
-from trtllm_jax.llm_args import LlmArgs
+from trtllm_jax.llmapi.base_llm import BaseLLM
+from trtllm_jax.llmapi.llm_args import LlmArgs
 from trtllm_jax.logger import logger
-from trtllm_jax.postprocess import Stream, hand_out
 from trtllm_jax.remote import wire
 from trtllm_jax.remote.errors import as_exception
-from trtllm_jax.tokenizer_loading import load_tokenizer
+from trtllm_jax.requests.output_processor import OutputProcessor, deliver
+from trtllm_jax.text.chat import Chat, read_template
+from trtllm_jax.text.tokenizer_loading import load_tokenizer
 
 
 class RemoteLLM(BaseLLM):
@@ -42,7 +42,10 @@ class RemoteLLM(BaseLLM):
     """
 
     def __init__(self, connected: socket.socket, args: LlmArgs, loop: asyncio.AbstractEventLoop | None = None) -> None:
-        tokenizer = None if args.skip_tokenizer_init else load_tokenizer(args, _checkpoint(args))
+        tokenizer = None
+        if not args.skip_tokenizer_init:
+            given = args.tokenizer, args.tokenizer_mode, args.tokenizer_revision
+            tokenizer = load_tokenizer(_checkpoint(args), *given)
         chat = Chat(tokenizer, read_template(args.chat_template), args.allow_request_chat_template)
         self._line = _Line(connected, loop)
         self._connect(tokenizer, chat, self._line.welcome.facts, self._line)
@@ -171,7 +174,7 @@ class _Line:
                 case wire.Steps(steps):
                     with self._lock:
                         known = [(request, step) for step in steps if (request := self._owner(step)) is not None]
-                    hand_out(map(self._update, known))
+                    deliver(map(self._update, known))
                 case wire.Reply(number, value):
                     with self._lock:
                         question = self._questions.pop(number, None)
@@ -215,13 +218,13 @@ class _Line:
             requests, self._requests = list(self._requests.values()), {}
             self._number_of.clear()
             questions, self._questions = list(self._questions.values()), {}
-        hand_out(Update(request, error=failure) for request in requests)
+        deliver(Update(request, error=failure) for request in requests)
         for question in questions:
             question.set_exception(failure)
 
 
 def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
-    owner: Stream = request.owner
+    owner: OutputProcessor = request.owner
     if request.keep_logits or owner.params.return_context_logits:
         raise ValueError(
             "SamplingParams.return_context_logits and return_generation_logits are not available where the engine runs "

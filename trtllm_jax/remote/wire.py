@@ -14,17 +14,17 @@ from typing import Any, TypeVar
 import msgspec
 import numpy as np
 
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.request import TokenLogprobs
-from trtllm_jax.intake import EngineFacts
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import Sampling
+from trtllm_jax.engine.sampling import Sampling
+from trtllm_jax.requests.builder import EngineFacts
 
 Positions = list[tuple[int, float, int, list[tuple[int, float]]]]
 """`TokenLogprobs`, one a position."""
 
 
 class NewSequence(msgspec.Struct, array_like=True):
-    """The wishes of an `engine.request.Request`; the sender numbers its sequences.
+    """What was asked of an `engine.request.Request`; the sender numbers its sequences.
 
     `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
     logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `embedding` whether to
@@ -167,7 +167,7 @@ class Channel:
         self._socket.close()
 
 
-def edits_on_wire(edits: Edits | None) -> dict[str, Any] | None:
+def edits_on_wire(edits: LogitEdits | None) -> dict[str, Any] | None:
     """The fields of `edits`. ValueError if users' functions are among them: they cannot leave their process."""
     if edits is None:
         return None
@@ -180,12 +180,12 @@ def edits_on_wire(edits: Edits | None) -> dict[str, Any] | None:
     return named | {"bias": None if edits.bias is None else edits.bias.tobytes()}
 
 
-def edits_from_wire(named: dict[str, Any] | None) -> Edits | None:
+def edits_from_wire(named: dict[str, Any] | None) -> LogitEdits | None:
     """What `edits_on_wire` took apart."""
     if named is None:
         return None
     bias = named["bias"]
-    return Edits(
+    return LogitEdits(
         **named
         | {
             "bias": None if bias is None else np.frombuffer(bias, np.float32),

@@ -12,14 +12,19 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import Receive, Scope, Send
 
-from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.serve import chat, completions, embeddings, page, responses, system, tokens
-from trtllm_jax.serve.errors import ApiError
-from trtllm_jax.serve.front import Front
+from trtllm_jax.llmapi.base_llm import BaseLLM
+from trtllm_jax.serve.chat import endpoint as chat
+from trtllm_jax.serve.completions import endpoint as completions
+from trtllm_jax.serve.embeddings import endpoint as embeddings
+from trtllm_jax.serve.http.errors import ApiError
+from trtllm_jax.serve.http.front import Front
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.openapi import describe, route_facts
+from trtllm_jax.serve.responses import endpoint as responses
 from trtllm_jax.serve.server import Server, package_version
 from trtllm_jax.serve.settings import ServeSettings
+from trtllm_jax.serve.system import page, tokens
+from trtllm_jax.serve.system import status as system
 
 Endpoint = Callable[[Server, Request], Awaitable[Response]]
 

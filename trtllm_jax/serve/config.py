@@ -5,7 +5,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, model_validator
 
-from trtllm_jax.llm_args import NonNegativeInt, StrictModel
+from trtllm_jax.common.strict_model import NonNegativeInt, StrictModel
 from trtllm_jax.serve.settings import Seconds, ServeSettings
 from trtllm_jax.serve.tracing import check_available
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trtllm_jax.outputs import Logprob
+from trtllm_jax.requests.outputs import Logprob
 from trtllm_jax.serve.token_texts import Place, TokenTexts
 
 _LEAST = -9999.0

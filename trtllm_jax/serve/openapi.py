@@ -10,12 +10,12 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import Response
 
-from trtllm_jax.serve.protocol import ErrorResponse, ModelCard, ModelList
-from trtllm_jax.serve.protocol_chat import ChatChunk, ChatRequest, ChatResponse
-from trtllm_jax.serve.protocol_completions import CompletionRequest, CompletionResponse
-from trtllm_jax.serve.protocol_embeddings import EmbeddingRequest, EmbeddingResponse
-from trtllm_jax.serve.protocol_responses import DeletedResponse, ResponsesAnswer, ResponsesEvent, ResponsesRequest
-from trtllm_jax.serve.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
+from trtllm_jax.serve.protocol.base import ErrorResponse, ModelCard, ModelList
+from trtllm_jax.serve.protocol.chat import ChatChunk, ChatRequest, ChatResponse
+from trtllm_jax.serve.protocol.completions import CompletionRequest, CompletionResponse
+from trtllm_jax.serve.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
+from trtllm_jax.serve.protocol.responses import DeletedResponse, ResponsesAnswer, ResponsesEvent, ResponsesRequest
+from trtllm_jax.serve.system.tokens import DetokenizeRequest, DetokenizeResponse, TokenizeRequest, TokenizeResponse
 
 _PATH_PARAMETER = re.compile(r"\{(\w+)")
 _REF = "#/components/schemas/{model}"

@@ -4,10 +4,10 @@ from typing import Any
 
 import numpy as np
 
-from trtllm_jax.guided_decoding import GuidedDecodingParams
-from trtllm_jax.sampling_params import SamplingParams
-from trtllm_jax.serve.errors import bad
-from trtllm_jax.serve.protocol import GenerationRequest, ResponseFormat
+from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.serve.http.errors import bad
+from trtllm_jax.serve.protocol.base import GenerationRequest, ResponseFormat
+from trtllm_jax.structured.params import GuidedDecodingParams
 
 _SAME_NAME = (
     "best_of", "detokenize", "early_stopping", "frequency_penalty", "ignore_eos", "include_stop_str_in_output",

@@ -8,12 +8,12 @@ from importlib.metadata import PackageNotFoundError, version
 
 from starlette.types import Scope
 
-from trtllm_jax.base_llm import BaseLLM
+from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.logger import logger
-from trtllm_jax.serve.errors import ApiError, unavailable
+from trtllm_jax.serve.http.errors import ApiError, unavailable
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.parsers.registry import make_reasoning_parser, make_tool_parser
-from trtllm_jax.serve.responses_store import ResponseStore
+from trtllm_jax.serve.responses.store import ResponseStore
 from trtllm_jax.serve.settings import ServeSettings
 from trtllm_jax.serve.token_texts import TokenTexts
 from trtllm_jax.serve.tracing import Tracing

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from trtllm_jax.llm_args import NonNegativeInt, PositiveInt, StrictModel
+from trtllm_jax.common.strict_model import NonNegativeInt, PositiveInt, StrictModel
 
 Seconds = Annotated[float, Field(gt=0)]
 

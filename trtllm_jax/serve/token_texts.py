@@ -5,8 +5,8 @@ from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-from trtllm_jax.detokenizer import anchor_of
-from trtllm_jax.tokenizer import REPLACEMENT, Tokenizer
+from trtllm_jax.text.detokenizer import anchor_of
+from trtllm_jax.text.tokenizer import REPLACEMENT, Tokenizer
 
 _REMEMBERED = 1 << 16
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from typing import Any
 
-from trtllm_jax.outputs import RequestOutput
-from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.sampling_params import SamplingParams
 
 CLOSING = 5.0
 """Seconds that the last spans have to reach the collector."""

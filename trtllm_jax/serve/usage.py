@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_jax.outputs import RequestOutput
+from trtllm_jax.requests.outputs import RequestOutput
 
 
 def usage(outputs: Sequence[RequestOutput], shown: bool = True) -> dict[str, Any]:

@@ -21,5 +21,5 @@ def count_tasks(number: int, frame: Any) -> None:
     answer.with_suffix(".new").rename(answer)
 
 
-if "trtllm_jax.serve.frontend" in sys.orig_argv:
+if "trtllm_jax.serve.processes.frontend" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, count_tasks)

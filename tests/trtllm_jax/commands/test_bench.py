@@ -14,9 +14,9 @@ from click.testing import CliRunner, Result
 
 import trtllm_jax
 from trtllm_jax import LLM
-from trtllm_jax.commands import bench_run
-from trtllm_jax.commands.bench import main
-from trtllm_jax.commands.bench_options import Common, common_options
+from trtllm_jax.commands.bench import run as bench_run
+from trtllm_jax.commands.bench.command import main
+from trtllm_jax.commands.bench.options import Common, common_options
 
 SIZES = {"dtype": "float32", "max_num_tokens": 16, "max_batch_size": 2, "max_seq_len": 256}
 
@@ -76,7 +76,7 @@ class TestOptions:
     def test_the_help_needs_no_heavy_library(self) -> None:
         code = (
             "import sys\n"
-            "from trtllm_jax.commands.bench import main\n"
+            "from trtllm_jax.commands.bench.command import main\n"
             "main(['--help'], standalone_mode=False)\n"
             "print(sorted({'jax', 'numpy', 'rich', 'transformers', 'matplotlib'} & set(sys.modules)))"
         )

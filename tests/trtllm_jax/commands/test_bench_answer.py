@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench_answer import MOST_LINE, AnswerReader, EventReader, RequestFailure, refusal
+from trtllm_jax.commands.bench.answer import MAX_LINE, AnswerReader, EventReader, RequestFailure, refusal
 
 
 def events(*records: Any) -> bytes:
@@ -88,7 +88,7 @@ def test_an_answer_without_text_arrives_when_it_is_finished() -> None:
         (events({"choices": [1]}), "malformed event", "choices"),
         (events({"choices": 1}), "malformed event", "choices"),
         (events({"choices": [{"delta": 5}]}), "malformed event", "delta"),
-        (b"x" * (MOST_LINE + 1), "malformed event", "more than"),
+        (b"x" * (MAX_LINE + 1), "malformed event", "more than"),
     ],
 )
 def test_what_is_no_answer(data: bytes, kind: str, detail: str) -> None:

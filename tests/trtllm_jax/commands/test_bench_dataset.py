@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
-from trtllm_jax.commands.bench import main
-from trtllm_jax.commands.bench_prompts import normal, uniform
-from trtllm_jax.commands.bench_workload import read_dataset, read_prompts
+from trtllm_jax.commands.bench.command import main
+from trtllm_jax.commands.bench.prompts import normal, uniform
+from trtllm_jax.commands.bench.workload import read_dataset, read_prompts
 
 VOCAB = 258
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench_answer import Answer, RequestFailure
-from trtllm_jax.commands.bench_http import Server
-from trtllm_jax.commands.bench_load import Load, in_loop, list_models, run_load
+from trtllm_jax.commands.bench.answer import Answer, RequestFailure
+from trtllm_jax.commands.bench.http import Server
+from trtllm_jax.commands.bench.load import Load, in_loop, list_models, run_load
 
 from .scripted_server import STREAM, ScriptedServer, answer_well, chunk, event, http
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from trtllm_jax import SamplingParams
-from trtllm_jax.commands import bench_measure
-from trtllm_jax.commands.bench_measure import measure_batch, measure_first_token, measure_requests
-from trtllm_jax.commands.bench_workload import BenchRequest
+from trtllm_jax.commands.bench import measure as bench_measure
+from trtllm_jax.commands.bench.measure import measure_batch, measure_first_token, measure_requests
+from trtllm_jax.commands.bench.workload import BenchRequest
 
 VOCAB = 1000
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench_model import ModelFacts
+from trtllm_jax.commands.bench.model import ModelFacts
 
 
 def facts(folder: Path, **config: Any) -> ModelFacts:

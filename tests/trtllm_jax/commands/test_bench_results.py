@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_jax.commands.bench_report import batch_table, plot
-from trtllm_jax.commands.bench_results import (
+from trtllm_jax.commands.bench.report import batch_table, plot
+from trtllm_jax.commands.bench.results import (
     BatchResult,
     Distribution,
     FirstTokenResult,

@@ -17,8 +17,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 import trtllm_jax
-from trtllm_jax.commands.bench import main
-from trtllm_jax.commands.bench_workload import arrival_times
+from trtllm_jax.commands.bench.command import main
+from trtllm_jax.commands.bench.workload import arrival_times
 
 from .scripted_server import ScriptedServer, answer_well, http
 
@@ -225,7 +225,7 @@ def test_a_process_without_jax_that_is_interrupted_reports_what_it_has(server: S
     words = ("serve", "--base_url", server.base_url, *SMALL, "--num_requests", "5", "--concurrency", "1")
     code = (
         "import sys\n"
-        "from trtllm_jax.commands.bench import main\n"
+        "from trtllm_jax.commands.bench.command import main\n"
         "try:\n    main()\n"
         "finally:\n    heavy = {'jax', 'transformers', 'torch', 'matplotlib'} & set(sys.modules)\n"
         "    print(sorted(heavy), file=sys.stderr)"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trtllm_jax.commands.bench_answer import Answer
-from trtllm_jax.commands.bench_report import plot
-from trtllm_jax.commands.bench_serve_results import ServeResult
+from trtllm_jax.commands.bench.answer import Answer
+from trtllm_jax.commands.bench.report import plot
+from trtllm_jax.commands.bench.serve_results import ServeResult
 
 
 def random_answers(count: int, seed: int = 0) -> list[Answer]:

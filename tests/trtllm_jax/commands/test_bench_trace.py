@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench_trace import (
+from trtllm_jax.commands.bench.trace import (
     GROUPS,
     group_of,
     kernels,

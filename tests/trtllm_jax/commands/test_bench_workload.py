@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from trtllm_jax.commands.bench_workload import (
+from trtllm_jax.commands.bench.workload import (
     BenchRequest,
     arrival_times,
     random_prompts,

@@ -16,8 +16,8 @@ from click.testing import CliRunner, Result
 import trtllm_jax
 from tests.trtllm_jax.tiny_engine import tiny_engine
 from trtllm_jax import LLM
-from trtllm_jax.commands import eval_run
-from trtllm_jax.commands.eval import main
+from trtllm_jax.commands.eval import run as eval_run
+from trtllm_jax.commands.eval.command import main
 
 
 def run(*words: Any) -> Result:
@@ -66,7 +66,7 @@ def no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_help_needs_no_heavy_library() -> None:
     code = (
         "import sys\n"
-        "from trtllm_jax.commands.eval import main\n"
+        "from trtllm_jax.commands.eval.command import main\n"
         "main(['--help'], standalone_mode=False)\n"
         "print({'jax', 'lm_eval', 'transformers', 'numpy'} & set(sys.modules))"
     )
@@ -78,13 +78,13 @@ def test_the_help_needs_no_heavy_library() -> None:
 def test_logs_hold_no_progress_bars(eval_files: Path) -> None:
     code = (
         "import sys\n"
-        "from trtllm_jax.commands import eval_run\n"
-        "def prepare(wishes, *_):\n"
-        "    for task in eval_run.load_tasks(wishes)['tasks'].values():\n"
+        "from trtllm_jax.commands.eval import run as eval_run\n"
+        "def prepare(options, *_):\n"
+        "    for task in eval_run.load_tasks(options)['tasks'].values():\n"
         "        task.build_all_requests(rank=0, world_size=1)\n"
         "        print(len(task.instances), 'requests')\n"
         "eval_run.run = prepare\n"
-        "from trtllm_jax.commands.eval import main\n"
+        "from trtllm_jax.commands.eval.command import main\n"
         "main(sys.argv[1:])"
     )
     words = ["--model", "model", "--dataset_path", str(eval_files), "piqa"]
@@ -97,8 +97,8 @@ def test_the_manuals_command_is_understood(monkeypatch: pytest.MonkeyPatch) -> N
     calls: list[Any] = []
     monkeypatch.setattr(eval_run, "run", lambda *call: calls.append(call))
     assert run("--model", "model", "--backend", "tensorrt", "--tp_size", 2).exit_code == 0
-    ((wishes, arguments),) = calls
-    assert wishes == eval_run.Wishes()
+    ((options, arguments),) = calls
+    assert options == eval_run.EvalOptions()
     assert arguments == {"model": "model", "backend": "tensorrt", "tensor_parallel_size": 2}
 
 
@@ -114,8 +114,8 @@ def test_options_outweigh_the_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
         "-m", "model", "--extra_llm_api_options", config, "--max-batch-size", 5, "--disable_kv_cache_reuse",
         "--num_samples", 4, "--tasks", "gsm8k, mmlu", "--random_seed", 9,
     )  # fmt: skip
-    ((wishes, arguments),) = calls
-    assert wishes == eval_run.Wishes(tasks=("gsm8k", "mmlu"), limit=4, num_fewshot=2, random_seed=9)
+    ((options, arguments),) = calls
+    assert options == eval_run.EvalOptions(tasks=("gsm8k", "mmlu"), limit=4, num_fewshot=2, random_seed=9)
     assert arguments == {
         "model": "model",
         "max_batch_size": 5,
@@ -156,7 +156,9 @@ def test_without_tasks_all_whose_files_are_there(
     for name in ("arc_easy.jsonl", "piqa.jsonl"):
         (tmp_path / name).write_bytes((eval_files / name).read_bytes())
     result = run("--model", tiny_llama, "--dataset_path", tmp_path, "--limit", 1)
-    assert {"arc_easy", "piqa"} == set(eval_run.load_tasks(eval_run.Wishes(tasks=(), dataset_path=tmp_path))["tasks"])
+    assert {"arc_easy", "piqa"} == set(
+        eval_run.load_tasks(eval_run.EvalOptions(tasks=(), dataset_path=tmp_path))["tasks"]
+    )
     assert "arc_easy" in result.stdout
     assert "piqa" in result.stdout
 
@@ -213,6 +215,6 @@ def test_data_that_only_the_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(some, "load", offline)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: some)
     with pytest.raises(ValueError, match=r"data of mmlu is neither cached here.*\(no route\): name a folder"):
-        eval_run.load_tasks(eval_run.Wishes())
+        eval_run.load_tasks(eval_run.EvalOptions())
     with pytest.raises(ValueError, match=r"task 'hella' is unknown to lm-eval.*hellaswag"):
-        eval_run.load_tasks(eval_run.Wishes(tasks=("hella",)))
+        eval_run.load_tasks(eval_run.EvalOptions(tasks=("hella",)))

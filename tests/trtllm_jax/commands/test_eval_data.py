@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.eval_data import SOURCES, local_tasks, pages, present
+from trtllm_jax.commands.eval.data import SOURCES, local_tasks, pages, present
 
 
 def only(name: str, folder: Path) -> Any:

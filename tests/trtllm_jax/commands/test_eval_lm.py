@@ -14,9 +14,9 @@ from transformers import AutoTokenizer
 
 from tests.trtllm_jax.tiny_engine import LENGTH, tiny_engine
 from trtllm_jax import LLM
-from trtllm_jax.commands.eval_lm import EngineLM, batches
-from trtllm_jax.commands.eval_run import Wishes, load_tasks, measure
-from trtllm_jax.research import Model, open_model
+from trtllm_jax.commands.eval.lm import EngineLM, batches
+from trtllm_jax.commands.eval.run import EvalOptions, load_tasks, measure
+from trtllm_jax.functional.research import Model, open_model
 
 TASKS = (
     "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande", "lambada_openai", "wikitext", "mmlu",
@@ -145,18 +145,18 @@ class TestAnswers:
 
 @pytest.mark.slow
 def test_tasks_have_the_scores_of_the_transformers_backend(ours: EngineLM, theirs: HFLM, eval_files: Path) -> None:
-    def scores(lm: Any, wishes: Wishes) -> dict[str, dict[str, Any]]:
-        results = measure(lm, load_tasks(wishes), wishes)["results"]
+    def scores(lm: Any, options: EvalOptions) -> dict[str, dict[str, Any]]:
+        results = measure(lm, load_tasks(options), options)["results"]
         return {
             name: {key: value for key, value in of.items() if "," in key and "stderr" not in key}
             for name, of in results.items()
         }
 
-    for wishes in (
-        Wishes(tasks=TASKS, dataset_path=eval_files, num_fewshot=0),
-        Wishes(tasks=("gsm8k",), dataset_path=eval_files, num_fewshot=1, max_output_length=8),
+    for options in (
+        EvalOptions(tasks=TASKS, dataset_path=eval_files, num_fewshot=0),
+        EvalOptions(tasks=("gsm8k",), dataset_path=eval_files, num_fewshot=1, max_output_length=8),
     ):
-        found, expected = scores(ours, wishes), scores(theirs, wishes)
-        assert found.keys() == expected.keys() >= set(wishes.tasks)
+        found, expected = scores(ours, options), scores(theirs, options)
+        assert found.keys() == expected.keys() >= set(options.tasks)
         for name, metrics in expected.items():
             assert found[name] == pytest.approx(metrics, rel=1e-4), name

@@ -18,9 +18,9 @@ import numpy as np
 from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
-from trtllm_jax.engine.row_state import wish_arrays
+from trtllm_jax.engine.row_state import sampling_arrays
+from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
-from trtllm_jax.sampling_params import Sampling
 
 VOCAB = 24
 NO_EVICT, UTILIZATION = CapacityPolicy.GUARANTEED_NO_EVICT, CapacityPolicy.MAX_UTILIZATION
@@ -66,7 +66,7 @@ def generate_alone(request: Request) -> tuple[list[int], FinishReason]:
 
 @cache
 def device_stops(request: Request) -> list[int]:
-    return wish_arrays([request])["stop_ids"][0].tolist()
+    return sampling_arrays([request])["stop_ids"][0].tolist()
 
 
 @cache
@@ -187,7 +187,7 @@ class Device:
         """Draw the token after the first `length`; for a sequence whose logits the host changes, a wrong one."""
         request = plan.requests[index]
         token = draw_token(request, length, self._read(plan, index, length))
-        if request.host_bound:
+        if request.needs_host_token:
             token = (token + 1) % VOCAB
         done = token in device_stops(request) or length + 1 >= request.limit
         self.rows[plan.slots[index]] = Row(token, length, done)
@@ -212,7 +212,7 @@ class Setup:
     pages: int
     policy: CapacityPolicy = NO_EVICT
     reuse: bool = True
-    look_ahead: bool = True
+    overlap_scheduling: bool = True
 
 
 class Simulation:
@@ -265,7 +265,7 @@ class Simulation:
         if self.flight:
             self._commit(self.flight)
         self.flight = plan
-        if plan and not self.setup.look_ahead:
+        if plan and not self.setup.overlap_scheduling:
             self._commit(plan)
             self.flight = None
 
@@ -340,7 +340,7 @@ class Simulation:
         assert all(request.finished is None for request in plan.requests)
         if plan.kind == "decode":
             assert len(firsts) == rows
-            assert not any(request.host_bound for request in plan.requests), "what it draws from is not known yet"
+            assert not any(request.needs_host_token for request in plan.requests), "what it draws from is not known yet"
             assert 1 <= plan.steps <= limits.max_decode_steps
             assert not plan.penalised, "who is admitted has a prompt to compute"
             assert not plan.copies
@@ -365,14 +365,14 @@ class Simulation:
         assert request.keep_context or not plan.context[rows].any()
         first = int(plan.first[rows[0]])
         if first < 0:
-            assert not request.host_bound, "its token is the host's to send"
+            assert not request.needs_host_token, "its token is the host's to send"
             return
         tokens = plan.tokens[plan.starts[rows[0]] : plan.starts[rows[-1] + 1]].tolist()
         assert tokens == request.tokens(first, first + len(tokens))
         if len(rows) > 1:
             assert plan.first[rows].tolist() == [*range(first, first + len(rows))]
         if first >= request.prefill_end:
-            assert request.host_bound
+            assert request.needs_host_token
             assert (request.in_flight, first) == (1, request.total - 1), "one step in flight, for its newest token"
 
     def _check_result(self, request: Request) -> None:

@@ -1,4 +1,4 @@
-"""Changes to logits over a small vocabulary, as hypothesis draws them."""
+"""StepEdits to logits over a small vocabulary, as hypothesis draws them."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -6,9 +6,9 @@ from functools import partial
 import numpy as np
 from hypothesis import strategies as st
 
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.request import Request
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.requests.sampling_params import SamplingParams
 
 VOCAB = 12
 
@@ -16,7 +16,7 @@ ids = st.integers(0, VOCAB - 1)
 texts = st.lists(ids, max_size=14)
 bias = st.lists(st.sampled_from([0.0, 0.0, 1.5, -2.0, -np.inf]), min_size=VOCAB, max_size=VOCAB)
 some_edits = st.builds(
-    Edits,
+    LogitEdits,
     bias=st.none() | bias.map(partial(np.array, dtype=np.float32)),
     repetition=st.sampled_from([1.0, 1.3, 0.5]),
     presence=st.sampled_from([0.0, 0.7, -0.5]),
@@ -29,7 +29,7 @@ some_edits = st.builds(
 )
 
 
-def request_of(prompt: Sequence[int], generated: Sequence[int], edits: Edits | None) -> Request:
+def request_of(prompt: Sequence[int], generated: Sequence[int], edits: LogitEdits | None) -> Request:
     """A sequence with these changes that has generated so much."""
     request = Request(prompt, 100, SamplingParams().resolved(), edits=edits)
     request.generated += generated

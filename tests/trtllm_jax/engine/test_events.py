@@ -9,11 +9,11 @@ import pytest
 
 from trtllm_jax.engine.block_pool import BlockPool, block_hash
 from trtllm_jax.engine.events import CacheEvents, iteration_stats
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Request
 from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import SamplingParams
+from trtllm_jax.requests.sampling_params import SamplingParams
 
 
 def make_scheduler(events: CacheEvents | None = None, pages: int = 8, batch: int = 4) -> Scheduler:
@@ -155,7 +155,7 @@ def test_statistics_of_a_step_with_prompts_and_decoding_rows() -> None:
 
 def test_statistics_count_sequences_though_some_have_several_rows_and_others_known_tokens() -> None:
     scheduler = make_scheduler()
-    scheduler.submit(edited := replace(make_request([1], max_tokens=5), edits=Edits()))
+    scheduler.submit(edited := replace(make_request([1], max_tokens=5), edits=LogitEdits()))
     first = scheduler.schedule()
     assert first is not None
     commit(scheduler, first)

@@ -12,11 +12,11 @@ import torch
 
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.extras import FEW_EXTRAS, Outcome, Rows, Scores, alternatives, draw_extras
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout, pack_begin
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.row_state import Wishes, wish_arrays
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import Sampling
+from trtllm_jax.engine.row_state import RowSamplingParams, sampling_arrays
+from trtllm_jax.engine.sampling import Sampling
 
 ROWS, SLOTS, LENGTH, INACTIVE = 12, 14, 24, 5
 LAYOUT = begin_layout(LENGTH)
@@ -26,9 +26,9 @@ begun = jax.jit(partial(begin, LAYOUT))
 sampled = jax.jit(sampler.sample)
 EDITS = [
     None,
-    Edits(repetition=1.7, frequency=0.5),
-    Edits(no_repeat_ngram=2),
-    Edits(min_tokens=9, ends=frozenset(range(8)), presence=1.0),
+    LogitEdits(repetition=1.7, frequency=0.5),
+    LogitEdits(no_repeat_ngram=2),
+    LogitEdits(min_tokens=9, ends=frozenset(range(8)), presence=1.0),
 ]
 
 
@@ -42,7 +42,7 @@ def some_requests(vocab: int) -> list[Request]:
     slots = rng.permutation(SLOTS)
     requests = []
     for row in range(ROWS):
-        edits = Edits(bias=np.full(vocab, -np.inf, np.float32)) if row == NOTHING_LEFT else EDITS[row % len(EDITS)]
+        edits = LogitEdits(bias=np.full(vocab, -np.inf, np.float32)) if row == NOTHING_LEFT else EDITS[row % len(EDITS)]
         greedy = row % 3 == 0
         sampling = Sampling(temperature=0.8, top_k=0, top_p=1.0, min_p=0.0, seed=row, greedy=greedy)
         stops = edits.ends if edits else frozenset()
@@ -73,10 +73,10 @@ def test_rows_with_extras_are_drawn_and_the_others_kept(
             known = begun(known, pack_begin(LAYOUT, request))
     logits = np.random.default_rng(1).normal(size=(ROWS, vocab)).astype(np.float32) * 2
     drawn = np.arange(100, 100 + ROWS, dtype=np.int32)
-    wishes = Wishes(**wish_arrays(requests))
+    sampling = RowSamplingParams(**sampling_arrays(requests))
     positions = np.array([request.total for request in requests], np.int32)
     active = np.arange(ROWS) != INACTIVE
-    rows = Rows(np.array([request.slot for request in requests], np.int32), active, positions, wishes)
+    rows = Rows(np.array([request.slot for request in requests], np.int32), active, positions, sampling)
     padding = [0] * (ROWS - len(extras))
     plan = {
         "num_extras": np.int32(len(extras)),
@@ -100,7 +100,7 @@ def test_rows_with_extras_are_drawn_and_the_others_kept(
         left = (changed > -np.inf).any()
         assert scores.outcome[place] == (Outcome.DRAWN if left else Outcome.NOTHING_LEFT)
         if left:
-            one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], wishes)
+            one = jax.tree.map(lambda leaf, row=row: leaf[row : row + 1], sampling)
             assert tokens[row] == sampled(changed[None], one, positions[row : row + 1])[0]
         token = int(tokens[row])
         if request.penalised:

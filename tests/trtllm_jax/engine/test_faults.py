@@ -13,20 +13,20 @@ import jax.numpy as jnp
 import pytest
 
 from trtllm_jax import engine as engine_package
+from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import Compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.kv_cache import CacheSpec
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import Runner
+from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
-from trtllm_jax.errors import EngineDeadError
-from trtllm_jax.llm_args import parse_llm_args
-from trtllm_jax.loading import load
-from trtllm_jax.logits_processing import Edits
-from trtllm_jax.sampling_params import Sampling
+from trtllm_jax.llmapi.llm_args import parse_llm_args
+from trtllm_jax.llmapi.loading import load
 
 SECONDS = 60
 """Far more than any of this takes: who is told nothing by then is never told."""
@@ -43,7 +43,7 @@ SEARCHED = {
         "compiler.py",
         "packing.py",
     ),
-    *("row_state.py", "penalties.py", "changes.py", "edit_list.py", "host_sampling.py"),
+    *("row_state.py", "penalties.py", "step_edits.py", "edit_list.py", "host_sampling.py"),
 }
 FOLDER = str(Path(engine_package.__file__).parent)
 Line = tuple[str, int]
@@ -104,15 +104,15 @@ class Tracer:
 def requests_of_every_kind() -> list[Request]:
     greedy = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
     sampled = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, greedy=False)
-    by_hand = Edits(processors=(lambda *_: None,))
+    by_hand = LogitEdits(processors=(lambda *_: None,))
     first = Request(tuple(range(9)), 6, sampled)
     return [
         first,
         Request(first.prompt, 6, sampled, parent=first),
         Request((1, 2, 3), 20, greedy),
         Request(tuple(range(9)), 6, sampled, num_logprobs=2, stop_ids=frozenset({3})),
-        Request((3, 3, 4), 6, greedy, edits=Edits(repetition=1.3, no_repeat_ngram=2)),
-        Request((5,), 5, greedy, edits=Edits(bad=((1, 2),))),
+        Request((3, 3, 4), 6, greedy, edits=LogitEdits(repetition=1.3, no_repeat_ngram=2)),
+        Request((5,), 5, greedy, edits=LogitEdits(bad=((1, 2),))),
         Request((6, 6), 5, greedy, edits=by_hand, num_logprobs=1),
         Request(tuple(range(12)), 3, greedy, keep_context=True, keep_logits=True),
         Request((8, 9), 1, greedy, keep_embedding=True),

@@ -15,11 +15,13 @@ from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
 from sharding import make_mesh, spec_of
 from trtllm_jax.engine import steps
+from trtllm_jax.engine.grammar import mask_words
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import RowState
-from trtllm_jax.engine.steps import Draw, Model
-from trtllm_jax.guides import mask_words
-from trtllm_jax.models import forward, llama
+from trtllm_jax.engine.steps import Draw
+from trtllm_jax.models import llama
+from trtllm_jax.nn import forward
+from trtllm_jax.nn.model import Model
 
 H100 = "NVIDIA H100 80GB HBM3"
 HOPPER = jax.sharding.AbstractDevice(device_kind=H100, platform="gpu", num_cores=132)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from trtllm_jax.engine import kv_cache
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
-from trtllm_jax.models.config import CacheGroup
+from trtllm_jax.nn.cache_group import CacheGroup
 
 PAGE = 1000
 GIB = 1 << 30

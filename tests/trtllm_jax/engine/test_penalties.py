@@ -1,4 +1,4 @@
-"""What the device knows of sequences and changes in their logits, against `Edits.apply`."""
+"""What the device knows of sequences and changes in their logits, against `LogitEdits.apply`."""
 
 from dataclasses import replace
 
@@ -7,10 +7,10 @@ import numpy as np
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.penalties import Penalties, begin, begin_layout, pack_begin
 from trtllm_jax.engine.request import MAX_DEVICE_STOPS
-from trtllm_jax.engine.row_state import wish_arrays
-from trtllm_jax.logits_processing import Edits
+from trtllm_jax.engine.row_state import sampling_arrays
 
 from .some_edits import VOCAB, request_of, some_edits, texts
 
@@ -22,7 +22,7 @@ noted = jax.jit(Penalties.noted)
 changed = jax.jit(Penalties.changed)
 
 
-def within_bounds(edits: Edits) -> Edits:
+def within_bounds(edits: LogitEdits) -> LogitEdits:
     bad = tuple(ids for ids in edits.bad if len(ids) == 1)
     ends = frozenset(sorted(token for token in edits.ends if token >= 0)[:MAX_DEVICE_STOPS])
     return replace(edits, bad=bad, ends=ends)
@@ -55,7 +55,7 @@ def test_the_device_does_what_the_host_would_do(taking: list[tuple], ngram: int)
         logits.copy(),  # a CPU may read numpy's own memory, and later than this
         np.array([*holders], np.int32),
         np.array([request.total for request in holders.values()], np.int32),
-        wish_arrays([*holders.values()])["stop_ids"],
+        sampling_arrays([*holders.values()])["stop_ids"],
     )
     for row, request in enumerate(holders.values()):
         request.edits.apply(logits[row], request.prompt, request.generated)

@@ -22,7 +22,7 @@ from transformers.generation.logits_process import (
 )
 
 from trtllm_jax.engine import sampler
-from trtllm_jax.engine.row_state import MAX_DEVICE_STOPS, Wishes
+from trtllm_jax.engine.row_state import MAX_DEVICE_STOPS, RowSamplingParams
 
 LOGPROBS = jax.jit(sampler.logprobs, static_argnames="count")
 SAMPLE = jax.jit(sampler.sample)
@@ -69,14 +69,14 @@ MIXTURES = [
 ]
 
 
-def make_wishes(settings: list[Setting], seeds: np.ndarray) -> Wishes:
+def make_wishes(settings: list[Setting], seeds: np.ndarray) -> RowSamplingParams:
     """The wishes of a row a seed, uint64; the settings take equal shares of the rows, in order."""
     rows = [setting for setting in settings for _ in range(len(seeds) // len(settings))]
 
     def column(name: str, dtype: type) -> jax.Array:
         return jnp.asarray([getattr(row, name) for row in rows], dtype)
 
-    return Wishes(
+    return RowSamplingParams(
         limit=jnp.zeros(len(rows), jnp.int32),
         stop_ids=jnp.full((len(rows), MAX_DEVICE_STOPS), -1, jnp.int32),
         temperature=column("temperature", jnp.float32),
@@ -92,8 +92,8 @@ def draw_by_setting(logits: np.ndarray, settings: list[Setting], draws: int, var
     numbers = np.arange(len(settings) * draws)
     same = np.full_like(numbers, 5)
     seeds, positions = (numbers, same) if varied == "seed" else (same, numbers)
-    wishes = make_wishes(settings, seeds.astype(np.uint64))
-    tokens = SAMPLE(np.broadcast_to(logits, (numbers.size, logits.size)), wishes, positions.astype(np.int32))
+    sampling = make_wishes(settings, seeds.astype(np.uint64))
+    tokens = SAMPLE(np.broadcast_to(logits, (numbers.size, logits.size)), sampling, positions.astype(np.int32))
     return np.asarray(tokens).reshape(len(settings), draws)
 
 
@@ -120,8 +120,8 @@ def test_draws_have_the_distribution_that_transformers_draws_from(varied: str) -
 def test_draws_of_neighbouring_seeds_and_positions_are_independent() -> None:
     side, vocab = 80, 4
     seeds, positions = np.divmod(np.arange(side * side), side)
-    wishes = make_wishes([Setting()], seeds.astype(np.uint64))
-    tokens = SAMPLE(np.zeros((side * side, vocab), np.float32), wishes, positions.astype(np.int32))
+    sampling = make_wishes([Setting()], seeds.astype(np.uint64))
+    tokens = SAMPLE(np.zeros((side * side, vocab), np.float32), sampling, positions.astype(np.int32))
     table = np.asarray(tokens).reshape(side, side)
     for first, second in ((table[1:], table[:-1]), (table[:, 1:], table[:, :-1])):
         pairs = np.zeros((vocab, vocab))

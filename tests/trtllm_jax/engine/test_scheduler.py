@@ -9,13 +9,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
-from trtllm_jax.logits_processing import Edits
 
 from .simulation import NO_EVICT, UTILIZATION, VOCAB, Setup, Simulation, device_stops, generate_alone, make_request
 
-ON_THE_HOST = Edits(batched=True)
+ON_THE_HOST = LogitEdits(batched=True)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Arrival:
     salt: bytes
     step: int
     cancel: tuple[int, int] | None
-    edits: Edits | None
+    edits: LogitEdits | None
     keep_logits: bool
     keep_context: bool
 
@@ -64,7 +64,7 @@ def setups(draw: st.DrawFn) -> Setup:
         pages=pages,
         policy=draw(st.sampled_from(CapacityPolicy)),
         reuse=draw(st.booleans()),
-        look_ahead=draw(st.booleans()),
+        overlap_scheduling=draw(st.booleans()),
     )
 
 
@@ -83,7 +83,7 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         salt=draw(st.sampled_from([b"", b"", b"s"])),
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
-        edits=draw(st.sampled_from([None, None, Edits(), Edits(bad=((1, 2),)), Edits(batched=True)])),
+        edits=draw(st.sampled_from([None, None, LogitEdits(), LogitEdits(bad=((1, 2),)), LogitEdits(batched=True)])),
         keep_logits=draw(st.sampled_from([False, False, True])),
         keep_context=draw(st.sampled_from([False, False, True])),
     )
@@ -128,9 +128,9 @@ def setup_of(
     steps: int = 8,
     policy: CapacityPolicy = NO_EVICT,
     reuse: bool = True,
-    look_ahead: bool = True,
+    overlap_scheduling: bool = True,
 ) -> Setup:
-    return Setup(SchedulerLimits(batch, tokens, length, steps), page_size, pages, policy, reuse, look_ahead)
+    return Setup(SchedulerLimits(batch, tokens, length, steps), page_size, pages, policy, reuse, overlap_scheduling)
 
 
 def ran(setup: Setup, *requests: Request, steps: int = 1000) -> Simulation:
@@ -319,7 +319,7 @@ def test_extras_hold_nobody_up() -> None:
     requests = [
         make_request([1], 17, num_logprobs=0),
         make_request([2], 17, seed=1),
-        make_request([3], 17, edits=Edits()),
+        make_request([3], 17, edits=LogitEdits()),
     ]
     simulation = ran(setup_of(steps=8), *requests)
     assert [plan.kind for plan in simulation.plans] == ["step", "decode", "decode"]
@@ -328,7 +328,7 @@ def test_extras_hold_nobody_up() -> None:
 
 
 def test_the_device_hears_of_penalties_whenever_a_sequence_takes_a_slot() -> None:
-    requests = [make_request([seed] * 6, 26, seed, edits=Edits() if seed % 2 else None) for seed in range(4)]
+    requests = [make_request([seed] * 6, 26, seed, edits=LogitEdits() if seed % 2 else None) for seed in range(4)]
     simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
     assert preempted(simulation)
     told = [request for plan in simulation.plans for request in plan.penalised]
@@ -365,7 +365,7 @@ def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
 
 
 def test_logits_of_a_prompt_are_told_once_though_it_is_computed_again() -> None:
-    requests = [make_request([seed] * 6, 26, seed, keep_context=True, edits=Edits()) for seed in range(4)]
+    requests = [make_request([seed] * 6, 26, seed, keep_context=True, edits=LogitEdits()) for seed in range(4)]
     simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
     assert preempted(simulation)
     for request in requests:

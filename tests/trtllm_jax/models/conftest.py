@@ -8,7 +8,7 @@ import pytest
 from trtllm_jax.engine.build import build_engine
 from trtllm_jax.engine.config import EngineConfig
 from trtllm_jax.engine.request import FinishReason, Request, Update
-from trtllm_jax.sampling_params import Sampling
+from trtllm_jax.engine.sampling import Sampling
 
 from .paged import Prompt
 from .tiny import TinyModel

@@ -12,10 +12,10 @@ from jax.sharding import PartitionSpec as P
 import sharding
 from checkpoints.load import load_params
 from checkpoints.source import TensorSource
-from trtllm_jax.batch import Batch
 from trtllm_jax.engine.kv_cache import CACHE_AXES, CacheSpec
 from trtllm_jax.engine.steps import Caches, Model
-from trtllm_jax.models.config import CacheGroup
+from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.cache_group import CacheGroup
 
 Prompt = Sequence[int]
 Step = Sequence[range]

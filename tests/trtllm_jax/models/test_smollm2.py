@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.engine.steps import Model
 from trtllm_jax.models import architecture
+from trtllm_jax.nn.model import Model
 
 from .paged import PagedModel, relative_error
 

@@ -10,9 +10,9 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from checkpoints.checkpoint import open_checkpoint
-from trtllm_jax import research
-from trtllm_jax.engine.steps import Model
+from trtllm_jax.functional import research
 from trtllm_jax.models import architecture
+from trtllm_jax.nn.model import Model
 
 from .paged import PagedModel, Prompt
 

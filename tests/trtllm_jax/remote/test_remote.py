@@ -14,10 +14,10 @@ import pytest
 
 from tests.trtllm_jax.tiny_engine import FIRST_TOKENS, SIZES, held, tiny_engine
 from trtllm_jax import EngineBusyError, EngineDeadError, SamplingParams
+from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.llmapi import GuidedDecodingParams
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
-from trtllm_jax.sampling_params import Sampling
 
 ROWS, QUEUE = SIZES["max_batch_size"], 12
 
@@ -257,11 +257,11 @@ def test_nonsense_ends_its_own_connection_only(pair: Pair, remote: RemoteLLM, se
 def test_a_request_that_does_not_fit_is_refused_alone(pair: Pair, remote: RemoteLLM) -> None:
     """The engine checks again: it need not trust who sends."""
     from trtllm_jax.engine.request import Request
-    from trtllm_jax.outputs import RequestOutput
-    from trtllm_jax.postprocess import PromptLogprobs, Stream
+    from trtllm_jax.requests.output_processor import OutputProcessor, PromptLogprobs
+    from trtllm_jax.requests.outputs import RequestOutput
 
     output = RequestOutput(1, None, [1], 1, lambda: None)
-    stream = Stream(output, 0, SamplingParams(), None, None, lambda _: None, PromptLogprobs([1], None))
+    stream = OutputProcessor(output, 0, SamplingParams(), None, None, lambda _: None, PromptLogprobs([1], None))
     remote.port.submit([Request([1], 10_000, Sampling(1.0, 1, 1.0, 0.0, 0, True), owner=stream)])
     with pytest.raises(ValueError, match="exceed max_seq_len=160"):
         output.result(60)
@@ -289,7 +289,7 @@ def test_an_engine_that_fails_tells_everybody(tiny_llama: Path, monkeypatch: pyt
 def test_the_process_of_the_requests_imports_no_jax(pair: Pair) -> None:
     here, there = socket.socketpair()
     code = (
-        "import socket, sys; from trtllm_jax.llm_args import LlmArgs; from trtllm_jax.remote.llm import RemoteLLM\n"
+        "import socket, sys; from trtllm_jax.llmapi import LlmArgs; from trtllm_jax.remote.llm import RemoteLLM\n"
         "llm = RemoteLLM(socket.socket(fileno=int(sys.argv[1])), LlmArgs(model=sys.argv[2]))\n"
         "print(llm.generate('Hi').outputs[0].token_ids, [name for name in ('jax', 'jaxlib') if name in sys.modules])"
     )
@@ -315,14 +315,14 @@ class TestConstraints:
     def compiling(self, pair: Pair, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[threading.Event, list[str]]]:
         """Set it to let the engine's side compile; and what it was asked to compile."""
         go_on, asked = threading.Event(), []
-        guide = pair.llm.intake.guide
+        matcher = pair.llm.builder.matcher
 
         def gated(edits: Any) -> Any:
             asked.append(edits.constraint)
             assert go_on.wait(60)
-            return guide(edits)
+            return matcher(edits)
 
-        monkeypatch.setattr(pair.llm.intake, "guide", gated)
+        monkeypatch.setattr(pair.llm.builder, "matcher", gated)
         yield go_on, asked
         go_on.set()
 
@@ -353,7 +353,7 @@ class TestConstraints:
         def broken(edits: Any) -> Any:
             raise RuntimeError("no memory for a lexer")
 
-        monkeypatch.setattr(pair.llm.intake, "guide", broken)
+        monkeypatch.setattr(pair.llm.builder, "matcher", broken)
         output = remote.generate_async([1, 2], self.GUIDED)
         with pytest.raises(RuntimeError, match="lexer"):
             output.result(60)

@@ -17,7 +17,7 @@ from openai import OpenAI
 from tests.trtllm_jax.tiny_engine import CACHE, tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.llmapi import KvCacheConfig
-from trtllm_jax.outputs import Delta, RequestOutput
+from trtllm_jax.requests.outputs import Delta, RequestOutput
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
 

@@ -15,8 +15,8 @@ import pytest
 import uvicorn
 from openai import InternalServerError, OpenAI
 
-from trtllm_jax.serve import connection
-from trtllm_jax.serve.connection import BoundedConnection
+from trtllm_jax.serve.http import connection
+from trtllm_jax.serve.http.connection import BoundedConnection
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n"
 SECONDS = 60
@@ -181,7 +181,7 @@ def test_a_refusal_is_an_error_as_clients_know_it(address: tuple[str, int], monk
 def test_as_many_files_are_opened_as_may_be(soft: int) -> None:
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 300))\n"
-        "from trtllm_jax.serve.connection import room_for_connections as room\n"
+        "from trtllm_jax.serve.http.connection import room_for_connections as room\n"
         "print(room(), resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -14,8 +14,8 @@ from openai import OpenAI
 
 from tests.trtllm_jax.tiny_engine import held
 from trtllm_jax import LLM, EngineBusyError, EngineDeadError, RequestError, RequestOutput
-from trtllm_jax.serve import completions
 from trtllm_jax.serve.app import create_app
+from trtllm_jax.serve.completions import endpoint as completions
 from trtllm_jax.serve.settings import Limits, ServeSettings
 
 COMPLETION = {"model": "tiny", "prompt": "x", "max_tokens": 2}

@@ -17,16 +17,16 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.chat import Chat
+from trtllm_jax.engine.logit_edits import top_logprobs
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
-from trtllm_jax.intake import EngineFacts
-from trtllm_jax.logits_processing import top_logprobs
-from trtllm_jax.postprocess import hand_out
+from trtllm_jax.llmapi.base_llm import BaseLLM
+from trtllm_jax.requests.builder import EngineFacts
+from trtllm_jax.requests.output_processor import deliver
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
 from trtllm_jax.serve.token_texts import Place, TokenTexts
-from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.text.chat import Chat
+from trtllm_jax.text.tokenizer import Tokenizer
 
 CORPUS = ["the cat sat on the mat", "the true cat sat, on the mat. true!", "a naive cafe is the best of all cats"]
 SPECIAL = [AddedToken(text, special=True, normalized=False) for text in ("<unk>", "<s>", "</s>", "<|sep|>")]
@@ -147,7 +147,7 @@ class PlayedLLM(BaseLLM):
         for number, request in enumerate(requests):
             tokens = list(self._answers[number % len(self._answers)])
             context = [self._logits() for _ in request.prompt] if request.keep_context else []
-            hand_out([Update(request, context=[logits]) for logits in context[:-1]])
+            deliver([Update(request, context=[logits]) for logits in context[:-1]])
             for place, token in enumerate(tokens):
                 if id(request) in self._ended:
                     break
@@ -156,7 +156,7 @@ class PlayedLLM(BaseLLM):
                 finish = FinishReason.STOP if stops else FinishReason.LENGTH if ends else None
                 logits = context[-1] if context and place == 0 else self._logits()
                 entry = self._entry(logits, token, request.num_logprobs)
-                hand_out([Update(request, [token], entry, finish, context=[] if place else context[-1:])])
+                deliver([Update(request, [token], entry, finish, context=[] if place else context[-1:])])
                 if finish:
                     break
 

@@ -71,7 +71,7 @@ def test_metrics_count_what_happened(tiny_llm: LLM, served: Callable[..., Any]) 
 def test_processes_add_up_their_metrics(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom trtllm_jax.serve.metrics import Metrics\nimport trtllm_jax.serve.app\n"
-        "from trtllm_jax.outputs import RequestOutput\n"
+        "from trtllm_jax.requests.outputs import RequestOutput\n"
         "assert 'jax' not in sys.modules\n"
         "metrics = Metrics('tiny')\noutput = RequestOutput(1, None, [1] * 7, 1, lambda: None)\n"
         "metrics.answered(1.0, [output])\n"

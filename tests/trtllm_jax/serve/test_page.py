@@ -8,8 +8,8 @@ import pytest
 
 from trtllm_jax import LLM
 from trtllm_jax.serve.app import create_app
-from trtllm_jax.serve.page import FILES
 from trtllm_jax.serve.settings import ServeSettings
+from trtllm_jax.serve.system.page import FILES
 
 
 @pytest.mark.parametrize("path", ["/", *(f"/page/{name}" for name in FILES)])

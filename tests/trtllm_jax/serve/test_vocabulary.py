@@ -14,16 +14,16 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.base_llm import BaseLLM
-from trtllm_jax.commands.eval_lm import EngineLM
-from trtllm_jax.guides import Guides
+from trtllm_jax.commands.eval.lm import EngineLM
+from trtllm_jax.functional.research import open_model
 from trtllm_jax.llmapi import GuidedDecodingParams, KvCacheConfig
+from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
-from trtllm_jax.research import open_model
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
-from trtllm_jax.tokenizer import Tokenizer
+from trtllm_jax.structured.matcher import GrammarCompiler
+from trtllm_jax.text.tokenizer import Tokenizer
 
 VOCAB = 258
 PAD = VOCAB
@@ -175,8 +175,8 @@ def test_a_vocabulary_with_gaps_can_be_guided(vocab: int) -> None:
     """Counting its tokens does not tell its highest id."""
     tokenizer = Tokenizer(byte_tokenizer(gap=100))
     assert (tokenizer.vocab_size, tokenizer.highest_id) == (259, 358)
-    guides = Guides(tokenizer, vocab, [256])
+    compiler = GrammarCompiler(tokenizer, vocab, [256])
     logits = np.zeros(vocab, np.float32)
-    guides.start(GuidedDecodingParams(regex="zz").constraint()).restrict(logits, logits.copy())
+    compiler.start(GuidedDecodingParams(regex="zz").constraint()).restrict(logits, logits.copy())
     allowed = np.flatnonzero(logits == 0).tolist()
     assert allowed == tokenizer.encode("z")

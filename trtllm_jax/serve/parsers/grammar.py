@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from trtllm_jax.guided_decoding import JSON_OPTIONS
 from trtllm_jax.serve.parsers import deepseek, harmony, thinking
 from trtllm_jax.serve.parsers.qwen3_coder import types_of
+from trtllm_jax.structured.params import JSON_OPTIONS
 
 Tool = Mapping[str, Any]
 

@@ -1,0 +1,77 @@
+"""JAX's share of a GPU, and the check that weights fit, with devices that tell their memory."""
+
+import logging
+import os
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+import sharding
+from trtllm_jax.engine import device_memory
+
+
+@pytest.fixture(autouse=True)
+def no_share(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No share in the environment, and whatever a test sets is gone after it."""
+    for name in device_memory.SETTINGS:
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+def shares() -> dict[str, str]:
+    return {name: os.environ[name] for name in device_memory.SETTINGS if name in os.environ}
+
+
+def started(monkeypatch: pytest.MonkeyPatch, yes: bool) -> None:
+    monkeypatch.setattr(device_memory.xla_bridge, "backends_are_initialized", lambda: yes)
+
+
+def test_the_share_is_set_before_jax_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    started(monkeypatch, False)
+    device_memory.claim()
+    assert shares() == {"XLA_CLIENT_MEM_FRACTION": "0.95"}
+
+
+@pytest.mark.parametrize("name", device_memory.SETTINGS)
+def test_a_share_that_the_user_named_is_left(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    started(monkeypatch, False)
+    monkeypatch.setenv(name, "0.5")
+    device_memory.claim()
+    assert shares() == {name: "0.5"}
+
+
+@pytest.mark.parametrize("backend", ["gpu", "cpu"])
+def test_a_gpu_that_was_started_before_is_warned_about(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backend: str
+) -> None:
+    started(monkeypatch, True)
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(device_memory.logger, "propagate", True)
+    with caplog.at_level(logging.WARNING):
+        device_memory.claim()
+    assert shares() == {}
+    assert ("XLA_CLIENT_MEM_FRACTION=0.95" in caplog.text) == (backend == "gpu")
+
+
+def mesh_with(stats: dict[str, int] | None) -> Any:
+    device = SimpleNamespace(memory_stats=lambda: stats)
+    return SimpleNamespace(devices=SimpleNamespace(flat=[device]), size=2)
+
+
+@pytest.mark.multi_device
+def test_weights_that_do_not_fit_are_refused_with_the_size_that_does() -> None:
+    mesh = sharding.make_mesh(2)
+    split = jax.ShapeDtypeStruct((4, 2**20), jnp.float32, sharding=NamedSharding(mesh, P("tp")))
+    shapes = {"layers": (split, split)}  # 16 MiB on each of two devices
+    device_memory.check_weights(shapes, mesh_with(None))
+    device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": 4 * 2**20}))
+    with pytest.raises(MemoryError, match=r"0\.0 GiB on each device .* tensor_parallel_size=4 or more"):
+        device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": 5 * 2**20}))
+    for in_use in (20, 21):
+        with pytest.raises(MemoryError, match=r"0\.0 GiB are free; choose a smaller model"):
+            device_memory.check_weights(shapes, mesh_with({"bytes_limit": 20 * 2**20, "bytes_in_use": in_use * 2**20}))

@@ -1,0 +1,227 @@
+"""Layer functions against torch, whole and split over fake devices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from jax.sharding import PartitionSpec as P
+
+import sharding
+from trtllm_jax.nn import layers
+from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.layers import Normed, Residual
+
+VOCAB, EMBED, MLP = 22, 12, 20
+DEVICES = 4
+
+multi_device = pytest.mark.multi_device(DEVICES)
+
+
+def random(*shape: int, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
+    return np.random.default_rng(sum(shape)).normal(size=shape).astype(dtype)
+
+
+def split(function: Callable[..., jax.Array], *arguments: tuple[np.ndarray, str]) -> np.ndarray:
+    """`function` on devices that hold their parts of arrays given with their logical axes; the result is replicated."""
+    arrays, axes = zip(*arguments, strict=True)
+    specs = tuple(sharding.spec_of(each.split()) for each in axes)
+    mapped = jax.shard_map(function, mesh=sharding.make_mesh(DEVICES), in_specs=specs, out_specs=P(), check_vma=False)
+    return np.asarray(jax.jit(mapped)(*arrays))
+
+
+def to_torch(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(array, np.float32))
+
+
+def padded(array: np.ndarray, axis: int, size: int) -> np.ndarray:
+    return np.pad(array, [(0, size - array.shape[i] if i == axis else 0) for i in range(array.ndim)])
+
+
+TOKENS = np.array([3, 0, 21, 3, 11, 20])
+
+
+def batch_of(tokens: np.ndarray) -> Batch:
+    """A batch of which only the tokens matter."""
+    return Batch(tokens, *[tokens] * 7)
+
+
+def test_an_id_outside_the_vocabulary_has_an_embedding_of_zeros() -> None:
+    rows = layers.embed(batch_of(np.array([-1, VOCAB])), random(VOCAB, EMBED)).total
+    np.testing.assert_array_equal(rows, np.zeros((2, EMBED)))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_embedding_rows(dtype: npt.DTypeLike) -> None:
+    table = random(VOCAB, EMBED, dtype=dtype)
+    rows = layers.embed(batch_of(TOKENS), table).total
+    assert rows.dtype == layers.activation_dtype(table.dtype)
+    np.testing.assert_array_equal(np.asarray(rows, np.float32), table[TOKENS].astype(np.float32))
+
+
+@multi_device
+def test_embedding_split_by_vocabulary() -> None:
+    table = random(VOCAB, EMBED)
+    rows = split(lambda table: layers.embed(batch_of(TOKENS), table).total, (padded(table, 0, 24), "vocab embed"))
+    np.testing.assert_array_equal(rows, table[TOKENS])
+
+
+def test_activations_on_a_cpu_are_float32() -> None:
+    assert layers.activation_dtype(jnp.dtype(jnp.bfloat16)) == jnp.float32
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("rows", [1, 5])
+def test_linear_contracts_the_last_axes(rows: int, bias: bool) -> None:
+    x, weight = random(rows, 3, 2, 4), random(5, 2, 3, 2, 4)
+    added = random(5, 2) if bias else None
+    out = layers.linear(x, weight, "kv_heads", "group", "head_dim", bias=added)
+    expected = torch.einsum("thgd,onhgd->ton", to_torch(x), to_torch(weight))
+    if added is not None:
+        expected += to_torch(added)
+    np.testing.assert_allclose(out, expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+@pytest.mark.parametrize("activation", [jnp.float32, jnp.bfloat16])
+def test_linear_with_narrow_weights_accumulates_in_float32(rows: int, activation: npt.DTypeLike) -> None:
+    """Each product of two bfloat16 numbers is exact in float32; a sum in bfloat16 would be wrong in the third digit."""
+    x, weight = random(rows, 512, dtype=jnp.bfloat16), random(7, 512, dtype=jnp.bfloat16)
+    out = layers.linear(jnp.asarray(x, activation), weight, "embed")
+    assert out.dtype == activation
+    assert out.shape == (rows, 7)
+    expected = x.astype(np.float64) @ weight.astype(np.float64).T
+    tolerance = 2**-8 if activation == jnp.bfloat16 else 1e-5
+    np.testing.assert_allclose(np.asarray(out, np.float64), expected, rtol=tolerance, atol=1e-4)
+
+
+@multi_device
+def test_linear_split_along_its_contraction_adds_the_bias_once() -> None:
+    x, weight, bias = random(3, MLP), random(EMBED, MLP), random(EMBED)
+    out = split(
+        lambda x, weight, bias: layers.linear(x, weight, "mlp", bias=bias),
+        (x, "tokens mlp"),
+        (weight, "embed mlp"),
+        (bias, "embed"),
+    )
+    np.testing.assert_allclose(out, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
+
+
+EPS = 1e-5
+
+
+def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """`x` as torch normalises it."""
+    return torch.nn.functional.rms_norm(to_torch(x), (x.shape[-1],), to_torch(weight), eps=EPS).numpy()
+
+
+def test_linear_of_rows_that_are_to_be_normalised() -> None:
+    x, weight, gamma = random(3, EMBED), random(4, 5, EMBED), random(EMBED)
+    residual, rows = layers.normalised(Residual(x), (gamma, EPS))
+    out = layers.linear(rows, weight, "embed")
+    np.testing.assert_allclose(out, np.einsum("te,abe->tab", normed(x, gamma), weight), rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(residual.total, x)
+
+
+def test_normalising_a_stream_sums_it() -> None:
+    x, added, weight, gamma = random(3, EMBED), random(4, EMBED)[:3], random(5, EMBED), random(EMBED)
+    residual, rows = layers.normalised(Residual(x, added), (gamma, EPS))
+    np.testing.assert_array_equal(residual.total, x + added)
+    out = layers.linear(rows, weight, "embed")
+    np.testing.assert_allclose(out, normed(x + added, gamma) @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("summed", [True, False])
+def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
+    stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
+    out = layers.add_linear(stream, x, weight, "mlp")
+    assert (out.added is None) == summed
+    np.testing.assert_allclose(out.total, stream.total + x @ weight.T, rtol=1e-5, atol=1e-5)
+
+
+@multi_device
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_split_product_is_added_to_the_stream_once(biased: bool) -> None:
+    x, weight, bias, stream = random(3, MLP), random(EMBED, MLP), random(EMBED), random(3, EMBED)
+    out = split(
+        lambda x, weight, bias, stream: (
+            layers.add_linear(Residual(stream), x, weight, "mlp", bias=bias if biased else None).total
+        ),
+        (x, "tokens mlp"),
+        (weight, "embed mlp"),
+        (bias, "embed"),
+        (stream, "tokens embed"),
+    )
+    np.testing.assert_allclose(out, x @ weight.T + bias * biased + stream, rtol=1e-5, atol=1e-5)
+
+
+def mlp_of_torch(x: Any, gate_up: Any, down: Any, gate_up_bias: Any, down_bias: Any) -> np.ndarray:
+    x, gate_up, down, gate_up_bias, down_bias = map(to_torch, (x, gate_up, down, gate_up_bias, down_bias))
+    gate, up = (torch.nn.functional.linear(x, gate_up[i], gate_up_bias[i]) for i in range(2))
+    return torch.nn.functional.linear(torch.nn.functional.silu(gate) * up, down, down_bias).numpy()
+
+
+GAMMA = random(EMBED)
+
+
+def block(x: Any, gate_up: Any, down: Any, gate_up_bias: Any = None, down_bias: Any = None) -> jax.Array:
+    """x after the normalised MLP."""
+    residual, rows = layers.normalised(Residual(x), (jnp.asarray(GAMMA), EPS))
+    hidden = layers.gated(rows, gate_up, gate_up_bias)
+    return layers.add_linear(residual, hidden, down, "mlp", bias=down_bias).total
+
+
+def block_of_torch(x: np.ndarray, *weights: Any) -> np.ndarray:
+    return x + mlp_of_torch(normed(x, GAMMA), *weights)
+
+
+def test_gated_mlp() -> None:
+    weights = random(2, MLP, EMBED), random(EMBED, MLP), random(2, MLP), random(EMBED)
+    x = random(5, EMBED)
+    np.testing.assert_allclose(block(x, *weights), block_of_torch(x, *weights), rtol=1e-4, atol=1e-4)
+    expected = block_of_torch(x, *weights[:2], np.zeros((2, MLP)), np.zeros(EMBED))
+    np.testing.assert_allclose(block(x, *weights[:2]), expected, rtol=1e-4, atol=1e-4)
+
+
+@multi_device
+@pytest.mark.parametrize("biased", [False, True])
+def test_gated_mlp_split_by_channels(biased: bool) -> None:
+    gate_up, down = random(2, 18, EMBED), random(EMBED, 18)
+    gate_up_bias, down_bias = random(2, 18) * biased, random(EMBED) * biased
+    x = random(5, EMBED)
+    out = split(
+        lambda x, gate_up, down, *biases: block(x, gate_up, down, *(biases if biased else ())),
+        (x, "tokens embed"),
+        (padded(gate_up, 1, 20), "two mlp embed"),
+        (padded(down, 1, 20), "embed mlp"),
+        (padded(gate_up_bias, 1, 20), "two mlp"),
+        (down_bias, "embed"),
+    )
+    expected = block_of_torch(x, gate_up, down, gate_up_bias, down_bias)
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_are_float32_and_leave_padding_out() -> None:
+    x, table = random(5, EMBED), random(VOCAB, EMBED, dtype=jnp.bfloat16)
+    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB)
+    assert scores.dtype == jnp.float32
+    rounded = x.astype(jnp.bfloat16).astype(np.float32)
+    np.testing.assert_allclose(scores, rounded @ table.astype(np.float32).T, rtol=1e-5, atol=1e-5)
+
+
+@multi_device
+def test_logits_split_by_vocabulary_are_whole_on_every_device() -> None:
+    x, table = random(5, EMBED), random(VOCAB, EMBED)
+    scores = split(
+        lambda x, table: layers.logits(Normed(x, (jnp.asarray(GAMMA), EPS)), table, VOCAB),
+        (x, "tokens embed"),
+        (padded(table, 0, 24), "vocab embed"),
+    )
+    np.testing.assert_allclose(scores, normed(x, GAMMA) @ table.T, rtol=1e-5, atol=1e-5)

@@ -1,0 +1,189 @@
+"""An evaluation: its tasks first, since they are quick to be found wrong, then the engine, then lm-eval."""
+
+import importlib.metadata
+import importlib.util
+import io
+import logging
+import os
+import random
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from trtllm_jax.commands.eval.report import print_table, record, write_record
+from trtllm_jax.common.strict_model import NonNegativeInt, PositiveInt, StrictModel
+
+DEFAULT_TASK = "mmlu"
+RESAMPLES = 1000
+"""For a standard error that has no formula."""
+
+
+class EvalOptions(StrictModel, owner="trtllm-eval"):
+    """What to evaluate, and how.
+
+    Attributes:
+        tasks: names; none for every task whose files are in `dataset_path`, or `DEFAULT_TASK` without one.
+        dataset_path: folder of the tasks' files; None for lm-eval's own tasks, whose data is on the hub.
+        limit: items of each task, the first ones; None for all.
+        num_fewshot: examples before each item; None for the task's number.
+        max_output_length: tokens of an answer; None for the task's number.
+        apply_chat_template: whether items are put to the model as a conversation.
+        system_prompt: what a conversation or prompt begins with.
+        random_seed: of the choice of examples.
+        output_path: a JSON file to write.
+    """
+
+    tasks: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    dataset_path: Path | None = None
+    limit: PositiveInt | None = None
+    num_fewshot: NonNegativeInt | None = None
+    max_output_length: PositiveInt | None = None
+    apply_chat_template: bool = False
+    system_prompt: str | None = None
+    random_seed: NonNegativeInt = 1234
+    output_path: Path | None = None
+
+    @classmethod
+    def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        """Texts of a command line or a YAML file as what they stand for."""
+        changed = dict(arguments)
+        if isinstance(tasks := changed.get("tasks"), str | list):
+            changed["tasks"] = (
+                tuple(name.strip() for name in tasks.split(",")) if isinstance(tasks, str) else tuple(tasks)
+            )
+        for name in ("dataset_path", "output_path"):
+            if isinstance(changed.get(name), str):
+                changed[name] = Path(changed[name])
+        return changed
+
+
+def run(options: EvalOptions, arguments: Mapping[str, Any]) -> None:
+    """Evaluate `LLM(**arguments)` and report. ValueError: what is wrong, in most cases before the engine starts."""
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError("an evaluation needs lm-eval: install trtllm-jax[eval]")
+    with _quiet(options.dataset_path is not None):
+        found = evaluate(options, arguments)
+    if options.output_path is not None:
+        write_record(options.output_path, found)
+    print_table(found)
+
+
+def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The results of `LLM(**arguments)`, in lm-eval's shape."""
+    from trtllm_jax import LLM, __version__
+    from trtllm_jax.commands.eval.lm import EngineLM
+    from trtllm_jax.functional.research import open_model
+
+    tasks = load_tasks(options)
+    model = open_model(arguments["model"], revision=arguments.get("revision"))
+    length = arguments.get("max_seq_len") or model.config.max_position
+    with LLM(**arguments) as llm:
+        lm = EngineLM(llm, model, length)
+        if options.apply_chat_template and not llm.chat_template:
+            raise ValueError(f"model = {arguments['model']} has no chat template: leave --apply_chat_template out")
+        began = time.perf_counter()
+        results = measure(lm, tasks, options)
+        weight = llm.params["embed"]
+        config = {
+            "model": str(arguments["model"]),
+            "engine": f"trtllm_jax {__version__}",
+            "lm_eval": importlib.metadata.version("lm_eval"),
+            "device": f"{len(weight.sharding.device_set)} x {next(iter(weight.sharding.device_set)).device_kind}",
+            "dtype": weight.dtype.name,
+            "max_length": length,
+            "seconds": time.perf_counter() - began,
+            "llm": dict(arguments),
+            **options.model_dump(),
+        }
+    return record(results, config)
+
+
+def load_tasks(options: EvalOptions) -> Any:
+    """lm-eval's dict of the tasks. ValueError: one is unknown, or its data is not here."""
+    if options.dataset_path is not None:
+        from trtllm_jax.commands.eval.data import SOURCES, local_tasks, present
+
+        names = options.tasks or present(options.dataset_path)
+        if not names:
+            files = ", ".join(source.file for source in SOURCES.values())
+            raise ValueError(
+                f"--dataset_path = {options.dataset_path} has none of the tasks' files: {files}, mmlu/test"
+            )
+        return local_tasks(names, options.dataset_path)
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager()
+    names = options.tasks or (DEFAULT_TASK,)
+    if unknown := [name for name in names if name not in manager.all_tasks]:
+        similar = manager.match_tasks([f"{unknown[0][:4]}*"])[:10]
+        raise ValueError(
+            f"task {unknown[0]!r} is unknown to lm-eval: use mmlu, gsm8k, arc_easy, ..."
+            + (f" or one of {', '.join(similar)}" if similar else "")
+        )
+    try:
+        return manager.load(list(names))
+    except OSError as error:
+        raise ValueError(
+            f"the data of {', '.join(names)} is neither cached here nor to be had from the hub ({error}): name a "
+            "folder of files with --dataset_path, see docs/evaluation.md"
+        ) from error
+
+
+def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
+    """lm-eval's results of a model of its own kind on loaded tasks."""
+    import numpy as np
+    from lm_eval import evaluator
+
+    random.seed(options.random_seed)
+    np.random.seed(options.random_seed)  # noqa: NPY002 lm-eval's filters and metrics draw from it
+    for task in tasks["tasks"].values():
+        # A task that states 0 is not to be shown examples.
+        stated = task.get_config("num_fewshot")
+        if stated is None or (options.num_fewshot is not None and stated != 0):
+            task.set_config(key="num_fewshot", value=options.num_fewshot or 0)
+        if options.max_output_length is not None and task.get_config("output_type") == "generate_until":
+            task.set_config(key="generation_kwargs", value={"max_gen_toks": options.max_output_length}, update=True)
+        task.set_fewshot_seed(seed=options.random_seed)
+    # A perplexity's standard error comes from resampling, which would otherwise fork a process with jax's threads, and
+    # which prints that it begins.
+    with _environment(DISABLE_MULTIPROC="1"), redirect_stdout(io.StringIO()):
+        results: dict[str, Any] = evaluator.evaluate(
+            lm=lm,
+            task_dict=tasks,
+            limit=options.limit,
+            bootstrap_iters=RESAMPLES,
+            log_samples=False,
+            apply_chat_template=options.apply_chat_template,
+            fewshot_as_multiturn=options.apply_chat_template,
+            system_instruction=options.system_prompt,
+        )
+    return results
+
+
+@contextmanager
+def _quiet(offline: bool) -> Iterator[None]:
+    """lm-eval and the data sets' library log errors alone; `offline` nothing looks for the hub."""
+    levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
+    for name in levels:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with _environment(**({"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"} if offline else {})):
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def _environment(**switches: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in switches}
+    os.environ.update(switches)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})

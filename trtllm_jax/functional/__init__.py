@@ -1,0 +1,1 @@
+"""Models without an engine: loading, differentiable calls, generation as one pure function, conversion."""

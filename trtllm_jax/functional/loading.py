@@ -1,0 +1,69 @@
+"""From an opened checkpoint to weights on the devices."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+import sharding
+from checkpoints.checkpoint import Checkpoint
+from checkpoints.load import dummy_params, ignorable, load_params
+from checkpoints.table import param_shapes
+from trtllm_jax.engine import device_memory
+from trtllm_jax.logger import progress
+
+
+def resolve_dtype(dtype: str, config: dict[str, Any]) -> jnp.dtype:
+    """The dtype of the weights: what was asked for, or what suits the checkpoint and the device.
+
+    "auto" is the checkpoint's own, bfloat16 where it names none (GGUF). A CPU computes in bfloat16 only where its
+    instructions know it, and never in float16: there it is float32.
+    """
+    if dtype != "auto":
+        return jnp.dtype(dtype)
+    text_config = config.get("text_config")
+    of_text = text_config.get("dtype") if isinstance(text_config, dict) else None
+    stated = config.get("dtype") or config.get("torch_dtype") or of_text or "bfloat16"
+    stored = jnp.dtype(stated if stated in ("float32", "bfloat16", "float16") else "bfloat16")
+    if jax.default_backend() != "cpu" or stored == jnp.float32:
+        return stored
+    return jnp.dtype(jnp.bfloat16 if _cpu_has_bfloat16() else jnp.float32)
+
+
+def _cpu_has_bfloat16() -> bool:
+    try:
+        flags = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return False
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+def load_weights(
+    checkpoint: Checkpoint, module: ModuleType, config: Any, mesh: Mesh, *, dtype: str, load_format: str
+) -> Any:
+    """The weights of an architecture's `module` and `config`, placed on `mesh` by the table in `sharding.rules`.
+
+    `dtype` as `resolve_dtype` takes it; `load_format` "dummy" draws them at random. MemoryError where they do not fit.
+    """
+    sizes = config.sizes
+    table = module.table(config)
+    where: dict[str, Any] = {
+        "sizes": sizes,
+        "padded": sharding.pad_sizes(sizes, mesh),
+        "mesh": mesh,
+        "spec_of": sharding.spec_of,
+        "dtype": resolve_dtype(dtype, checkpoint.config),
+    }
+    device_memory.check_weights(param_shapes(table, **where), where["mesh"])
+    with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:
+
+        def show(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        if load_format == "dummy":
+            return dummy_params(table, progress=show, **where)
+        return load_params(table, checkpoint.tensors, progress=show, ignore=ignorable(checkpoint.config), **where)

@@ -1,0 +1,316 @@
+"""What every `LLM` offers, wherever its engine runs: prompts in, text out. Knows no jax."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, overload
+
+from trtllm_jax.common.errors import EngineDeadError
+from trtllm_jax.engine.request import FinishReason, Request
+from trtllm_jax.logger import progress
+from trtllm_jax.requests.builder import EngineFacts, RequestBuilder
+from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.text.chat import Chat, Conversation, Tool
+from trtllm_jax.text.inputs import PromptInputs, check_ids, is_single
+from trtllm_jax.text.tokenizer import Tokenizer
+
+
+class EnginePort(Protocol):
+    """Where sequences are sent; their updates come back to their owners."""
+
+    def submit(self, requests: Sequence[Request]) -> None:
+        """Queue sequences, all or none."""
+
+    def finish(self, request: Request, reason: FinishReason) -> None:
+        """End a sequence soon; no effect if it has ended."""
+
+    def refuse_own_thread(self) -> None:
+        """RuntimeError in a thread that fills results, where waiting for one would be for ever."""
+
+
+class BaseLLM(ABC):
+    """Generation over an engine; all methods may be called from any thread."""
+
+    _tokenizer: Tokenizer | None
+    _chat: Chat
+    builder: RequestBuilder
+    """Makes those of prompts."""
+    port: EnginePort
+    """For those who bring sequences of their own."""
+
+    def _connect(self, tokenizer: Tokenizer | None, chat: Chat, facts: EngineFacts, port: EnginePort) -> None:
+        self._tokenizer = tokenizer
+        self._chat = chat
+        self.port = port
+        self.builder = RequestBuilder(facts, tokenizer, port.finish, port.refuse_own_thread)
+
+    @property
+    def facts(self) -> EngineFacts:
+        """What requests must fit: the vocabulary, the lengths, and what ends a sequence."""
+        return self.builder.facts
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """The tokenizer; `tokenizer.hf` is the transformers object. None with skip_tokenizer_init=True."""
+        return self._tokenizer
+
+    @property
+    def chat_template(self) -> str | None:
+        """The Jinja text that writes conversations, those with tools where it is not the same; None without one."""
+        return self._chat.template_for_tools
+
+    @overload
+    def generate(
+        self,
+        inputs: str | Sequence[int],
+        sampling_params: SamplingParams | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput: ...
+
+    @overload
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> Any: ...
+
+    def generate(
+        self,
+        inputs: Any,
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """The finished output of one prompt, or the outputs of a list of prompts in their order.
+
+        Args:
+            inputs: a str, a list of token ids, a dict with "prompt" or "prompt_token_ids", or a list of those.
+            sampling_params: for all prompts, or one each; greedy decoding of 32 tokens by default.
+            use_tqdm: show progress on a terminal.
+            streaming: return at once; iterating an output gives it after every step.
+            lora_request: not available in this release.
+
+        Raises:
+            ValueError, TypeError: an input or a parameter is wrong; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        _refuse_lora(lora_request)
+        single = is_single(inputs)
+        prompts = [inputs] if single else list(inputs)
+        outputs = self._submit(prompts, _one_each(sampling_params, len(prompts)), streaming)
+        if not streaming:
+            self._wait(outputs, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def generate_async(
+        self,
+        inputs: PromptInputs,
+        sampling_params: SamplingParams | None = None,
+        *,
+        streaming: bool = False,
+        lora_request: None = None,
+    ) -> RequestOutput:
+        """The output of one prompt, at once: call `result()`, await it, or iterate it with `for` or `async for`."""
+        _refuse_lora(lora_request)
+        if not is_single(inputs):
+            raise TypeError("generate_async takes one prompt; call it for each, or use generate for a list")
+        return self._submit([inputs], [sampling_params or SamplingParams()], streaming)[0]
+
+    def chat(
+        self,
+        messages: Conversation | Sequence[Conversation],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        use_tqdm: bool = True,
+        *,
+        streaming: bool = False,
+        tools: Sequence[Tool] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        add_generation_prompt: bool = True,
+        continue_final_message: bool = False,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        lora_request: None = None,
+    ) -> Any:
+        """`generate` for a conversation, or for a list of them: the model's chat template makes the prompt of each.
+
+        Args:
+            messages: dicts with "role" and "content" (a str, or OpenAI's text parts), or a list of such lists.
+            sampling_params: as in `generate`, and so are `use_tqdm`, `streaming` and `lora_request`.
+            tools: for the template: JSON schemas, or functions with type hints and a docstring that names arguments.
+            documents: for the template: dicts with "title" and "text".
+            chat_template: the name of one of the model's templates, where it has several; or a Jinja text in place of
+                the model's, where allow_request_chat_template=True was set.
+            add_generation_prompt: whether the prompt ends with the beginning of an answer.
+            continue_final_message: whether the answer goes on with the last message.
+            chat_template_kwargs: the template's further variables.
+
+        Raises:
+            ValueError: a message or an argument is wrong, or the template refuses; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        prompts = self._chat_prompts(
+            messages,
+            tools=tools,
+            documents=documents,
+            chat_template=chat_template,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            chat_template_kwargs=chat_template_kwargs,
+        )
+        return self.generate(prompts, sampling_params, use_tqdm, streaming=streaming, lora_request=lora_request)
+
+    @overload
+    def embed(
+        self,
+        inputs: str | Sequence[int],
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> RequestOutput: ...
+
+    @overload
+    def embed(
+        self,
+        inputs: Any,
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> Any: ...
+
+    def embed(
+        self,
+        inputs: Any,
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> RequestOutput | list[RequestOutput]:
+        """The output of one prompt, or of a list of prompts, whose `embedding` is set.
+
+        An embedding is the model's last hidden state after its final norm, at the prompt's last token, divided by its
+        length: float32 [embed]. Embedding models are trained for that; whether they want an end-of-sequence token is
+        their tokenizer's to add. The engine computes prompts as it always does: in chunks, beside other requests, and
+        from what its prefix cache has.
+
+        Args:
+            inputs: as `generate` takes them.
+            use_tqdm: show progress on a terminal.
+            add_special_tokens: whether a text gets those that the tokenizer adds.
+            truncate_prompt_tokens: keep that many of the last tokens.
+
+        Raises:
+            ValueError, TypeError: an input is wrong; nothing was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        single = is_single(inputs)
+        outputs = self._embed([inputs] if single else list(inputs), add_special_tokens, truncate_prompt_tokens)
+        self._wait(outputs, use_tqdm and not single)
+        return outputs[0] if single else outputs
+
+    def embed_async(
+        self, inputs: PromptInputs, *, add_special_tokens: bool = True, truncate_prompt_tokens: int | None = None
+    ) -> RequestOutput:
+        """`embed` of one prompt, at once: call `result()` or await it."""
+        if not is_single(inputs):
+            raise TypeError("embed_async takes one prompt; call it for each, or use embed for a list")
+        return self._embed([inputs], add_special_tokens, truncate_prompt_tokens)[0]
+
+    def chat_prompt(self, messages: Conversation, **how: Any) -> dict[str, Any]:
+        """The prompt that `chat` makes of one conversation, with its arguments: `generate_async` takes it."""
+        if not messages or not isinstance(messages[0], Mapping):
+            raise ValueError("messages is no conversation: give a list of at least one message")
+        prompt = self._chat_prompts(messages, **how)
+        assert isinstance(prompt, dict)
+        return prompt
+
+    def _chat_prompts(self, messages: Any, **how: Any) -> dict[str, Any] | list[dict[str, Any]]:
+        """What the chat template makes of conversations. ValueError where the model does not have its tokens."""
+        prompts = self._chat.prompts(messages, **how)
+        for prompt in [prompts] if isinstance(prompts, dict) else prompts:
+            check_ids("messages", prompt["prompt_token_ids"], self.facts.vocab, self._tokenizer)
+        return prompts
+
+    @abstractmethod
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The statistics of the engine's steps since the last call, in TensorRT-LLM's form."""
+
+    @abstractmethod
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+
+    @abstractmethod
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        """The KV pool's size in blocks and in tokens."""
+
+    @property
+    @abstractmethod
+    def failure(self) -> EngineDeadError | None:
+        """What ended the engine, None while it lives or where it was shut down."""
+
+    async def get_stats_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_stats` for callers that await."""
+        return await asyncio.to_thread(self.get_stats, timeout)
+
+    async def get_kv_cache_events_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """`get_kv_cache_events` for callers that await."""
+        return await asyncio.to_thread(self.get_kv_cache_events, timeout)
+
+    def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
+        """Check every prompt, then queue them all; nothing is queued if one is wrong."""
+        return self._queue(self.builder.requests(inputs, params, streaming))
+
+    def _embed(self, inputs: Sequence[Any], special: bool, truncated: int | None) -> list[RequestOutput]:
+        params = SamplingParams(
+            max_tokens=1,
+            ignore_eos=True,
+            detokenize=False,
+            add_special_tokens=special,
+            truncate_prompt_tokens=truncated,
+        )
+        return self._queue(self.builder.requests(inputs, [params] * len(inputs), streaming=False, embed=True))
+
+    def _queue(self, made: Sequence[tuple[RequestOutput, Sequence[Request]]]) -> list[RequestOutput]:
+        self.port.submit([request for _, requests in made for request in requests])
+        return [output for output, _ in made]
+
+    @staticmethod
+    def _wait(outputs: Sequence[RequestOutput], show_progress: bool) -> None:
+        """Wait for all; if this is interrupted or one fails, none of them goes on."""
+        try:
+            if not show_progress:
+                for output in outputs:
+                    output.result()
+                return
+            with progress(len(outputs), "Processed requests") as bar:
+                for output in outputs:
+                    output.result()
+                    bar.update()
+        except BaseException:
+            for output in outputs:
+                output.abort()
+            raise
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, prompts: int) -> list[SamplingParams]:
+    if isinstance(params, Sequence):
+        if len(params) != prompts:
+            raise ValueError(f"sampling_params has {len(params)} entries for {prompts} prompts; give one or one each")
+        return list(params)
+    return [SamplingParams() if params is None else params] * prompts
+
+
+def _refuse_lora(lora_request: Any) -> None:
+    if lora_request is not None:
+        raise ValueError("lora_request is not available in this release; leave it out")

@@ -1,0 +1,205 @@
+"""The `LLM` class: a model, an engine and a tokenizer behind TensorRT-LLM's Python API."""
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from trtllm_jax.common.errors import EngineDeadError
+from trtllm_jax.engine import compilation_cache, device_memory
+from trtllm_jax.engine.build import build_engine
+from trtllm_jax.engine.config import EngineConfig
+from trtllm_jax.engine.scheduler import CapacityPolicy
+from trtllm_jax.llmapi.base_llm import BaseLLM
+from trtllm_jax.llmapi.llm_args import LlmArgs, parse_llm_args
+from trtllm_jax.llmapi.loading import load
+from trtllm_jax.logger import progress, status
+from trtllm_jax.requests.builder import EngineFacts
+from trtllm_jax.requests.output_processor import OutputThread
+from trtllm_jax.text.chat import Chat, read_template
+
+
+class LLM(BaseLLM):
+    """A language model ready to generate; a context manager. All methods may be called from any thread.
+
+    Args:
+        model: a folder with a Hugging Face checkpoint, a .gguf file, or the name of a model on the hub.
+        tokenizer: a tokenizer or where to load one; the model's own by default.
+        kwargs: TensorRT-LLM's arguments; `trtllm_jax.llmapi.llm_args.LlmArgs` lists them.
+
+    Raises:
+        ValueError: an argument is wrong, unknown or not available in this release; names it, its value, the remedy.
+        RuntimeError: there are fewer devices than the sizes ask for.
+        MemoryError: model or cache do not fit the device; names the knob.
+    """
+
+    @compilation_cache.kept()
+    def __init__(self, model: str | Path, tokenizer: Any = None, **kwargs: Any) -> None:
+        self._args = parse_llm_args(model=model, tokenizer=tokenizer, **kwargs)
+        chat_template = read_template(self._args.chat_template)
+        device_memory.claim()
+        loaded = load(self._args)
+        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
+        self._postprocessor = OutputThread()
+        try:
+            with progress(None, "Compiling", unit="program") as bar:
+
+                def show(done: int, total: int) -> None:
+                    bar.total = total
+                    bar.update(done - bar.n)
+
+                self._engine, self._start_up = build_engine(
+                    loaded.model,
+                    loaded.params,
+                    loaded.mesh,
+                    _engine_config(self._args),
+                    self._postprocessor.put,
+                    self._postprocessor.end,
+                    show,
+                )
+        except BaseException:
+            self._postprocessor.end()
+            raise
+        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
+        facts = EngineFacts(
+            vocab=loaded.model.config.vocab,
+            end_ids=loaded.end_ids | chat.turn_ends(loaded.end_ids),
+            max_batch_size=self._engine.limits.max_batch_size,
+            max_seq_len=self._engine.limits.max_seq_len,
+            max_input_len=self._args.max_input_len,
+            stream_interval=self._args.stream_interval,
+            batched_processor=self._args.batched_logits_processor is not None,
+            model_type=loaded.model_type,
+        )
+        self._connect(loaded.tokenizer, chat, facts, self._engine)
+        self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
+
+    @property
+    def args(self) -> LlmArgs:
+        """The arguments, checked."""
+        return self._args
+
+    @property
+    def llm_id(self) -> str:
+        """A name that tells this object from others of the process."""
+        return f"{self._args.model}-{id(self):x}"
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long the start took to size the cache and to compile what the first request needs."""
+        return self._start_up.compile_seconds
+
+    @property
+    def failure(self) -> EngineDeadError | None:
+        """What ended the engine, None while it lives or where it was shut down."""
+        return self._engine.failure
+
+    @property
+    def params(self) -> Any:
+        """The weights that the engine reads, in `load_model`'s tree. They are its own: do not donate them."""
+        return self._engine.params
+
+    def warm_up(self) -> None:
+        """Return when every program is compiled: from then on no request waits for the compiler.
+
+        A GPU's are compiled before the first request anyway. On a CPU only what the smallest request runs with is; the
+        rest is compiled beside the first requests, or with enforce_eager=True when one needs it. RuntimeError where
+        this LLM is shut down, EngineDeadError where the engine failed.
+        """
+        self._engine.compile_rest()
+
+    def update_weights(self, params: Any, *, copy: bool = False) -> None:
+        """Other weights are in place when this returns; nothing is copied to the host, and nothing is compiled.
+
+        They are waited for if they are still being computed. Whatever starts afterwards is computed with them alone:
+        prefixes that were cached before are not found again. Requests that are running go on with them from their next
+        step on, and keep the keys and values that they have; wait for the requests first where an answer must come from
+        one set of weights.
+
+        Without `copy` the engine reads your arrays, in the same buffers. A program of yours that takes them by donation
+        deletes them: let it do so only while no request runs, and call this again before the next one. A step that
+        finds them deleted ends the engine. With `copy` the engine has its own, at the price of their memory, and for
+        the time of this call of another set.
+
+        Args:
+            params: the tree that `load_model`, `CausalLM.params` or `LLM.params` gives, in the shapes, dtypes and
+                shardings of `LLM.params`. Numpy arrays and arrays that are not committed to a device may lie anywhere.
+            copy: whether the engine takes copies on its devices.
+
+        Raises:
+            ValueError: names every array that is missing, unexpected, deleted, or of another shape, dtype or sharding;
+                the engine goes on with what it has.
+            EngineDeadError: the engine failed; its cause is the failure.
+            RuntimeError: this LLM is shut down.
+        """
+        self._engine.update_weights(params, copy=copy)
+
+    def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The statistics of the engine's steps since the last call, in TensorRT-LLM's form; never waits."""
+        return self._engine.drain_stats()
+
+    def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
+        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+        events = self._engine.cache_events
+        return events.drain() if events else []
+
+    def get_kv_cache_capacity(self) -> dict[str, int]:
+        """The KV pool's size in blocks and in tokens."""
+        blocks, size = self._engine.kv_pages, self._engine.page_size
+        return {"maxNumBlocks": blocks, "tokensPerBlock": size, "maxNumTokens": blocks * size}
+
+    def shutdown(self) -> None:
+        """End every request as cancelled, stop the threads and free the device's memory; may be called again.
+
+        A program's end does the same. A logits processor that calls it has it done after this step.
+        """
+        if self._engine.close():
+            self._postprocessor.join()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.shutdown()
+
+    def __del__(self) -> None:
+        # Not waiting: the garbage collector may call this in any thread, the engine's own and one with a lock included.
+        if (engine := self.__dict__.get("_engine")) is not None:
+            engine.abandon()
+
+    def __getstate__(self) -> Any:
+        raise RuntimeError("LLM cannot be pickled: it holds threads and device memory; create one in each process")
+
+    def _announce(self, device: str, dtype: str) -> None:
+        facts = self._start_up
+        limits = facts.limits
+        status(
+            f"trtllm_jax: {self._args.model} on {self._args.tensor_parallel_size} x {device}, {dtype}; "
+            f"KV cache of {facts.kv_tokens} tokens in {facts.kv_dtype}; up to {limits.max_batch_size} sequences of "
+            f"{limits.max_seq_len} tokens, {limits.max_num_tokens} tokens a step; steps for {facts.token_buckets} "
+            f"tokens and {facts.row_buckets} rows, ready in {facts.compile_seconds:.1f} s"
+        )
+
+
+def _engine_config(args: LlmArgs) -> EngineConfig:
+    """The engine's settings; sizes that nobody named are the engine's to choose, within TensorRT-LLM's defaults."""
+    named = args.model_fields_set
+    cache = args.kv_cache_config
+    stats = args.max_stats_len if args.iter_stats_max_iterations is None else args.iter_stats_max_iterations
+    return EngineConfig(
+        max_batch_size=args.max_batch_size if "max_batch_size" in named else None,
+        max_num_tokens=args.max_num_tokens if "max_num_tokens" in named else None,
+        max_seq_len=args.max_seq_len,
+        page_size=cache.tokens_per_block,
+        kv_tokens=cache.max_tokens,
+        kv_fraction=cache.free_gpu_memory_fraction,
+        kv_dtype=None if cache.dtype == "auto" else cache.dtype,
+        reuse=cache.enable_block_reuse,
+        policy=CapacityPolicy(args.scheduler_config.capacity_scheduler_policy.value),
+        overlap_scheduling=not args.disable_overlap_scheduler,
+        batched_processor=args.batched_logits_processor,
+        event_buffer=cache.event_buffer_max_size,
+        stats_length=stats,
+        eager=args.enforce_eager,
+    )

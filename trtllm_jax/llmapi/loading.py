@@ -1,0 +1,62 @@
+"""From the arguments of an `LLM` to what its engine needs: a model, its weights on the devices, a tokenizer."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from jax.sharding import Mesh
+
+import sharding
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax.functional.loading import load_weights
+from trtllm_jax.llmapi.llm_args import LlmArgs
+from trtllm_jax.models import architecture
+from trtllm_jax.nn.model import Model
+from trtllm_jax.text.tokenizer import Tokenizer
+from trtllm_jax.text.tokenizer_loading import load_tokenizer, stated_end_ids
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model ready for an engine.
+
+    Attributes:
+        model: its pure functions.
+        params: its weights on the mesh.
+        mesh: the devices.
+        tokenizer: None if none was wanted.
+        end_ids: every id of the model that ends a sequence, by the generation config and the tokenizer.
+        model_type: the configuration's name of the architecture; "" where it has none.
+    """
+
+    model: Model
+    params: Any
+    mesh: Mesh
+    tokenizer: Tokenizer | None
+    end_ids: frozenset[int]
+    model_type: str
+
+
+def load(args: LlmArgs) -> LoadedModel:
+    """Everything `args` names, read and placed; configuration and lengths are checked before any weight is read."""
+    checkpoint = open_checkpoint(args.model, revision=args.revision)
+    module = architecture(checkpoint.config)
+    model = Model(module, module.Config.from_hf(checkpoint.config))
+    if args.max_seq_len is not None and args.max_seq_len > model.config.max_position:
+        raise ValueError(
+            f"LLM.max_seq_len = {args.max_seq_len} exceeds the {model.config.max_position} positions of the model: use "
+            "at most these, or leave it out"
+        )
+    mesh = sharding.make_mesh(args.tensor_parallel_size)
+    tokenizer = None
+    if not args.skip_tokenizer_init:
+        tokenizer = load_tokenizer(checkpoint, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
+    ends = stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ())
+    return LoadedModel(
+        model=model,
+        params=load_weights(checkpoint, module, model.config, mesh, dtype=args.dtype, load_format=args.load_format),
+        mesh=mesh,
+        tokenizer=tokenizer,
+        # Others, which an embedding without their rows never draws, could not be forbidden either.
+        end_ids=frozenset(token for token in ends if token < model.config.vocab),
+        model_type=str(checkpoint.config.get("model_type") or ""),
+    )

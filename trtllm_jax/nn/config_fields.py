@@ -1,0 +1,48 @@
+"""Careful reading of the fields of a config.json, for every architecture."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from checkpoints.shown import shown
+from trtllm_jax.common.numbers import FLOAT32_MAX, INT32_MAX
+
+MAX_LAYERS = 10_000
+MAX_HEAD_DIM = 65_536
+
+
+def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
+    """`config[field]` as an int from 1 to `most`, `default` where it is absent or null."""
+    value = config.get(field)
+    if value is None:
+        value = default
+    if value is None:
+        raise ValueError(f"config.json lacks {field}; the model folder is incomplete or of another architecture")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise ValueError(f"config.json has {field}={shown(value)}; it must be a whole number from 1 to {most}")
+    return value
+
+
+def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
+    """`config[field]` as a finite float of at least 0, `default` where it is absent or null."""
+    value = config.get(field)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < FLOAT32_MAX:
+        raise ValueError(f"config.json has {field}={shown(value)}; it must be a number of at least 0")
+    return float(value)
+
+
+def flag(config: Mapping[str, Any], field: str) -> bool:
+    """`config[field]` as a bool, False where it is absent or null."""
+    value = config.get(field)
+    if value is not None and not isinstance(value, bool):
+        raise ValueError(f"config.json has {field}={shown(value)}; it must be true or false")
+    return bool(value)
+
+
+def require(config: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
+    """Refuse a configuration whose field holds something that the layers do not compute; absent means the first."""
+    for field, values in allowed.items():
+        value = config.get(field, values[0])
+        if value not in values:
+            raise ValueError(f"config.json has {field}={shown(value)}; supported here: {', '.join(map(repr, values))}")

@@ -1,0 +1,42 @@
+"""The forward pass of any architecture, derived from its `embed`, `layer` and `head`."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache as memoize
+from types import ModuleType
+from typing import Any, TypeVar
+
+import jax
+
+from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.rope import rotation
+
+C = TypeVar("C", jax.Array, None)
+
+
+@memoize
+def _traced_once(layer: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+    """`layer` such that equal layers are traced and lowered only once a program; with `remat` only inputs are saved."""
+    if remat:
+        layer = jax.checkpoint(layer, static_argnums=(0, 1))
+    return jax.jit(layer, static_argnums=(0, 1))
+
+
+def hidden_states(
+    model: ModuleType, config: Any, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
+) -> tuple[jax.Array, tuple[C, ...]]:
+    """The residual stream [t, embed] after the last layer, and every layer's cache with this batch's tokens.
+
+    With `remat` a backward pass computes each layer again instead of keeping what is inside it.
+    Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
+    """
+    rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
+    batch = replace(batch, rotations=rotations)
+    x = model.embed(config, params, batch)
+    layer = _traced_once(model.layer, remat)
+    written = []
+    for index, (layer_params, cache) in enumerate(zip(params["layers"], caches, strict=True)):
+        with jax.named_scope(f"layer_{index}"):
+            x, cache = layer(config, model.same_layer(config, index), layer_params, x, batch, cache)
+        written.append(cache)
+    return x.total, tuple(written)

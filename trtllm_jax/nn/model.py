@@ -1,0 +1,40 @@
+"""A model as pure functions of its weights: an architecture and one configuration."""
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import jax
+
+from trtllm_jax.nn import layers
+from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.forward import hidden_states
+
+Caches = tuple[jax.Array, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """An architecture's module and one model's configuration, which together make the pure functions."""
+
+    module: ModuleType
+    config: Any
+
+    @property
+    def rope_stretch(self) -> int | None:
+        """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
+        trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
+        return min(trained, default=None)
+
+    def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
+        """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
+        return hidden_states(self.module, self.config, params, batch, caches)
+
+    def logits(self, params: Any, x: jax.Array) -> jax.Array:
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
+        scores: jax.Array = self.module.head(self.config, params, x)
+        return scores
+
+    def embeddings(self, params: Any, x: jax.Array) -> jax.Array:
+        """The direction [t, embed] of what the scores are computed from: float32, of length one."""
+        return layers.unit_rows(self.module.last_rows(self.config, params, x))

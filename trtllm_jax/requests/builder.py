@@ -1,0 +1,277 @@
+"""From prompts and parameters to sequences for an engine: what is wrong with them is found here, before any runs."""
+
+import itertools
+import secrets
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+from trtllm_jax.common.errors import RequestError
+from trtllm_jax.engine.logit_edits import LogitEdits
+from trtllm_jax.engine.request import MAX_LOGPROBS, FinishReason, Request
+from trtllm_jax.requests.output_processor import OutputProcessor, PromptLogprobs
+from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.structured.matcher import GrammarCompiler, LLGuidanceMatcher
+from trtllm_jax.text.detokenizer import IncrementalDetokenizer, anchor_of
+from trtllm_jax.text.inputs import Encoding, Prompt, check_ids, read_prompt
+from trtllm_jax.text.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class EngineFacts:
+    """What requests must fit, and what applies where they say nothing.
+
+    Attributes:
+        vocab: ids of the model are 0 to vocab - 1.
+        end_ids: what ends a sequence.
+        max_batch_size: sequences that run at once.
+        max_seq_len: tokens of prompt and answer.
+        max_input_len: tokens of a prompt, None for no bound of its own.
+        stream_interval: steps between two updates of a stream.
+        batched_processor: whether the engine has a `BatchedLogitsProcessor`.
+        model_type: as config.json names the architecture; "" where nothing does.
+    """
+
+    vocab: int
+    end_ids: frozenset[int]
+    max_batch_size: int
+    max_seq_len: int
+    max_input_len: int | None
+    stream_interval: int
+    batched_processor: bool
+    model_type: str
+
+
+class _Rules(NamedTuple):
+    """What the sequences of one prompt follow: what ends them, what changes their logits, and where matchers begin."""
+
+    stop_ids: frozenset[int]
+    edits: LogitEdits | None
+    matcher: LLGuidanceMatcher | None
+
+
+class RequestBuilder:
+    """Makes the result and the sequences of each prompt; may be called from any thread.
+
+    Args:
+        facts: what they must fit.
+        tokenizer: None where prompts are ids and no text is wanted.
+        finish: ends a sequence of the engine early. Results hold it and `before_waiting`, nothing else of the engine's.
+        before_waiting: called where somebody is about to wait for a result; raises where that would be for ever.
+    """
+
+    def __init__(
+        self,
+        facts: EngineFacts,
+        tokenizer: Tokenizer | None,
+        finish: Callable[[Request, FinishReason], None],
+        before_waiting: Callable[[], None],
+    ) -> None:
+        self.facts = facts
+        self._tokenizer = tokenizer
+        self._finish = finish
+        self._before_waiting = before_waiting
+        self._grammars = None if tokenizer is None else GrammarCompiler(tokenizer, facts.vocab, facts.end_ids)
+        self._request_ids = itertools.count(1)
+        self._lock = threading.Lock()
+
+    def requests(
+        self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool, *, embed: bool = False
+    ) -> list[tuple[RequestOutput, list[Request]]]:
+        """For each prompt its result and the sequences that will fill it, with `embed` by its embedding alone.
+
+        ValueError or TypeError if one is wrong.
+        """
+        # Copies: who asked may change the record while the sequences run.
+        params = [self._checked(each) for each in params]
+        for each in params:
+            if streaming and each.sequences > each.n:
+                raise ValueError(
+                    f"SamplingParams.best_of = {each.best_of} is invalid with streaming: which n = {each.n} are "
+                    "the best is known at the end; leave best_of out or streaming"
+                )
+        prompts = [
+            read_prompt(
+                one, Encoding(self._tokenizer, self.facts.vocab, each.add_special_tokens, each.truncate_prompt_tokens)
+            )
+            for one, each in zip(inputs, params, strict=True)
+        ]
+        interval = self.facts.stream_interval if streaming else None
+        # Before the lock: a constraint may take a while, and others do not wait for it.
+        rules = self._rules(params)
+        # Last: whatever else is wrong, such as a text where there is no tokenizer, is nearer to what was meant.
+        if self._tokenizer is None and any(each.end_id is None and not each.ignore_eos for each in params):
+            raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
+        with self._lock:
+            return [
+                self._request(prompt, each, rule, interval, embed)
+                for prompt, each, rule in zip(prompts, params, rules, strict=True)
+            ]
+
+    def matcher(self, edits: LogitEdits | None) -> LLGuidanceMatcher | None:
+        """What keeps a sequence with these edits to their constraint. RequestError where it cannot be followed."""
+        if edits is None or edits.constraint is None:
+            return None
+        if self._grammars is None:
+            raise RequestError("SamplingParams.guided_decoding needs a tokenizer; leave skip_tokenizer_init=True out")
+        return self._grammars.start(edits.constraint)
+
+    def _rules(self, params: Sequence[SamplingParams]) -> list[_Rules]:
+        """What each prompt's sequences follow. Each has its own matcher, because copies wait for each other's lexer."""
+        rules = []
+        for each in params:
+            stops = set(each.stop_token_ids or ())
+            if not each.ignore_eos:
+                stops |= self.facts.end_ids if each.end_id is None else {each.end_id}
+            if each.guided_decoding is not None:
+                stops |= self.facts.end_ids  # all that a complete text leaves
+            edits = each.edits(frozenset(stops), self._bad_ids(each))
+            rules.append(_Rules(frozenset(stops), edits, self.matcher(edits)))
+        return rules
+
+    def _checked(self, params: Any) -> SamplingParams:
+        """A copy of parameters that this engine can follow."""
+        if not isinstance(params, SamplingParams):
+            raise TypeError(
+                f"sampling_params must be a SamplingParams or a list of them, one a prompt; got {type(params).__name__}"
+            )
+        if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
+            raise ValueError(f"SamplingParams.logprobs = {params.logprobs} is invalid: use at most {MAX_LOGPROBS}")
+        if params.stop_strings and self._tokenizer is None:
+            raise ValueError("SamplingParams.stop needs a tokenizer; use stop_token_ids with skip_tokenizer_init=True")
+        self._check_ids(params)
+        if params.bad_words and self._tokenizer is None:
+            raise ValueError("SamplingParams.bad needs a tokenizer; use bad_token_ids with skip_tokenizer_init=True")
+        if params.apply_batched_logits_processor and not self.facts.batched_processor:
+            raise ValueError(
+                "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
+                "LLM(batched_logits_processor=...)"
+            )
+        return params.model_copy()
+
+    def _check_ids(self, params: SamplingParams) -> None:
+        """What speaks of the vocabulary must fit the model's."""
+        named = {
+            "bad_token_ids": params.bad_token_ids,
+            "stop_token_ids": params.stop_token_ids,
+            "top_p_reset_ids": None if params.top_p_reset_ids is None else [params.top_p_reset_ids],
+            "end_id": None if params.end_id is None or params.end_id < 0 else [params.end_id],
+        }
+        for field, ids in named.items():
+            check_ids(f"SamplingParams.{field}", ids or (), self.facts.vocab, self._tokenizer)
+        if params.embedding_bias is not None and len(params.embedding_bias) != self.facts.vocab:
+            raise ValueError(
+                f"SamplingParams.embedding_bias has {len(params.embedding_bias)} entries; this model's vocabulary has "
+                f"{self.facts.vocab}"
+            )
+
+    def _bad_ids(self, params: SamplingParams) -> list[tuple[int, ...]]:
+        """The ids of each bad word, at the beginning of a text and within one."""
+        if self._tokenizer is None:
+            return []
+        spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
+        encoded = [tuple(self._tokenizer.encode(spelling, add_special_tokens=False)) for spelling in spellings]
+        for spelling, ids in zip(spellings, encoded, strict=True):
+            check_ids(f"SamplingParams.bad = {spelling!r}", ids, self.facts.vocab, self._tokenizer)
+        return list(dict.fromkeys(ids for ids in encoded if ids))
+
+    def _request(
+        self, prompt: Prompt, params: SamplingParams, rules: _Rules, interval: int | None, embed: bool
+    ) -> tuple[RequestOutput, list[Request]]:
+        """A result and the sequences that will fill it."""
+        max_tokens = self._fitting_max_tokens(prompt, params)
+        rule = params.resolved()
+        # Fresh from the system, so that neither processes nor forks of one draw alike.
+        seed = rule.seed if rule.seed is not None else secrets.randbits(64)
+        best_of_more = params.sequences > params.n
+        requests: list[Request] = []
+        running: weakref.WeakSet[Request] = weakref.WeakSet()
+        # The result must not keep the LLM alive, only the engine that fills it; and a sequence holds its result.
+        end = self._finish
+
+        def abort() -> None:
+            for request in list(running):
+                end(request, FinishReason.CANCELLED)
+
+        output = RequestOutput(
+            next(self._request_ids),
+            prompt.text,
+            list(prompt.ids),
+            params.sequences,
+            abort,
+            before_waiting=self._before_waiting,
+            keep=params.n,
+        )
+        if not params.exclude_input_from_output:
+            output._begin_with(prompt.ids, shown_prompt(prompt, params, self._tokenizer))
+        prompt_logprobs = PromptLogprobs(prompt.ids, params.prompt_logprobs)
+        ids = tuple(prompt.ids)
+        for index in range(params.sequences):
+            stream = OutputProcessor(
+                output,
+                index,
+                params,
+                self._detokenizer(prompt, params),
+                interval,
+                lambda request: end(request, FinishReason.STOP),
+                prompt_logprobs,
+            )
+            requests.append(
+                Request(
+                    prompt=ids,
+                    max_tokens=max_tokens,
+                    sampling=replace(rule, seed=(seed + index) % (1 << 64)),
+                    stop_ids=rules.stop_ids,
+                    # The best are chosen by log-probabilities.
+                    num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
+                    edits=rules.edits,
+                    matcher=rules.matcher.copy() if rules.matcher else None,
+                    keep_logits=params.return_generation_logits,
+                    keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
+                    keep_embedding=embed,
+                    id=output.request_id,
+                    salt=prompt.salt,
+                    parent=requests[0] if requests else None,
+                    owner=stream,
+                )
+            )
+        running.update(requests)
+        return output, requests
+
+    def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
+        length, limit = len(prompt.ids), self.facts.max_seq_len
+        if self.facts.max_input_len is not None and length > self.facts.max_input_len:
+            raise RequestError(
+                f"the prompt has {length} tokens, max_input_len is {self.facts.max_input_len}; shorten the prompt, set "
+                "truncate_prompt_tokens or raise max_input_len"
+            )
+        if length >= limit:
+            raise RequestError(
+                f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "
+                "shorten the prompt, set truncate_prompt_tokens, or raise max_seq_len where model and KV cache allow it"
+            )
+        return min(params.max_tokens, limit - length)
+
+    def _detokenizer(self, prompt: Prompt, params: SamplingParams) -> IncrementalDetokenizer | None:
+        if self._tokenizer is None or not params.detokenize:
+            return None
+        goes_on = not params.exclude_input_from_output
+        return IncrementalDetokenizer(
+            self._tokenizer,
+            skip_special_tokens=params.skip_special_tokens,
+            stop=params.stop_strings,
+            include_stop=params.include_stop_str_in_output,
+            after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if goes_on else None,
+        )
+
+
+def shown_prompt(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None) -> str:
+    """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+    if tokenizer is None or not params.detokenize:
+        return ""
+    if prompt.text is not None and params.truncate_prompt_tokens is None:
+        return prompt.text
+    return tokenizer.decode(prompt.ids, params.skip_special_tokens)

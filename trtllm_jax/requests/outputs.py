@@ -1,0 +1,397 @@
+"""What a request gives back: results that can be waited for, awaited and iterated, in TensorRT-LLM's shape."""
+
+import asyncio
+import contextlib
+import copy
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from trtllm_jax.engine.logit_edits import Logits
+from trtllm_jax.engine.request import Admission, Embedding
+
+
+@dataclass(frozen=True)
+class Logprob:
+    """The log-probability of one token at one position, and its rank there (1 is the likeliest)."""
+
+    logprob: float
+    rank: int | None = None
+
+
+class Delta(NamedTuple):
+    """What one of a request's n sequences gained since the last time its owner was told."""
+
+    sequence: int
+    text: str = ""
+    token_ids: Sequence[int] = ()
+    logprobs: Sequence[dict[int, Logprob]] = ()
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+    error: BaseException | None = None
+    prompt_logprobs: Sequence[dict[int, Logprob]] = ()
+    context_logits: Sequence[Logits] = ()
+    generation_logits: Sequence[Logits] = ()
+    embedding: Embedding | None = None
+    end: tuple[int, dict[int, Logprob]] | None = None
+
+
+@dataclass
+class CompletionOutput:
+    """One of the n sequences generated for a prompt; the `_diff` properties hold what the last step added.
+
+    Attributes:
+        index: 0 to n - 1.
+        text: the generated text, without the stop string or token unless those were asked for.
+        token_ids: the generated ids.
+        cumulative_logprob: sum of the ids' log-probabilities, None unless log-probabilities were asked for.
+        logprobs: for each id the alternatives asked for, the id itself always among them.
+        prompt_logprobs: for each id of the prompt the alternatives asked for after it, the id that follows it among
+            them; the last entry has the first id that was generated.
+        finish_reason: "stop", "length" or "cancelled"; None while it runs.
+        stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
+    """
+
+    index: int
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    cumulative_logprob: float | None = None
+    logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    prompt_logprobs: list[dict[int, Logprob]] = field(default_factory=list)
+    finish_reason: str | None = None
+    stop_reason: int | str | None = None
+
+    _prompt_tokens: int = field(default=0, repr=False)
+    _seen_text: int = field(default=0, repr=False)
+    _seen_tokens: int = field(default=0, repr=False)
+    _seen_logprobs: int = field(default=0, repr=False)
+    _logits: list[Logits] = field(default_factory=list, repr=False, compare=False)
+    _end: tuple[int, dict[int, Logprob]] | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def end_logprobs(self) -> tuple[int, dict[int, Logprob]] | None:
+        """The id that ended it, where `token_ids` do not hold it, and its alternatives, if they were asked for."""
+        return self._end
+
+    @property
+    def length(self) -> int:
+        """Generated ids so far."""
+        return len(self.token_ids) - self._prompt_tokens
+
+    @property
+    def generation_logits(self) -> Logits | None:
+        """The model's logits that each id was drawn from, before any change: float32 [ids, vocab], if asked for."""
+        return _joined(self._logits)
+
+    @property
+    def text_diff(self) -> str:
+        """The text that the last step added."""
+        return self.text[self._seen_text :]
+
+    @property
+    def token_ids_diff(self) -> list[int]:
+        """The ids that the last step added."""
+        return self.token_ids[self._seen_tokens :]
+
+    @property
+    def logprobs_diff(self) -> list[dict[int, Logprob]]:
+        """The log-probabilities that the last step added."""
+        return self.logprobs[self._seen_logprobs :]
+
+    def _copied(self) -> "CompletionOutput":
+        """The same with lists of its own."""
+        lists: dict[str, Any] = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
+        return replace(self, **lists)
+
+    def _begin_step(self) -> None:
+        self._seen_text, self._seen_tokens = len(self.text), len(self.token_ids)
+        self._seen_logprobs = len(self.logprobs)
+
+    def _add(self, delta: Delta) -> None:
+        self.text += delta.text
+        self.token_ids += delta.token_ids
+        self.finish_reason = delta.finish_reason
+        self.stop_reason = delta.stop_reason
+        for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
+            self.logprobs.append(alternatives)
+            self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
+        self.prompt_logprobs += delta.prompt_logprobs
+        self._logits += [logits[None] for logits in delta.generation_logits]
+        self._end = delta.end
+
+
+class RequestOutput:
+    """The result of one prompt, filled while it is waited for, awaited or iterated.
+
+    `result()` and `await` give the finished output. Iterating, plainly or with `async for`, gives this same object
+    after every step that brought something, until it is finished. `copy` and `pickle` give what is known at that time,
+    as data: a copy of an unfinished output gets no more.
+
+    Attributes:
+        request_id: counts the requests of one LLM.
+        prompt: the text; None where token ids were given.
+        prompt_token_ids: the ids.
+        outputs: the n sequences; with best_of the n likeliest, best first.
+        finished: whether all of them ended.
+        cached_tokens: of the prompt, how many the prefix cache had; known with the first token.
+        embedding: the prompt's, float32 [embed], of length one, where `embed` was asked for it.
+        error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
+    """
+
+    def __init__(
+        self,
+        request_id: int,
+        prompt: str | None,
+        prompt_token_ids: list[int],
+        sequences: int,
+        abort: Callable[[], object],
+        *,
+        before_waiting: Callable[[], object] = lambda: None,
+        keep: int | None = None,
+    ) -> None:
+        self.request_id = request_id
+        self.prompt = prompt
+        self.prompt_token_ids = prompt_token_ids
+        self.outputs = [CompletionOutput(index) for index in range(sequences)]
+        self._keep = sequences if keep is None else keep
+        self._context: list[Logits] = []
+        self.finished = False
+        self.cached_tokens = 0
+        self.embedding: Embedding | None = None
+        self._began = time.perf_counter()
+        self._waited: float | None = None
+        self._first: float | None = None
+        self._last: float | None = None
+        self.error: str | None = None
+        self._abort = abort
+        self._before_waiting = before_waiting
+        self._aborted = False
+        self._failure: BaseException | None = None
+        self._arrived: list[Delta] = []
+        # A plain lock is taken faster than the condition over it, and most outputs are never waited for by a thread.
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._blocked = 0
+        self._wakers: list[tuple[int, asyncio.AbstractEventLoop, asyncio.Future[None]]] = []
+        self._iterated_to_end = False
+
+    @property
+    def context_logits(self) -> Logits | None:
+        """The model's logits after each id of the prompt: float32 [prompt, vocab], if asked for."""
+        return _joined(self._context)
+
+    @property
+    def metrics_dict(self) -> dict[str, float]:
+        """How long it took, in seconds and TensorRT-LLM's names, as far as it is known.
+
+        `request_queue_time` is the engine's, until the request was admitted; `ttft` the time to the first token, and
+        `e2e` to the last one, where text is made; `tpot` is the mean time between the longest answer's tokens.
+        """
+        found = {} if self._waited is None else {"request_queue_time": self._waited}
+        if self._first is not None:
+            found["ttft"] = self._first - self._began
+        if self.finished and self._last is not None:
+            found["e2e"] = self._last - self._began
+            most = max((output.length for output in self.outputs), default=0)
+            if self._first is not None and most > 1:
+                found["tpot"] = (self._last - self._first) / (most - 1)
+        return found
+
+    def result(self, timeout: float | None = None) -> "RequestOutput":
+        """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
+        if not self._block(self._complete, timeout):
+            raise TimeoutError(f"request {self.request_id} is not finished after {timeout} s; it still runs")
+        return self._take_step()
+
+    async def aresult(self) -> "RequestOutput":
+        """This output once it is finished."""
+        while not self._complete():
+            await self._arrival(self._complete)
+        return self._take_step()
+
+    def abort(self) -> None:
+        """End the request soon; what it generated until then stays, with the finish reason "cancelled"."""
+        self._aborted = True
+        self._abort()
+
+    def aborted(self) -> bool:
+        """Whether `abort` was called."""
+        return self._aborted
+
+    def __await__(self) -> Generator[Any, None, "RequestOutput"]:
+        return self.aresult().__await__()
+
+    def __iter__(self) -> Iterator["RequestOutput"]:
+        return self
+
+    def __next__(self) -> "RequestOutput":
+        if self._iterated_to_end:
+            raise StopIteration
+        self._block(self._something)
+        return self._next_step()
+
+    def __aiter__(self) -> AsyncIterator["RequestOutput"]:
+        return self
+
+    async def __anext__(self) -> "RequestOutput":
+        if self._iterated_to_end:
+            raise StopAsyncIteration
+        while not self._something():
+            await self._arrival(self._something)
+        return self._next_step()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Under the lock, so that what arrived is either in the outputs or still to be added to them, and never both.
+        with self._lock:
+            state = self.__dict__ | {
+                "prompt_token_ids": list(self.prompt_token_ids),
+                "outputs": [output._copied() for output in self.outputs],
+                "_context": list(self._context),
+                "_arrived": list(self._arrived),
+            }
+        for name in ("_abort", "_before_waiting", "_lock", "_changed", "_blocked", "_wakers"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._abort, self._before_waiting = _nothing, self._refuse_to_wait
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
+        self._blocked, self._wakers = 0, []
+
+    def _refuse_to_wait(self) -> None:
+        raise RuntimeError(f"this is a copy of request {self.request_id}, made before it was finished: it gets no more")
+
+    def __repr__(self) -> str:
+        return (
+            f"RequestOutput(request_id={self.request_id}, prompt={self.prompt!r}, "
+            f"prompt_token_ids={self.prompt_token_ids}, outputs={self.outputs}, finished={self.finished})"
+        )
+
+    def _begin_with(self, token_ids: Sequence[int], text: str) -> None:
+        """Let every sequence hold the prompt first."""
+        for output in self.outputs:
+            output.token_ids, output.text, output._prompt_tokens = list(token_ids), text, len(token_ids)
+
+    def _note_start(self, admission: Admission | None) -> None:
+        """The first token of a sequence came."""
+        if self._first is None:
+            self._first = time.perf_counter()
+            if admission is not None:
+                self.cached_tokens, self._waited = admission
+
+    def _note_end(self) -> None:
+        """A sequence ended."""
+        self._last = time.perf_counter()
+
+    def _deliver(self, delta: Delta) -> None:
+        """Called from the postprocessing thread, or from the event loop that receives for a `RemoteLLM`."""
+        with self._lock:
+            self._arrived.append(delta)
+            if self._blocked:
+                self._changed.notify_all()
+            wakers, self._wakers = self._wakers, []
+        for thread, loop, waker in wakers:
+            if thread == threading.get_ident():
+                _wake(waker)
+            else:
+                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+                    loop.call_soon_threadsafe(_wake, waker)
+
+    def _something(self) -> bool:
+        return bool(self._arrived) or self.finished or self._failure is not None
+
+    def _complete(self) -> bool:
+        if self.finished or any(delta.error for delta in self._arrived):
+            return True
+        ended = {delta.sequence for delta in self._arrived if delta.finish_reason}
+        return all(output.finish_reason or output.index in ended for output in self.outputs)
+
+    async def _arrival(self, ready: Callable[[], bool]) -> None:
+        self._before_waiting()
+        loop = asyncio.get_running_loop()
+        waker = loop.create_future()
+        with self._lock:
+            if ready():
+                return
+            self._wakers.append((threading.get_ident(), loop, waker))
+        await waker
+
+    def _block(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
+        """Wait in this thread; False where that took too long."""
+        if ready():
+            return True
+        self._before_waiting()
+        with self._lock:
+            self._blocked += 1
+            try:
+                return self._changed.wait_for(ready, timeout)
+            finally:
+                self._blocked -= 1
+
+    def _next_step(self) -> "RequestOutput":
+        self._take_step()
+        self._iterated_to_end = self.finished
+        return self
+
+    def _take_step(self) -> "RequestOutput":
+        """Apply everything that arrived; raises the failure that ended the request, if one did."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, []
+            if arrived:
+                for output in self.outputs:
+                    output._begin_step()
+            for delta in arrived:
+                self.outputs[delta.sequence]._add(delta)
+                self._add_context(delta)
+                self._failure = self._failure or delta.error
+                if delta.embedding is not None:
+                    self.embedding = delta.embedding
+            self.finished = self.finished or all(output.finish_reason for output in self.outputs)
+            if self._failure is not None:
+                self.error, self.finished = str(self._failure), True
+                raise _copied(self._failure)
+            if self.finished and len(self.outputs) > self._keep:
+                self._keep_best()
+        return self
+
+    def _add_context(self, delta: Delta) -> None:
+        """The prompt is the same for all sequences."""
+        self._context += [logits[None] for logits in delta.context_logits]
+
+    def _keep_best(self) -> None:
+        self.outputs.sort(key=lambda output: -(output.cumulative_logprob or 0.0))
+        del self.outputs[self._keep :]
+        for index, output in enumerate(self.outputs):
+            output.index = index
+
+
+def _copied(failure: BaseException) -> BaseException:
+    """The failure for one who waits: its traceback is theirs alone, and holds no result that would hold it in turn."""
+    try:
+        copied = copy.copy(failure)
+    except Exception:  # an exception whose arguments are not its constructor's
+        return failure
+    copied.__cause__ = failure.__cause__
+    return copied.with_traceback(failure.__traceback__)
+
+
+def _nothing() -> None:
+    """What there is to abort of a copy."""
+
+
+def _wake(waker: "asyncio.Future[None]") -> None:
+    if not waker.done():  # who waited may have been cancelled
+        waker.set_result(None)
+
+
+def _joined(parts: list[Logits]) -> Logits | None:
+    """What arrived so far as one array [..., vocab], which takes the place of its parts; None for none."""
+    if len(parts) > 1:
+        parts[:] = [np.concatenate(parts)]
+    return parts[0] if parts else None

@@ -1,0 +1,1 @@
+"""HTTP itself: bodies, errors, streams and limits, whatever the endpoint."""

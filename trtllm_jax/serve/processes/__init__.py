@@ -1,0 +1,1 @@
+"""The processes that serve HTTP beside one engine."""

@@ -1,0 +1,55 @@
+"""/v1/completions: its request and its answers."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from trtllm_jax.serve.protocol.base import CountOrZero, GenerationRequest, Prompts, Usage, as_list
+
+
+class CompletionRequest(GenerationRequest):
+    """A prompt to go on with: text, ids, or a list of either."""
+
+    prompt: Prompts
+    echo: bool | None = None
+    logprobs: CountOrZero | None = None
+    max_tokens: CountOrZero | None = None
+    suffix: str | None = None
+    add_special_tokens: bool = True
+
+    @property
+    def prompts(self) -> list[str] | list[list[int]]:
+        """Always a list of prompts."""
+        return as_list(self.prompt)
+
+
+class CompletionLogprobs(BaseModel):
+    """For each token its text, log-probability and likeliest alternatives, and where it begins in the text."""
+
+    tokens: list[str]
+    token_logprobs: list[float | None]
+    top_logprobs: list[dict[str, float] | None]
+    text_offset: list[int]
+
+
+class CompletionChoice(BaseModel):
+    """One text; in a stream, what came since the event before. `token_ids` where detokenize is false."""
+
+    index: int
+    text: str
+    logprobs: CompletionLogprobs | None
+    finish_reason: Literal["stop", "length"] | None
+    stop_reason: int | str | None
+    token_ids: list[int] | None = None
+
+
+class CompletionResponse(BaseModel):
+    """The answer; in a stream every event has this form, and `usage` only where it was asked for."""
+
+    id: str
+    object: Literal["text_completion"] = "text_completion"
+    created: int
+    model: str
+    system_fingerprint: str
+    choices: list[CompletionChoice]
+    usage: Usage | None = None

@@ -1,0 +1,1 @@
+"""Endpoints that generate nothing: health, models, metrics, tokens, and the page at `/`."""

@@ -1,0 +1,90 @@
+"""The endpoints that generate nothing for anybody: health, models, version, statistics."""
+
+import asyncio
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.serve.http.errors import unavailable
+from trtllm_jax.serve.http.exchange import Exchange
+from trtllm_jax.serve.http.sse import as_json
+from trtllm_jax.serve.server import Server, package_version
+
+_PROBE_SECONDS = 60.0
+
+
+async def health(server: Server, request: Request) -> Response:
+    """200 while requests are taken, else 503."""
+    server.check_ready()
+    return Response()
+
+
+async def health_generate(server: Server, request: Request) -> Response:
+    """200 once the engine has generated a token, 503 where it does not."""
+    exchange = Exchange(server, request, "health-")
+    one = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
+    exchange.outputs = [server.llm.generate_async([0], one)]
+    try:
+        async with asyncio.timeout(_PROBE_SECONDS), exchange.guarded(request.receive):
+            await exchange.outputs[0].aresult()
+            exchange.check()
+    except TimeoutError:
+        retry = server.settings.retry_after
+        raise unavailable(f"the engine gave no token in {_PROBE_SECONDS:g} s", retry) from None
+    return Response()
+
+
+async def version(server: Server, request: Request) -> Response:
+    """The package's version."""
+    return _json({"version": package_version()})
+
+
+async def models(server: Server, request: Request) -> Response:
+    """The names of the model."""
+    return _json({"object": "list", "data": [_card(server, name) for name in server.settings.model_names]})
+
+
+async def model(server: Server, request: Request) -> Response:
+    """One of them."""
+    return _json(_card(server, server.check_model(request.path_params["model"])))
+
+
+async def statistics(server: Server, request: Request) -> Response:
+    """The engine's statistics since anybody read them last, one record a step."""
+    await listen(server)
+    stats = list(server.metrics.stats)
+    server.metrics.stats.clear()
+    return _json(stats)
+
+
+async def prometheus(server: Server, request: Request) -> Response:
+    """The metrics in Prometheus' text form."""
+    await listen(server)
+    return Response(server.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+async def kv_cache_events(server: Server, request: Request) -> Response:
+    """The prefix cache's events since anybody read them last."""
+    return _json(await server.llm.get_kv_cache_events_async())
+
+
+async def listen(server: Server) -> None:
+    """Have the metrics know the engine's newest statistics; a dead engine has none."""
+    if server.llm.failure is None:
+        server.metrics.hear(await server.llm.get_stats_async())
+
+
+def _card(server: Server, name: str) -> dict[str, Any]:
+    return {
+        "id": name,
+        "object": "model",
+        "created": server.created,
+        "owned_by": "trtllm_jax",
+        "max_model_len": server.llm.facts.max_seq_len,
+    }
+
+
+def _json(value: Any) -> Response:
+    return Response(as_json(value), media_type="application/json")

@@ -1,0 +1,132 @@
+"""What a prompt may look like, and its token ids."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypeGuard
+
+from trtllm_jax.text.tokenizer import Tokenizer
+
+PromptInputs = str | Sequence[int] | Mapping[str, Any]
+
+_DICT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+
+
+class Prompt(NamedTuple):
+    """One prompt: its text if it had one, its ids, and the salt that keeps its cached prefix apart."""
+
+    text: str | None
+    ids: list[int]
+    salt: bytes = b""
+
+
+class Encoding(NamedTuple):
+    """How prompts become ids.
+
+    Attributes:
+        tokenizer: None where prompts are ids already.
+        vocab: ids of the model are 0 to vocab - 1.
+        add_special_tokens: whether a text gets the tokenizer's special tokens, such as a first one.
+        keep_last: of a longer prompt only so many of its last tokens are kept; None for all.
+    """
+
+    tokenizer: Tokenizer | None
+    vocab: int
+    add_special_tokens: bool = True
+    keep_last: int | None = None
+
+
+def is_single(inputs: Any) -> bool:
+    """Whether `inputs` is one prompt: a string, a list of ids, or a dict. ValueError for an empty list."""
+    if isinstance(inputs, str | Mapping) or _is_ids(inputs):
+        return True
+    if isinstance(inputs, Sequence) and not isinstance(inputs, bytes | bytearray):
+        if not inputs:
+            raise ValueError("inputs is an empty list; give at least one prompt")
+        if not any(isinstance(item, int) for item in inputs):
+            return False
+    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {_described(inputs)}")
+
+
+def read_prompt(inputs: Any, encoding: Encoding) -> Prompt:
+    """The prompt's ids. TypeError or ValueError names what is wrong with it."""
+    if isinstance(inputs, str):
+        return Prompt(inputs, _encode(inputs, encoding))
+    if isinstance(inputs, Mapping):
+        return _read_dict(inputs, encoding)
+    if _is_ids(inputs):
+        return Prompt(None, _checked(inputs, encoding))
+    raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
+
+
+def check_ids(field: str, ids: Sequence[int], vocab: int, tokenizer: Tokenizer | None = None) -> None:
+    """ValueError, which names `field` and the token, where one of `ids` has no row in the model's embedding.
+
+    A tokenizer may make such ids: tokens that were added to it and not to the model.
+    """
+    if not ids or (min(ids) >= 0 and max(ids) < vocab):
+        return
+    wrong = next(token for token in ids if not 0 <= token < vocab)
+    text = tokenizer.token(wrong) if tokenizer is not None else None
+    named = "" if text is None else f", {text!r} of the tokenizer"
+    raise ValueError(f"{field} holds {wrong}{named}; ids of this model are 0 to {vocab - 1}")
+
+
+def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
+    unknown = sorted(set(inputs) - set(_DICT_KEYS))
+    if unknown:
+        raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(_DICT_KEYS)}")
+    salt = inputs.get("cache_salt") or ""
+    if not isinstance(salt, str):
+        raise TypeError(f"cache_salt must be a str; got {_described(salt)}")
+    text, ids = inputs.get("prompt"), inputs.get("prompt_token_ids")
+    if ids is not None:
+        if not _is_ids(ids):
+            raise TypeError(f"prompt_token_ids must be a list of int; got {_described(ids)}")
+        return Prompt(text, _checked(ids, encoding), _salt_key(salt))
+    if not isinstance(text, str):
+        raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
+    return Prompt(text, _encode(text, encoding), _salt_key(salt))
+
+
+def _salt_key(salt: str) -> bytes:
+    """What a block chain starts from: never as long as a block's own sha256, so that no salt can name a block."""
+    return hashlib.sha512(salt.encode()).digest() if salt else b""
+
+
+def _encode(text: str, encoding: Encoding) -> list[int]:
+    tokenizer = encoding.tokenizer
+    if tokenizer is None:
+        raise ValueError("a text prompt needs a tokenizer; give token ids, or load without skip_tokenizer_init=True")
+    ids = tokenizer.encode(text, encoding.add_special_tokens, encoding.keep_last)
+    if not ids:
+        raise ValueError(f"the prompt {text!r} has no tokens; give some text")
+    check_ids("prompt", ids, encoding.vocab, tokenizer)
+    return ids
+
+
+def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
+    if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray) or not inputs:
+        return False
+    return _all_plain(inputs) or all(_is_int(item) for item in inputs)
+
+
+def _all_plain(ids: Sequence[Any]) -> bool:
+    """Whether every item is an int and nothing else: long prompts are read at C's speed where they are."""
+    return set(map(type, ids)) == {int}
+
+
+def _is_int(item: Any) -> bool:
+    # numpy integers are ids too; bool is an int by accident.
+    return hasattr(item, "__index__") and not isinstance(item, bool)
+
+
+def _checked(ids: Sequence[int], encoding: Encoding) -> list[int]:
+    plain = list(ids) if _all_plain(ids) else [int(token) for token in ids]
+    check_ids("prompt_token_ids", plain, encoding.vocab, encoding.tokenizer)
+    return plain if encoding.keep_last is None else plain[-encoding.keep_last :]
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        return f"{type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
+    return type(value).__name__

@@ -15,6 +15,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows, swizzled
 
@@ -45,9 +46,7 @@ def takes(qkv: jax.Array, cache: jax.Array, scoring: Scoring, sinks: jax.Array |
 def attend(
     queries: jax.Array,
     cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
+    locations: PageLocations,
     row_of_tile: jax.Array,
     first_of_tile: jax.Array,
     *,
@@ -59,11 +58,13 @@ def attend(
     A tile is `tile_tokens(g)` tokens of row row_of_tile[i] (negative for none) from token first_of_tile[i] on; the
     cache holds the keys of these tokens already. What no tile covers is not written.
     """
+    assert locations.starts is not None
+    starts, lengths = locations.starts, locations.lengths
     tokens, kv, group, dim = queries.shape
     row = jnp.maximum(row_of_tile, 0)
     row_of_tile = jnp.where(lengths[row] > 0, row_of_tile, -1)
     # A copy: the table may be a view of what the host sent, and the call wants its operands 256-byte aligned.
-    page_table = jnp.maximum(page_table, 0)
+    page_table = jnp.maximum(locations.page_table, 0)
     position_of_tile = lengths[row] - starts[row + 1] + first_of_tile
     tiles = kv * row_of_tile.shape[0]
     sizes = _Sizes(kv, group, dim, cache.shape[3], queries.dtype, scoring.scale, tiles, min(MULTIPROCESSORS, tiles))

@@ -27,6 +27,7 @@ from pallas_kernels.attention.blocks import (
     value_step,
     whole,
 )
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
 from pallas_kernels.attention.softmax import RunningSoftmax
@@ -36,8 +37,7 @@ from pallas_kernels.attention.tuned import DecodeConfig
 def decode_attention(
     qkv: jax.Array,
     cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None,
@@ -47,12 +47,13 @@ def decode_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """`append_and_attend` where every row owns one token: the result [r, h, g, d] and the cache."""
     rows, kv, planes, dim = qkv.shape
+    lengths = locations.lengths
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     splits = config.splits
     matrix = cache.reshape(-1, dim)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)
-    inputs = (qkv.reshape(-1, dim), matrix, page_table, lengths, rotation, sinks)
+    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, rotation, sinks)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
         out_shape.append(jax.ShapeDtypeStruct((rows * kv * heads.group, dim), qkv.dtype))

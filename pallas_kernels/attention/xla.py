@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
 from pallas_kernels.attention.softmax import RunningSoftmax
@@ -28,11 +29,7 @@ TILE_TOKENS = 32
 def append_and_attend(
     qkv: jax.Array,
     cache: jax.Array,
-    page: jax.Array,
-    offset: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array | None = None,
+    locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None = None,
@@ -43,11 +40,12 @@ def append_and_attend(
     turned = qkv[:, :, : group + 1]
     if rotation is not None:
         turned = rotate(turned, rotation)
-    cache = write_pages(cache, turned[:, :, group], qkv[:, :, group + 1], page, offset)
+    cache = write_pages(cache, turned[:, :, group], qkv[:, :, group + 1], locations.page, locations.offset)
     queries = turned[:, :, :group]
-    if starts is None:
-        return decode_attention(queries, cache, page_table, lengths, scoring, sinks), cache
-    return ragged_attention(queries, cache, page_table, lengths, starts, scoring, sinks), cache
+    table, lengths = locations.page_table, locations.lengths
+    if locations.starts is None:
+        return decode_attention(queries, cache, table, lengths, scoring, sinks), cache
+    return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks), cache
 
 
 def write_pages(cache: jax.Array, k: jax.Array, v: jax.Array, page: jax.Array, offset: jax.Array) -> jax.Array:

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-import sharding
 from pallas_kernels.attention import cache_shape
+from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.nn.cache_group import CacheGroup
 
@@ -22,7 +22,7 @@ class CacheSpec:
     """One model's paged cache on one mesh.
 
     Attributes:
-        group: the layers and the shape of their entries, heads padded to the mesh.
+        group: the layers and the shape of their entries, heads as the mesh has them, padded or repeated.
         page_size: tokens of a page.
         dtype: of keys and values.
     """
@@ -34,7 +34,7 @@ class CacheSpec:
     def arrays(self, pages: int, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Every layer's cache as a shape, a dtype and a sharding."""
         shape = cache_shape(pages, self.group.kv_heads, self.page_size, self.group.head_dim)
-        array = jax.ShapeDtypeStruct(shape, self.dtype, sharding=NamedSharding(mesh, sharding.spec_of(CACHE_AXES)))
+        array = jax.ShapeDtypeStruct(shape, self.dtype, sharding=ShardingRules(mesh).sharding(CACHE_AXES))
         return (array,) * len(self.group.layers)
 
     def page_bytes(self, mesh: Mesh) -> int:

@@ -61,7 +61,7 @@ def build_engine(
     Raises:
         MemoryError: the cache does not fit; names the knob.
     """
-    weight_dtype = params["embed"].dtype
+    weight_dtype = model.weight_dtype(params)
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))

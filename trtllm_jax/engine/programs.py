@@ -21,7 +21,7 @@ from trtllm_jax.engine.penalties import Penalties, begin, begin_layout
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.scheduler import SchedulerLimits, pages_per_dispatch
 from trtllm_jax.engine.steps import Draw
-from trtllm_jax.nn.layers import activation_dtype
+from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.model import Model
 
 LONG_STEP = 1024
@@ -297,7 +297,7 @@ class Programs:
 
     def _last(self) -> jax.ShapeDtypeStruct:
         """The residual stream of each row's last token, as a ragged step leaves it."""
-        dtype = activation_dtype(self.params["embed"].dtype)
+        dtype = activation_dtype(self._model.weight_dtype(self.params))
         return self._array((self.limits.max_batch_size, self._model.config.embed), dtype)
 
     def _penalties(self) -> Penalties:

@@ -14,13 +14,12 @@ from jax import lax
 
 from pallas_kernels import sampling
 from trtllm_jax.engine import sampler
-from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.extras import Rows, alternatives, draw_extras, extra_fields, no_scores, outcome_of
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import NO_TOKEN, RowSamplingParams, RowState, sampling_fields
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.model import Caches, Model
 
 
@@ -80,20 +79,12 @@ def ragged_step(
     )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
-    counts = starts[1:] - starts[:-1]
-    active = (counts > 0) & ~(decoding & rows.done)
+    active = (starts[1:] - starts[:-1] > 0) & ~(decoding & rows.done)
     first = jnp.where(decoding, rows.position, first)
-    lengths = jnp.where(active, first + counts, 0)
-
-    places = jnp.arange(plan["tokens"].shape[0])
-    row = jnp.searchsorted(starts[1:], places, side="right", method="compare_all")
-    row = jnp.minimum(row, starts.shape[0] - 2)
-    inside = (places < starts[-1]) & active[row]
-    positions = jnp.where(inside, first[row] + places - starts[row], 0)
-    tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[row], plan["tokens"])
-    batch = _batch(
-        tokens, positions, inside, row, rows.page_table, lengths, starts, plan["prompt"][row], _page_size(caches)
-    )
+    ragged = RaggedRows.of(plan["tokens"].shape[0], starts, first, active)
+    lengths = ragged.lengths
+    tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[ragged.row], plan["tokens"])
+    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_table, plan["prompt"], _page_size(caches))
     x, caches = model.hidden(params, batch, caches)
 
     last = x[jnp.maximum(starts[1:] - 1, 0)]
@@ -135,11 +126,7 @@ def decode_loop(
         step, caches, rows, penalties, out, scores = carry
         active = ~rows.done
         positions = jnp.where(active, rows.position, 0)
-        lengths = jnp.where(active, positions + 1, 0)
-        batch = _batch(
-            rows.token, positions, active, jnp.arange(active.shape[0]), rows.page_table, lengths, None, lengths,
-            page_size,
-        )  # fmt: skip
+        batch = Batch.of_decoding_rows(rows.token, positions, active, rows.page_table, page_size)
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
         drawn = sampler.sample(logits, rows.sampling, positions + 1) if how.sampled else sampling.greedy(logits)
@@ -259,30 +246,6 @@ def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
     """A token for each row of logits [r, v] that the host changed: int32 [r], as the ragged step would draw."""
     plan = layout.unpack(packed)
     return sampler.sample(logits, _row_sampling(plan), plan["position"])
-
-
-def _batch(
-    tokens: jax.Array,
-    positions: jax.Array,
-    inside: jax.Array,
-    row: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array | None,
-    prompt: jax.Array,
-    page_size: int,
-) -> Batch:
-    """The model's batch; tokens that are not `inside` any running row write to the padding page."""
-    return Batch(
-        tokens=tokens,
-        positions=positions,
-        page=jnp.where(inside, page_table[row, positions // page_size], PADDING_PAGE),
-        offset=positions % page_size,
-        rope_lengths=jnp.maximum(prompt, positions + 1),
-        page_table=page_table,
-        lengths=lengths,
-        starts=starts,
-    )
 
 
 def _row_sampling(plan: dict[str, jax.Array]) -> RowSamplingParams:

@@ -9,13 +9,13 @@ import numpy as np
 from jax import lax
 from jax.typing import ArrayLike
 
-from checkpoints.table import expand
+from checkpoints.table import expand, leaf_of
 from pallas_kernels import sampling
 from pallas_kernels.attention import cache_shape
 from trtllm_jax.functional.research import Model, checked_lengths, checked_tokens, refuse_explicit_axes
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.forward import hidden_states
-from trtllm_jax.nn.layers import activation_dtype
 
 PAGE_SIZE = 32
 PAD_ID = -1
@@ -105,7 +105,7 @@ def generate_fn(
     ends = np.array(sorted(stated) or [-1], np.int32)
     if kernels is None:
         kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
-    plain = not kernels
+    xla_only = not kernels
 
     def generate(
         params: Any,
@@ -131,11 +131,11 @@ def generate_fn(
             )
         prompt_of = jnp.full(rows, width) if lengths is None else checked_lengths(lengths, prompts)
         prompt_of = jnp.clip(prompt_of, 0, width).astype(jnp.int32)
-        draw = _greedy if key is None else _sampler(key, rows, plain, **settings)
+        draw = _greedy if key is None else _sampler(key, rows, xla_only, **settings)
 
         def choose(x: jax.Array, positions: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
             """Tokens [b] to stand at `positions`, and their log-probabilities, after the residual stream [b, embed]."""
-            logits = model.module.head(model.config, params, x, plain=plain)
+            logits = model.module.head(model.config, params, x, xla_only=xla_only)
             drawn = draw(logits, positions)
             scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
             own = jnp.take_along_axis(scores, drawn[:, None], axis=1)[:, 0]
@@ -144,7 +144,7 @@ def generate_fn(
         def ended(token: jax.Array) -> jax.Array:
             return (token[:, None] == ends).any(-1)
 
-        x, caches, table = _prefill(model, params, prompts, prompt_of, max_new_tokens, plain)
+        x, caches, table = _prefill(model, params, prompts, prompt_of, max_new_tokens, xla_only)
         active = prompt_of > 0
         token, logprob = choose(x, prompt_of, active)
         first = _State(
@@ -164,17 +164,7 @@ def generate_fn(
 
         def one_token(state: _State) -> _State:
             positions = jnp.where(state.active, state.position, 0)
-            batch = Batch(
-                tokens=state.token,
-                positions=positions,
-                page=jnp.where(state.active, table[jnp.arange(rows), positions // PAGE_SIZE], 0),
-                offset=positions % PAGE_SIZE,
-                rope_lengths=jnp.maximum(prompt_of, positions + 1),
-                page_table=table,
-                lengths=jnp.where(state.active, positions + 1, 0),
-                starts=None,
-                plain=plain,
-            )
+            batch = Batch.of_decoding_rows(state.token, positions, state.active, table, PAGE_SIZE, xla_only=xla_only)
             x, caches = hidden_states(model.module, model.config, params, batch, state.caches)
             token, logprob = choose(x, state.position + 1, state.active)
             put = lax.dynamic_update_index_in_dim
@@ -214,7 +204,7 @@ class _State(NamedTuple):
 
 
 def _prefill(
-    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int, plain: bool
+    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int, xla_only: bool
 ) -> tuple[jax.Array, Caches, jax.Array]:
     """The residual stream [b, embed] of each prompt's last token, the caches, and every row's pages [b, p].
 
@@ -224,26 +214,18 @@ def _prefill(
     rows, width = prompts.shape
     pages = -(-(width + new) // PAGE_SIZE)
     table = 1 + jnp.arange(rows * pages, dtype=jnp.int32).reshape(rows, pages)
-    row = jnp.repeat(jnp.arange(rows), width)
-    positions = jnp.tile(jnp.arange(width, dtype=jnp.int32), rows)
-    batch = Batch(
-        tokens=jnp.where(positions < lengths[row], prompts.reshape(-1).astype(jnp.int32), PAD_ID),
-        positions=positions,
-        page=table[row, positions // PAGE_SIZE],
-        offset=positions % PAGE_SIZE,
-        rope_lengths=jnp.maximum(lengths[row], positions + 1),
-        page_table=table,
-        lengths=jnp.full(rows, width, jnp.int32),
-        starts=width * jnp.arange(rows + 1, dtype=jnp.int32),
-        plain=plain,
-    )
+    starts = width * jnp.arange(rows + 1, dtype=jnp.int32)
+    ragged = RaggedRows.of(rows * width, starts, jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool))
+    real = jnp.arange(width) < lengths[:, None]
+    tokens = jnp.where(real, prompts.astype(jnp.int32), PAD_ID).reshape(-1)
+    batch = Batch.of_ragged_rows(tokens, ragged, table, lengths, PAGE_SIZE, xla_only=xla_only)
     x, caches = hidden_states(model.module, model.config, params, batch, _empty_caches(model, params, 1 + rows * pages))
     return x.reshape(rows, width, -1)[jnp.arange(rows), jnp.maximum(lengths - 1, 0)], caches, table
 
 
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
     """A cache a layer, for the key-value heads that this device holds, padding included."""
-    dtype = activation_dtype(params["embed"].dtype)
+    dtype = activation_dtype(model.weight_dtype(params))
     heads = _extent_in(params, model, "kv_heads")
     cache_of = {
         layer: jnp.zeros(cache_shape(pages, heads, PAGE_SIZE, group.head_dim), dtype)
@@ -257,10 +239,7 @@ def _extent_in(params: Any, model: Model, axis: str) -> int:
     """The extent that a logical axis has in the weights."""
     rows = expand(model.module.table(model.config), model.config.num_layers)
     row = next(row for row in rows if axis in row.axis_names)
-    leaf = params
-    for name in row.path.split("."):
-        leaf = leaf[int(name) if name.isdigit() else name]
-    extent: int = leaf.shape[row.axis_names.index(axis)]
+    extent: int = leaf_of(params, row.path).shape[row.axis_names.index(axis)]
     return extent
 
 
@@ -272,7 +251,7 @@ def _greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
     return sampling.greedy(logits)
 
 
-def _sampler(key: jax.Array, rows: int, plain: bool, **settings: ArrayLike | None) -> _Draw:
+def _sampler(key: jax.Array, rows: int, xla_only: bool, **settings: ArrayLike | None) -> _Draw:
     """What draws a token a row by its sampling parameters, from noise that the key and the row's number seed."""
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     each = {}
@@ -286,6 +265,8 @@ def _sampler(key: jax.Array, rows: int, plain: bool, **settings: ArrayLike | Non
     seed = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row), (2,), jnp.uint32))(jnp.arange(rows))
 
     def draw(logits: jax.Array, positions: jax.Array) -> jax.Array:
-        return sampling.sample(logits, **each, seed=seed, position=positions, implementation="xla" if plain else None)
+        return sampling.sample(
+            logits, **each, seed=seed, position=positions, implementation="xla" if xla_only else None
+        )
 
     return draw

@@ -18,6 +18,7 @@ from trtllm_jax.common.strict_model import DType, StrictModel
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.models import architecture
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.dtypes import weight_dtype
 from trtllm_jax.nn.forward import hidden_states
 from trtllm_jax.text.tokenizer_loading import stated_end_ids
 
@@ -146,31 +147,24 @@ class Model:
         found = lax.map(of_part, (by_part(places), by_part(targets)))
         return Scores(*(array.reshape(-1)[:count] for array in found))
 
+    def weight_dtype(self, params: Any) -> jnp.dtype:
+        """The dtype of the weights, but for those that have one of their own whatever the model's."""
+        return weight_dtype(self.module.table(self.config), params)
+
     def _hidden(self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None, remat: bool) -> jax.Array:
         """The residual stream [..., s, embed] after the last layer."""
         tokens = checked_tokens(tokens)
         refuse_explicit_axes(params)
         *lead, width = tokens.shape
         length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
-        flat = tokens.reshape(-1).astype(jnp.int32)
-        batch = Batch(
-            tokens=flat,
-            positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (*lead, width)).reshape(-1),
-            page=None,
-            offset=None,
-            rope_lengths=jnp.repeat(length_of.reshape(-1).astype(jnp.int32), width),
-            page_table=None,
-            lengths=length_of.reshape(-1).astype(jnp.int32),
-            starts=None,
-            plain=True,
-            attention=self.attention,
-        )
+        flat = tokens.reshape(-1, width).astype(jnp.int32)
+        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self.attention)
         none = (None,) * len(params["layers"])
         x, _ = hidden_states(self.module, self.config, params, batch, none, remat=remat)
         return x.reshape(*lead, width, -1)
 
     def _logits(self, params: Any, x: jax.Array) -> jax.Array:
-        scores: jax.Array = self.module.head(self.config, params, x, plain=True)
+        scores: jax.Array = self.module.head(self.config, params, x, xla_only=True)
         return scores.astype(jnp.float32)
 
 

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.dtypes import activation_dtype, weight_dtype
 from trtllm_jax.nn.rope import rotation
 
 C = TypeVar("C", jax.Array, None)
@@ -31,7 +32,8 @@ def hidden_states(
     Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
     """
     rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
-    batch = replace(batch, rotations=rotations)
+    dtype = activation_dtype(weight_dtype(model.table(config), params))
+    batch = replace(batch, rotations=rotations, dtype=dtype)
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer, remat)
     written = []

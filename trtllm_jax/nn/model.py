@@ -5,9 +5,11 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.dtypes import weight_dtype
 from trtllm_jax.nn.forward import hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -25,6 +27,10 @@ class Model:
         """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
         trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
         return min(trained, default=None)
+
+    def weight_dtype(self, params: Any) -> jnp.dtype:
+        """The dtype of the weights, but for those whose rows in the table state their own."""
+        return weight_dtype(self.module.table(self.config), params)
 
     def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
         """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -20,7 +21,7 @@ from .paged import PagedModel, Prompt
 class TinyModel:
     """A random model and our reading of its checkpoint."""
 
-    def __init__(self, config: PreTrainedConfig, folder: Path) -> None:
+    def __init__(self, config: PreTrainedConfig, folder: Path, module: ModuleType | None = None) -> None:
         config = copy.deepcopy(config)
         # Without such ids a sequence ends at its limit only, and generating masks none.
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
@@ -32,7 +33,7 @@ class TinyModel:
         self._reference.save_pretrained(folder)
         self.folder = folder
         self.checkpoint = open_checkpoint(folder)
-        module = architecture(self.checkpoint.config)
+        module = module or architecture(self.checkpoint.config)
         self.model = Model(module, module.Config.from_hf(self.checkpoint.config))
         self.research = research.Model(module, self.model.config)
         self._split: dict[int, PagedModel] = {}

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
@@ -88,5 +87,5 @@ def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
 
 
 def head(config: Config, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
-    scores = layers.logits(last_rows(config, params, x), params["embed"], config.vocab, xla_only=xla_only)
-    return config.logit_cap * jnp.tanh(scores / config.logit_cap)
+    rows = last_rows(config, params, x)
+    return layers.logits(rows, params["embed"], config.vocab, soft_cap=config.logit_cap, xla_only=xla_only)

@@ -1,22 +1,15 @@
 """The pages of the KV cache: who holds them, and which finished ones can serve another prompt's prefix.
 
-A full page is found by a sha256 chain over its sequence's tokens. A page is free, held by one or more sequences, or
+A full page is found by its block's chain hash (`engine.prefix`). A page is free, held by one or more sequences, or
 idle: held by nobody, but still full of a known prefix. Idle pages are the cache, taken back least recently used first.
 """
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 PADDING_PAGE = 0
 """The page that padding tokens write to; it belongs to nobody."""
-
-
-def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The chain hash of a full block: its tokens, and through `parent` everything before them."""
-    return hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
 
 
 class CacheObserver(Protocol):
@@ -61,6 +54,10 @@ class BlockPool:
     def used(self) -> int:
         """Pages that some sequence holds."""
         return len(self._holders)
+
+    def find(self, block: bytes) -> int | None:
+        """The page that is full of a known block; nobody holds it by this."""
+        return self._page_of.get(block)
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """The pages of the longest known run of `hashes`, from the first on; nobody holds them by this."""

@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.engine.block_pool import BlockPool, block_hash
+from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.events import CacheEvents, iteration_stats
+from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.prefix import block_hash
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.requests.sampling_params import SamplingParams
 
 

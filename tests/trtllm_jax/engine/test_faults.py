@@ -19,12 +19,13 @@ from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import Compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.kv_cache import CacheSpec
+from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.sampling import Sampling
-from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.llmapi.llm_args import parse_llm_args
 from trtllm_jax.llmapi.loading import load
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.runner import pack_ragged
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.engine.steps import ragged_layout
 
 from .simulation import make_request

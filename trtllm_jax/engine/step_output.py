@@ -18,8 +18,8 @@ class StepOutput:
         failures: of rows whose changed logits cannot be drawn from, or whose constraint cannot be followed.
     """
 
-    tokens: Sequence[list[int]]
-    logprobs: Mapping[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
-    logits: Mapping[int, Logits] = field(default_factory=dict)
-    embeddings: Mapping[int, Embedding] = field(default_factory=dict)
-    failures: Mapping[int, Exception] = field(default_factory=dict)
+    tokens: list[list[int]]
+    logprobs: dict[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
+    logits: dict[int, Logits] = field(default_factory=dict)
+    embeddings: dict[int, Embedding] = field(default_factory=dict)
+    failures: dict[int, Exception] = field(default_factory=dict)

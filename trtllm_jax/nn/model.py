@@ -8,6 +8,7 @@ import jax
 
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.forward import hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -19,6 +20,12 @@ class Model:
 
     module: ModuleType
     config: Any
+
+    @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """The layers whose caches are allocated, freed and reused together."""
+        groups: tuple[CacheGroup, ...] = self.module.cache_spec(self.config)
+        return groups
 
     @property
     def rope_stretch(self) -> int | None:

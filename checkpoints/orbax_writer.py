@@ -22,18 +22,20 @@ from checkpoints.shards import read_shard
 from checkpoints.shown import one_line
 from checkpoints.source import TensorInfo, TensorSource
 from checkpoints.table import Sizes, Weight, assemble, blocks, shape
+from sharding import Extents
 
 
 def array_infos(
     rows: Sequence[Weight], source: TensorSource, sizes: Sizes, dtype: npt.DTypeLike | None
 ) -> dict[str, TensorInfo]:
     """What `write_orbax` will write, by path: `dtype`, else the narrowest that holds all of an array's tensors."""
+    extents = Extents(sizes)
 
     def common(row: Weight) -> str:
-        stored = (np.dtype(source.info[block.name].dtype) for block in blocks(row, sizes))
+        stored = (np.dtype(source.info[block.name].dtype) for block in blocks(row, extents))
         return np.dtype(dtype or reduce(jnp.promote_types, stored)).name
 
-    return {row.path: TensorInfo(shape(row, sizes), common(row)) for row in rows}
+    return {row.path: TensorInfo(shape(row, extents), common(row)) for row in rows}
 
 
 def write_orbax(
@@ -59,7 +61,7 @@ def write_orbax(
     done = 0
     for row in rows:
         info = infos[row.path]
-        places = blocks(row, sizes)
+        places = blocks(row, Extents(sizes))
         held = reduce(jnp.promote_types, (np.dtype(source.info[block.name].dtype) for block in places))
         chunk = chunk_shape(row.axis_names, info.shape, split, np.dtype(info.dtype).itemsize)
         store = _create(folder, row.path, info, chunk)

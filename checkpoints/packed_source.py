@@ -10,6 +10,7 @@ import numpy.typing as npt
 from checkpoints.fit import require_fit
 from checkpoints.source import TensorInfo, TensorSource
 from checkpoints.table import Block, Sizes, Weight, blocks, shape
+from sharding import Extents
 
 
 class PackedSource:
@@ -22,9 +23,9 @@ class PackedSource:
         self._arrays = arrays
         self._places: dict[str, tuple[Weight, Block]] = {}
         self.info: Mapping[str, TensorInfo] = {}
-        rows = tuple(rows)
-        require_fit({row.path: shape(row, sizes) for row in rows}, arrays.info)
-        self._places = {block.name: (row, block) for row in rows for block in blocks(row, sizes)}
+        rows, stored = tuple(rows), Extents(sizes)
+        require_fit({row.path: shape(row, stored) for row in rows}, arrays.info)
+        self._places = {block.name: (row, block) for row in rows for block in blocks(row, stored)}
         self.info = {
             name: TensorInfo(block.stored_shape, arrays.info[row.path].dtype)
             for name, (row, block) in self._places.items()

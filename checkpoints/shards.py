@@ -23,13 +23,27 @@ def read_shard(
     for block in places:
         target, wanted = [], {}
         for axis, (start, stop) in zip(axes, window, strict=True):
-            first = max(start, block.start[axis])
-            last = min(stop, block.start[axis] + block.size[axis])
+            span = block.span(axis)
+            first, last = max(start, span.start), min(stop, span.stop)
             target.append(slice(first - start, last - start))
-            wanted[axis] = range(first - block.start[axis], last - block.start[axis])
+            wanted[axis] = range(first - span.start, last - span.start)
         if all(wanted.values()):
-            shard[tuple(target)] = _read_block(axes, block, source, wanted)
+            shard[tuple(target)] = _read_repeated(axes, block, source, wanted)
     return shard
+
+
+def _read_repeated(
+    axes: tuple[str, ...], block: Block, source: TensorSource, wanted: dict[str, range]
+) -> npt.NDArray[Any]:
+    """The `wanted` part of one block, in which the indices of the axes in `block.times` lie several times."""
+    stored = dict(wanted)
+    for axis, times in block.times.items():
+        stored[axis] = range(wanted[axis].start // times, -(-wanted[axis].stop // times))
+    part = _read_block(axes, block, source, stored)
+    for axis, times in block.times.items():
+        index = np.arange(wanted[axis].start, wanted[axis].stop) // times - stored[axis].start
+        part = part.take(index, axes.index(axis))
+    return part
 
 
 def _read_block(

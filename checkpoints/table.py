@@ -3,20 +3,18 @@
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import numpy.typing as npt
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from sharding import Extents, ShardingRules
 
 Sizes = Mapping[str, int]
-SpecOf = Callable[[tuple[str, ...]], PartitionSpec]
 Params = Any  # a pytree: dicts, and tuples of dicts where a path has a number
-
-UNPADDED: Sizes = {}
 
 
 @dataclass(frozen=True)
@@ -82,17 +80,26 @@ class Weight:
 
 
 class Block(NamedTuple):
-    """Where one stored tensor lies in our array: `start` and `size` of every axis, padding not counted."""
+    """Where one stored tensor lies in our array: `start` and `size` of every axis, padding not counted.
+
+    Along the axes in `times` each stored index lies so many times in a row.
+    """
 
     name: str
     dims: tuple[tuple[str, ...], ...]
     start: Sizes
     size: Sizes
+    times: Sizes
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
         """The shape of the tensor in the checkpoint."""
         return tuple(math.prod(self.size[axis] for axis in group) for group in self.dims)
+
+    def span(self, axis: str) -> range:
+        """The indices of our array along `axis` whose first is the tensor's 0, the next its 1, and so on."""
+        times = self.times.get(axis, 1)
+        return range(self.start[axis], self.start[axis] + self.size[axis] * times, times)
 
 
 def expand(table: Iterable[Weight], num_layers: int) -> tuple[Weight, ...]:
@@ -106,61 +113,72 @@ def expand(table: Iterable[Weight], num_layers: int) -> tuple[Weight, ...]:
     return tuple(rows)
 
 
-def shape(row: Weight, sizes: Sizes, padded: Sizes = UNPADDED) -> tuple[int, ...]:
-    """The shape of our array, padding included."""
-    pieces = [piece_size(row, stored, sizes, padded) for stored in row.stored]
+def shape(row: Weight, extents: Extents) -> tuple[int, ...]:
+    """The shape of our array, padding and repetitions included."""
+    pieces = [piece_size(row, stored, extents) for stored in row.stored]
     return tuple(
         sum(piece[axis] for piece in pieces) if axis == row.fuse else pieces[0][axis] for axis in row.axis_names
     )
 
 
-def blocks(row: Weight, sizes: Sizes, padded: Sizes = UNPADDED) -> tuple[Block, ...]:
+def blocks(row: Weight, extents: Extents) -> tuple[Block, ...]:
     """The places of a row's stored tensors, in the order of the row. Padding follows each axis and each fused piece."""
     found: list[Block] = []
     offset = 0
     for stored in row.stored:
-        size = piece_size(row, stored, sizes)
+        size, times = stored_size(row, stored, extents)
         start = dict.fromkeys(row.axis_names, 0)
         if row.fuse is not None:
             start[row.fuse] = offset
         for chosen in itertools.product(*(range(size[axis]) for axis in stored.indexed)):
             index = dict(zip(stored.indexed, chosen, strict=True))
             name = stored.name.format(**index)
-            found.append(Block(name, stored.dims, start | index, size | dict.fromkeys(index, 1)))
+            found.append(Block(name, stored.dims, start | index, size | dict.fromkeys(index, 1), times))
         if row.fuse is not None:
-            offset += piece_size(row, stored, sizes, padded)[row.fuse]
+            offset += piece_size(row, stored, extents)[row.fuse]
     return tuple(found)
 
 
-def piece_size(row: Weight, stored: Stored, sizes: Sizes, padded: Sizes = UNPADDED) -> dict[str, int]:
+def piece_size(row: Weight, stored: Stored, extents: Extents) -> dict[str, int]:
     """The size of every axis of the part of our array that `stored` fills, with its share of the padding."""
-    return {a: _extent(stored.size if a == row.fuse else a, row, sizes, padded) for a in row.axis_names}
+    return {a: length if isinstance(length, int) else extents[length] for a, length in _lengths(row, stored, extents)}
 
 
-def param_shapes(
-    table: Iterable[Weight], *, sizes: Sizes, padded: Sizes, mesh: Mesh, spec_of: SpecOf, dtype: npt.DTypeLike
-) -> Params:
+def stored_size(row: Weight, stored: Stored, extents: Extents) -> tuple[dict[str, int], dict[str, int]]:
+    """The size of every axis by which `stored` is read, and how often our array holds each index of some of them."""
+    lengths = dict(_lengths(row, stored, extents))
+    for one in extents.repetitions:
+        shared_by = next((axis for axis, length in lengths.items() if length == one.shared_by), None)
+        for order in (row.axis_names, tuple(itertools.chain(*stored.dims))):
+            if shared_by is not None and (one.axis, shared_by) not in itertools.pairwise(order):
+                raise ValueError(
+                    f"weight {row.path!r} has the axes {order} in {stored.name!r}: {shared_by!r} must follow "
+                    f"{one.axis!r}, whose indices are repeated on this mesh"
+                )
+    sizes, times = extents.of_tensor(lengths.values())
+    size = {a: length if isinstance(length, int) else sizes[length] for a, length in lengths.items()}
+    return size, {a: times[a] for a in size if a in times}
+
+
+def param_shapes(table: Iterable[Weight], *, extents: Extents, rules: ShardingRules, dtype: npt.DTypeLike) -> Params:
     """The parameters as a pytree of `jax.ShapeDtypeStruct`, each with its sharding."""
     return assemble(
-        (
-            row.path,
-            jax.ShapeDtypeStruct(
-                shape(row, sizes, padded), dtype, sharding=NamedSharding(mesh, spec_of(row.axis_names))
-            ),
-        )
-        for row in expand(table, sizes["layers"])
+        (row.path, jax.ShapeDtypeStruct(shape(row, extents), dtype, sharding=rules.sharding(row.axis_names)))
+        for row in expand(table, extents["layers"])
     )
 
 
-def to_stored(
-    row: Weight, array: npt.ArrayLike, sizes: Sizes, padded: Sizes = UNPADDED
-) -> Iterator[tuple[str, npt.NDArray[Any]]]:
-    """The Hugging Face tensors that our array was made of, without the padding: the exact inverse of loading."""
+def to_stored(row: Weight, array: npt.ArrayLike, extents: Extents) -> Iterator[tuple[str, npt.NDArray[Any]]]:
+    """The Hugging Face tensors that our array was made of, without the padding: the exact inverse of loading.
+
+    Of what lies there several times the first is given.
+    """
     values = np.asarray(array)
-    if values.shape != shape(row, sizes, padded):
-        raise ValueError(f"weight {row.path!r} has the shape {values.shape}, expected {shape(row, sizes, padded)}")
-    for block in blocks(row, sizes, padded):
-        piece = values[tuple(slice(block.start[a], block.start[a] + block.size[a]) for a in row.axis_names)]
+    if values.shape != shape(row, extents):
+        raise ValueError(f"weight {row.path!r} has the shape {values.shape}, expected {shape(row, extents)}")
+    for block in blocks(row, extents):
+        spans = [block.span(axis) for axis in row.axis_names]
+        piece = values[tuple(slice(span.start, span.stop, span.step) for span in spans)]
         stored_order = list(itertools.chain(*block.dims))
         absent = [a for a in row.axis_names if a not in stored_order]
         ordered = piece.transpose([row.axis_names.index(a) for a in (*absent, *stored_order)])
@@ -194,12 +212,11 @@ def _of_layer(row: Weight, layer: str) -> Weight:
     return replace(row, path=written(row.path), stored=tuple(replace(s, name=written(s.name)) for s in row.stored))
 
 
-def _extent(axis: str | int, row: Weight, sizes: Sizes, padded: Sizes) -> int:
-    if isinstance(axis, int):
-        return axis
-    if axis not in sizes:
-        raise ValueError(f"weight {row.path!r} has the axis {axis!r}, whose size is not among {sorted(sizes)}")
-    extent = padded.get(axis, sizes[axis])
-    if extent < sizes[axis]:
-        raise ValueError(f"axis {axis!r} cannot be padded to {extent}: its size is {sizes[axis]}")
-    return extent
+def _lengths(row: Weight, stored: Stored, extents: Extents) -> Iterator[tuple[str, str | int]]:
+    """Every axis of the part that `stored` fills with its length: a number, or a name in the sizes."""
+    for axis in row.axis_names:
+        length = stored.size if axis == row.fuse else axis
+        if length not in extents.sizes and not isinstance(length, int):
+            known = sorted(extents.sizes)
+            raise ValueError(f"weight {row.path!r} has the axis {length!r}, whose size is not among {known}")
+        yield axis, length

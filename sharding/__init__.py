@@ -1,7 +1,11 @@
-"""Where arrays live: the device mesh, the one table from logical axis to mesh axis, and the collectives."""
+"""Where arrays live: the device mesh, the rules from logical axis to mesh axes, and the collectives."""
 
 from sharding.collectives import all_gather, all_reduce, is_split, shard_index
+from sharding.extents import Extents, Repetition
 from sharding.mesh import make_mesh
-from sharding.rules import pad_sizes, spec_of
+from sharding.rules import DEFAULT_RULES, ShardingRules, rules_of_context
 
-__all__ = ["all_gather", "all_reduce", "is_split", "make_mesh", "pad_sizes", "shard_index", "spec_of"]
+__all__ = [
+    "DEFAULT_RULES", "Extents", "Repetition", "ShardingRules", "all_gather", "all_reduce", "is_split", "make_mesh",
+    "rules_of_context", "shard_index",
+]  # fmt: skip

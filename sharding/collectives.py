@@ -7,38 +7,37 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from sharding.rules import mesh_axes_of
+from sharding.rules import ShardingRules, rules_of_context
 
 
-def _mapped(axes: tuple[str, ...]) -> tuple[str, ...]:
+def _mapped(axes: tuple[str, ...], rules: ShardingRules | None) -> tuple[str, ...]:
     """The mesh axes over which the running `shard_map` truly splits any of the logical `axes`.
 
     Axes of one device are left out: XLA's CPU backend copies what it "reduces" over them.
     """
     mesh = jax.sharding.get_abstract_mesh()
-    return tuple(name for name in mesh_axes_of(axes) if name in mesh.manual_axes and mesh.shape[name] > 1)
+    named = (rules or rules_of_context()).mesh_axes(*axes)
+    return tuple(name for name in named if name in mesh.manual_axes and mesh.shape[name] > 1)
 
 
-def is_split(*axes: str) -> bool:
-    """Whether devices hold different parts of any of the logical `axes`."""
-    return bool(_mapped(axes))
+def is_split(*axes: str, rules: ShardingRules | None = None) -> bool:
+    """Whether devices hold different parts of any of the logical `axes`, by `rules` or those of the context."""
+    return bool(_mapped(axes, rules))
 
 
-def all_reduce(x: jax.Array, *axes: str) -> jax.Array:
+def all_reduce(x: jax.Array, *axes: str, rules: ShardingRules | None = None) -> jax.Array:
     """The sum over the devices that hold the parts of a contraction along the logical `axes`."""
-    names = _mapped(axes)
+    names = _mapped(axes, rules)
     return lax.psum(x, names) if names else x
 
 
-def all_gather(x: jax.Array, axis: str, dimension: int) -> jax.Array:
+def all_gather(x: jax.Array, axis: str, dimension: int, rules: ShardingRules | None = None) -> jax.Array:
     """`x` with the parts of the logical `axis` joined along `dimension`, on every device."""
-    for name in _mapped((axis,)):
-        x = lax.all_gather(x, name, axis=dimension, tiled=True)
-    return x
+    names = _mapped((axis,), rules)
+    return lax.all_gather(x, names, axis=dimension, tiled=True) if names else x
 
 
-def shard_index(axis: str) -> jax.Array:
+def shard_index(axis: str, rules: ShardingRules | None = None) -> jax.Array:
     """Which part of the logical `axis` this device holds: an int32 scalar, 0 where nothing is split."""
-    for name in _mapped((axis,)):
-        return lax.axis_index(name)
-    return jnp.int32(0)
+    names = _mapped((axis,), rules)
+    return lax.axis_index(names) if names else jnp.int32(0)

@@ -9,15 +9,17 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import Mesh
 from safetensors.numpy import save_file
 
-from checkpoints.load import dummy_params, load_params
+from checkpoints.dummy import dummy_params
+from checkpoints.load import load_params
 from checkpoints.packed_source import PackedSource
 from checkpoints.safetensors_source import SafetensorsSource
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorInfo
 from checkpoints.table import Params, Stored, Weight, blocks, expand, param_shapes, to_stored
+from sharding import Extents, Repetition, ShardingRules
 
 TABLE = (
     Weight("embed", "vocab embed", (Stored("embed.weight", "vocab embed"),)),
@@ -63,11 +65,8 @@ SIZES = {
     "experts": 4,
 }
 PADDED = {"vocab": 12, "kv_heads": 4, "mlp": 8}
-RULES = {"vocab": "tp", "kv_heads": "tp", "mlp": "tp", "experts": "ep"}
-
-
-def spec_of(axes: tuple[str, ...]) -> PartitionSpec:
-    return PartitionSpec(*(RULES.get(axis) for axis in axes))
+EXTENTS = Extents(SIZES, PADDED)
+RULES = {"vocab": ("tp",), "kv_heads": ("tp",), "mlp": ("tp",), "experts": ("ep",)}
 
 
 def mesh_of(dp: int, ep: int, tp: int) -> Mesh:
@@ -138,7 +137,7 @@ class CountingSource:
 
 
 def load(source: Any, mesh: Mesh, dtype: Any = np.float32, **kwargs: Any) -> Params:
-    return load_params(TABLE, source, sizes=SIZES, padded=PADDED, mesh=mesh, spec_of=spec_of, dtype=dtype, **kwargs)
+    return load_params(TABLE, source, extents=EXTENTS, rules=ShardingRules(mesh, RULES), dtype=dtype, **kwargs)
 
 
 @pytest.mark.multi_device(8)
@@ -183,7 +182,7 @@ def test_checkpoint_to_parameters_and_back_is_bit_exact(dtype: Any) -> None:
     restored: dict[str, np.ndarray] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):
         row = leaves[".".join(str(getattr(key, "key", getattr(key, "idx", None))) for key in path)]
-        restored |= dict(to_stored(row, leaf, SIZES, PADDED))
+        restored |= dict(to_stored(row, leaf, EXTENTS))
     assert restored.keys() == tensors.keys()
     for name, array in tensors.items():
         assert restored[name].dtype == array.dtype
@@ -245,7 +244,9 @@ def test_progress_grows_to_the_bytes_of_the_parameters() -> None:
 def packed() -> tuple[CountingSource, PackedSource]:
     """The same tensors read out of our arrays, and the arrays."""
     tensors = CountingSource(stored_tensors())
-    params = load_params(TABLE, tensors, sizes=SIZES, padded={}, mesh=mesh_of(1, 1, 1), spec_of=spec_of, dtype="f4")
+    params = load_params(
+        TABLE, tensors, extents=Extents(SIZES), rules=ShardingRules(mesh_of(1, 1, 1), RULES), dtype="f4"
+    )
     leaves = jax.tree_util.tree_leaves_with_path(params)
     arrays = CountingSource({jax.tree_util.keystr(p, simple=True, separator="."): np.asarray(a) for p, a in leaves})
     return arrays, PackedSource(arrays, expand(TABLE, SIZES["layers"]), SIZES)
@@ -282,7 +283,7 @@ def test_of_a_group_only_the_wanted_part_is_read() -> None:
     source = CountingSource(stored_tensors())
     row = next(row for row in expand(TABLE, 1) if row.path == "layers.0.gate_up")
     window = ((0, 6), (1, 2), (2, 5))  # embed, gate_up, mlp
-    shard = read_shard(row.axis_names, blocks(row, SIZES), source, window, np.float32)
+    shard = read_shard(row.axis_names, blocks(row, Extents(SIZES)), source, window, np.float32)
     np.testing.assert_array_equal(shard, params_by_hand(stored_tensors())["layers"][0]["gate_up"][:, 1:2, 2:5])
     assert source.read_values["layers.0.gate_up.weight"] == shard.size
 
@@ -302,7 +303,7 @@ def test_the_arrays_do_not_share_memory_with_the_file(tmp_path: Path) -> None:
 @pytest.mark.multi_device(8)
 def test_shapes_are_known_without_a_checkpoint() -> None:
     mesh = mesh_of(1, 2, 4)
-    shapes = param_shapes(TABLE, sizes=SIZES, padded=PADDED, mesh=mesh, spec_of=spec_of, dtype=jnp.bfloat16)
+    shapes = param_shapes(TABLE, extents=EXTENTS, rules=ShardingRules(mesh, RULES), dtype=jnp.bfloat16)
     assert_matches(load(CountingSource(stored_tensors()), mesh, jnp.bfloat16), shapes)
 
 
@@ -314,9 +315,9 @@ def assert_matches(params: Params, shapes: Params) -> None:
 
 @pytest.mark.multi_device(4)
 def test_dummy_parameters_are_the_same_on_every_mesh_and_padded_with_zeros() -> None:
-    def dummy(mesh: Mesh, padded: Mapping[str, int]) -> Params:
+    def dummy(mesh: Mesh, extents: Extents) -> Params:
         qkv = tuple(row for row in TABLE if row.path == "layers.{i}.qkv")  # a program is slow to compile
-        arguments = {"sizes": SIZES, "padded": padded, "mesh": mesh, "spec_of": spec_of, "dtype": np.dtype(np.float32)}
+        arguments: Any = {"extents": extents, "rules": ShardingRules(mesh, RULES), "dtype": np.dtype(np.float32)}
         steps: list[tuple[int, int]] = []
         params = dummy_params(qkv, **arguments, progress=lambda *step: steps.append(step))
         assert_matches(params, param_shapes(qkv, **arguments))
@@ -324,8 +325,8 @@ def test_dummy_parameters_are_the_same_on_every_mesh_and_padded_with_zeros() -> 
         assert steps == [(total // 2, total), (total, total)]
         return jax.tree.map(np.asarray, params)
 
-    alone = dummy(mesh_of(1, 1, 1), {})["layers"]
-    spread = dummy(mesh_of(1, 1, 4), {"kv_heads": 4, "group": 3})["layers"]
+    alone = dummy(mesh_of(1, 1, 1), Extents(SIZES))["layers"]
+    spread = dummy(mesh_of(1, 1, 4), Extents(SIZES, {"kv_heads": 4, "group": 3}))["layers"]
     for i in range(2):
         np.testing.assert_array_equal(spread[i]["qkv"][:3, [0, 1, 3, 4]], alone[i]["qkv"])
         assert not spread[i]["qkv"][3:].any()
@@ -334,3 +335,87 @@ def test_dummy_parameters_are_the_same_on_every_mesh_and_padded_with_zeros() -> 
     values = np.concatenate([layer["qkv"].ravel() for layer in alone])
     assert abs(values.std() / 0.02 - 1) < 0.15
     assert abs(values.mean()) < 0.003
+
+
+class TestRepeatedHeads:
+    """Three key-value heads of two queries each on six devices: each head is there twice, with one query each."""
+
+    EXTENTS = Extents(SIZES, {"vocab": 12, "mlp": 12}, (Repetition("kv_heads", "group", 2),))
+
+    def load(self, tensors: Mapping[str, np.ndarray], dtype: Any = np.float32) -> Params:
+        rules = ShardingRules(mesh_of(1, 1, 6), RULES)
+        return load_params(TABLE, CountingSource(tensors), extents=self.EXTENTS, rules=rules, dtype=dtype)
+
+    @pytest.mark.multi_device(6)
+    def test_queries_are_dealt_out_and_keys_and_values_repeated(self) -> None:
+        tensors = stored_tensors()
+        for i, layer in enumerate(self.load(tensors)["layers"]):
+            for name, kind in (("qkv", "weight"), ("qkv_bias", "bias")):
+                q, k, v = (
+                    tensors[f"layers.{i}.{part}.{kind}"].reshape(-1, 4, *[6][: kind == "weight"]) for part in "qkv"
+                )
+                expected = [np.stack([q[head], k[head // 2], v[head // 2]]) for head in range(6)]
+                np.testing.assert_array_equal(layer[name], np.stack(expected))
+            np.testing.assert_array_equal(layer["out"], tensors[f"layers.{i}.o.weight"].T.reshape(6, 1, 4, 6))
+
+    @pytest.mark.multi_device(6)
+    def test_every_shard_is_its_part_of_the_whole(self) -> None:
+        for array in jax.tree.leaves(self.load(stored_tensors())):
+            whole = np.asarray(array)
+            for shard in array.addressable_shards:
+                np.testing.assert_array_equal(np.asarray(shard.data), whole[shard.index])
+
+    @pytest.mark.multi_device(6)
+    @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
+    def test_checkpoint_to_parameters_and_back_is_bit_exact(self, dtype: Any) -> None:
+        tensors = stored_tensors(dtype)
+        params = self.load(tensors, dtype)
+        restored: dict[str, np.ndarray] = {}
+        for row in expand(TABLE, SIZES["layers"]):
+            leaf = params
+            for key in row.path.split("."):
+                leaf = leaf[int(key) if key.isdigit() else key]
+            written = list(to_stored(row, leaf, self.EXTENTS))
+            assert not restored.keys() & {name for name, _ in written}
+            restored |= dict(written)
+        assert {name: array.tobytes() for name, array in restored.items()} == {
+            name: array.tobytes() for name, array in tensors.items()
+        }
+
+    @pytest.mark.multi_device(6)
+    def test_any_window_is_read_without_what_it_does_not_hold(self) -> None:
+        row = next(row for row in expand(TABLE, 1) if row.path == "layers.0.qkv")
+        whole = np.asarray(self.load(stored_tensors())["layers"][0]["qkv"])
+        rng = np.random.default_rng(2)
+        for _ in range(40):
+            window = tuple(tuple(sorted(rng.integers(0, length + 1, 2).tolist())) for length in whole.shape)
+            shard = read_shard(
+                row.axis_names, blocks(row, self.EXTENTS), CountingSource(stored_tensors()), window, np.float32
+            )
+            np.testing.assert_array_equal(shard, whole[tuple(slice(*part) for part in window)])
+        source = CountingSource(stored_tensors())
+        read_shard(row.axis_names, blocks(row, self.EXTENTS), source, ((3, 4), (0, 3), (0, 4), (0, 6)), np.float32)
+        assert {source.read_values[f"layers.0.{part}.weight"] for part in "qkv"} == {4 * 6}
+
+    @pytest.mark.multi_device(6)
+    def test_dummy_parameters_are_those_of_one_device(self) -> None:
+        row = tuple(row for row in TABLE if row.path in ("layers.{i}.qkv", "layers.{i}.out"))
+        alone, spread = (
+            dummy_params(row, extents=extents, rules=ShardingRules(mesh_of(1, 1, parts), RULES), dtype=np.float32)
+            for extents, parts in ((Extents(SIZES), 1), (self.EXTENTS, 6))
+        )
+        assert_matches(
+            spread, param_shapes(row, extents=self.EXTENTS, rules=ShardingRules(mesh_of(1, 1, 6), RULES), dtype="f4")
+        )
+        for one, six in zip(alone["layers"], spread["layers"], strict=True):
+            for head in range(6):
+                kv, query = divmod(head, 2)
+                np.testing.assert_array_equal(six["qkv"][head], np.asarray(one["qkv"])[kv, [query, 2, 3]])
+                np.testing.assert_array_equal(six["out"][head, 0], one["out"][kv, query])
+
+    def test_axes_that_cannot_be_seen_otherwise_are_refused(self) -> None:
+        interleaved = Weight("w", "kv_heads group", (Stored("w", "(group kv_heads)"),))
+        with pytest.raises(
+            ValueError, match=r"'w' has the axes \('group', 'kv_heads'\).*'group' must follow 'kv_heads'"
+        ):
+            blocks(interleaved, self.EXTENTS)

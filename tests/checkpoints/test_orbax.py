@@ -31,6 +31,7 @@ from checkpoints.orbax_source import OrbaxSource
 from checkpoints.orbax_writer import array_infos, write_orbax
 from checkpoints.source import TensorInfo
 from checkpoints.table import Params, Stored, Weight, expand
+from sharding import Extents, ShardingRules
 
 TABLE = (
     Weight("embed", "vocab embed", (Stored("embed.weight", "vocab embed"),)),
@@ -158,10 +159,8 @@ def test_we_read_what_orbax_saves(how: str, tmp_path: Path) -> None:
 def test_loading_from_orbax_equals_loading_the_stored_tensors(folder: Path, dtype: np.dtype[Any]) -> None:
     mesh = Mesh(np.array(jax.devices()[:4]), ("tp",))
     where: dict[str, Any] = {
-        "sizes": SIZES,
-        "padded": {"kv_heads": 4},  # three heads on four devices
-        "mesh": mesh,
-        "spec_of": lambda axes: PartitionSpec(*("tp" if axis in ("vocab", "kv_heads") else None for axis in axes)),
+        "extents": Extents(SIZES, {"kv_heads": 4}),  # three heads on four devices
+        "rules": ShardingRules(mesh),
         "dtype": dtype,
     }
     expected = load_params(TABLE, Memory(tensors()), **where)
@@ -180,10 +179,8 @@ def test_a_shard_is_read_without_its_neighbours(folder: Path, monkeypatch: pytes
         return read(source, name, index)
 
     monkeypatch.setattr(OrbaxSource, "read", recorded)
-    load_params(
-        TABLE, OrbaxSource(folder), sizes=SIZES, padded={}, mesh=Mesh(np.array(jax.devices()[:3]), ("tp",)),
-        spec_of=lambda axes: PartitionSpec(*("tp" if axis == "kv_heads" else None for axis in axes)), dtype=BF16,
-    )  # fmt: skip
+    rules = ShardingRules(Mesh(np.array(jax.devices()[:3]), ("tp",)), {"kv_heads": ("tp",)})
+    load_params(TABLE, OrbaxSource(folder), extents=Extents(SIZES), rules=rules, dtype=BF16)
     heads = {"qkv": 0, "o": 1}
     cut = [index[heads[name[9:]]] for name, index in asked if name[9:] in heads]
     assert {part.stop - part.start for part in cut} == {1}

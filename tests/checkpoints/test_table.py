@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from checkpoints.table import Stored, Weight, assemble, blocks, expand, shape, to_stored
+from sharding import Extents
 
 QKV = Weight(
     "layers.{i}.qkv",
@@ -46,13 +47,13 @@ def test_paths_become_dicts_and_layers_a_tuple_in_numeric_order() -> None:
     ],
 )
 def test_the_fused_extent_is_the_sum_of_its_padded_pieces(padded: dict[str, int], expected: tuple[int, ...]) -> None:
-    assert shape(QKV, SIZES, padded) == expected
+    assert shape(QKV, Extents(SIZES, padded)) == expected
 
 
 def test_stored_shapes_and_names() -> None:
-    q, k, v = blocks(expand([QKV], 1)[0], SIZES)
+    q, k, v = blocks(expand([QKV], 1)[0], Extents(SIZES))
     assert (q.stored_shape, k.stored_shape, v.stored_shape) == ((24, 5), (12, 5), (12, 5))
-    assert [block.name for block in blocks(EXPERTS, SIZES)] == [
+    assert [block.name for block in blocks(EXPERTS, Extents(SIZES))] == [
         f"experts.{expert}.{part}.weight" for part in ("w1", "w3") for expert in range(3)
     ]
 
@@ -60,7 +61,7 @@ def test_stored_shapes_and_names() -> None:
 def test_to_stored_cuts_out_each_piece_without_its_padding() -> None:
     padded = {"kv_heads": 4, "group": 3, "embed": 8}
     array = np.arange(4 * 5 * 4 * 8).reshape(4, 5, 4, 8)
-    tensors = dict(to_stored(expand([QKV], 1)[0], array, SIZES, padded))
+    tensors = dict(to_stored(expand([QKV], 1)[0], array, Extents(SIZES, padded)))
     np.testing.assert_array_equal(
         tensors["model.layers.0.self_attn.q_proj.weight"], array[:3, 0:2, :, :5].reshape(24, 5)
     )
@@ -70,13 +71,13 @@ def test_to_stored_cuts_out_each_piece_without_its_padding() -> None:
 
 def test_to_stored_undoes_transposes_and_expert_stacking() -> None:
     array = np.arange(3 * 2 * 5 * 6).reshape(3, 2, 5, 6)
-    tensors = dict(to_stored(EXPERTS, array, SIZES))
+    tensors = dict(to_stored(EXPERTS, array, Extents(SIZES)))
     np.testing.assert_array_equal(tensors["experts.1.w3.weight"], array[1, 1].T)
 
 
 def test_to_stored_refuses_another_shape() -> None:
     with pytest.raises(ValueError, match=r"'experts' has the shape \(1, 2\), expected \(3, 2, 5, 6\)"):
-        list(to_stored(EXPERTS, np.zeros((1, 2)), SIZES))
+        list(to_stored(EXPERTS, np.zeros((1, 2)), Extents(SIZES)))
 
 
 @pytest.mark.parametrize(
@@ -97,6 +98,6 @@ def test_a_row_that_contradicts_itself_is_refused(arguments: tuple, message: str
 
 def test_unknown_sizes_and_impossible_padding_are_named() -> None:
     with pytest.raises(ValueError, match="axis 'kv_heads', whose size is not among"):
-        shape(QKV, {"embed": 1})
-    with pytest.raises(ValueError, match="'embed' cannot be padded to 4: its size is 5"):
-        shape(QKV, SIZES, {"embed": 4})
+        shape(QKV, Extents({"embed": 1}))
+    with pytest.raises(ValueError, match="axis 'embed' cannot be padded to 4: its size is 5"):
+        Extents(SIZES, {"embed": 4})

@@ -8,7 +8,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-import sharding
+from sharding import ShardingRules
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
@@ -65,7 +65,7 @@ def build_engine(
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
-    spec = CacheSpec(_padded_group(model, mesh), config.page_size, kv_dtype)
+    spec = CacheSpec(_placed_group(model, mesh), config.page_size, kv_dtype)
     started = time.perf_counter()
     # Whatever keeps the weights themselves would keep their memory when others take their place.
     shapes = weights.shapes_of(params)
@@ -103,11 +103,11 @@ def build_engine(
     return engine, start_up
 
 
-def _padded_group(model: Model, mesh: Mesh) -> CacheGroup:
-    """The model's cache group with its heads padded as its weights are."""
+def _placed_group(model: Model, mesh: Mesh) -> CacheGroup:
+    """The model's cache group with its heads padded or repeated as those of its weights are."""
     (group,) = model.module.cache_spec(model.config)
-    heads = sharding.pad_sizes({"kv_heads": group.kv_heads}, mesh)["kv_heads"]
-    return CacheGroup(group.layers, heads, group.head_dim)
+    extents = ShardingRules(mesh).extents(model.config.sizes | {"kv_heads": group.kv_heads})
+    return CacheGroup(group.layers, extents["kv_heads"], group.head_dim)
 
 
 def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:

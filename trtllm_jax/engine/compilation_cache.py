@@ -77,7 +77,9 @@ def _change(name: str, value: Any) -> None:
 
 
 def _wrap() -> None:
-    """Put `_WholeEntries` before JAX's cache, for which JAX has no public way; without it that cache works as ever."""
+    """Put `_WholeEntries` before JAX's cache; where that fails, the cache works as ever."""
+    # Up to jax 0.12 the public module, jax.experimental.compilation_cache, names a folder and closes the cache; only
+    # the private one has the object whose entries are read and written.
     try:
         from jax._src import compilation_cache
 

@@ -26,6 +26,8 @@ def claim() -> None:
     """
     if any(name in os.environ for name in SETTINGS):
         return
+    # No public function tells this, up to jax 0.12: `jax.extend.backend` and `jax.devices` start JAX by asking, and
+    # the settings that refuse to change once it runs would have to be changed for a try.
     if not xla_bridge.backends_are_initialized():
         os.environ[SETTINGS[0]] = SHARE
     elif jax.default_backend() == "gpu":
@@ -36,15 +38,23 @@ def claim() -> None:
         )  # fmt: skip
 
 
+def free_bytes(mesh: Mesh) -> int | None:
+    """The memory that is free on the fullest device of the mesh; None where none tells, as a CPU does not.
+
+    Of several processes each sees its own devices only.
+    """
+    told = [stats for device in mesh.local_devices if "bytes_limit" in (stats := device.memory_stats() or {})]
+    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told), default=None)
+
+
 def check_weights(shapes: Any, mesh: Mesh) -> None:
     """MemoryError if weights of these shapes and shardings do not fit the devices; says what would help.
 
-    Where a device does not tell its memory, which a CPU does not, there is nothing to check.
+    Where no device tells its memory there is nothing to check.
     """
-    stats = mesh.devices.flat[0].memory_stats() or {}
-    if "bytes_limit" not in stats:
+    free = free_bytes(mesh)
+    if free is None:
         return
-    free = stats["bytes_limit"] - stats.get("bytes_in_use", 0)
     needed = sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(shapes)
     )

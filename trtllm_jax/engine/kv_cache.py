@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
-import sharding
 from pallas_kernels.attention import cache_shape
+from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.nn.cache_group import CacheGroup
 
@@ -22,7 +22,7 @@ class CacheSpec:
     """One model's paged cache on one mesh.
 
     Attributes:
-        group: the layers and the shape of their entries, heads padded to the mesh.
+        group: the layers and the shape of their entries, heads as the mesh has them, padded or repeated.
         page_size: tokens of a page.
         dtype: of keys and values.
     """
@@ -34,7 +34,7 @@ class CacheSpec:
     def arrays(self, pages: int, mesh: Mesh) -> tuple[jax.ShapeDtypeStruct, ...]:
         """Every layer's cache as a shape, a dtype and a sharding."""
         shape = cache_shape(pages, self.group.kv_heads, self.page_size, self.group.head_dim)
-        array = jax.ShapeDtypeStruct(shape, self.dtype, sharding=NamedSharding(mesh, sharding.spec_of(CACHE_AXES)))
+        array = jax.ShapeDtypeStruct(shape, self.dtype, sharding=ShardingRules(mesh).sharding(CACHE_AXES))
         return (array,) * len(self.group.layers)
 
     def page_bytes(self, mesh: Mesh) -> int:
@@ -65,19 +65,18 @@ def pool_pages(spec: CacheSpec, mesh: Mesh, fraction: float, temporary_bytes: in
     was asked for. MemoryError names the knobs when that does not fit, or not even one page.
     """
     page_bytes = spec.page_bytes(mesh)
-    device = mesh.devices.flat[0]
-    if device.platform == "cpu":
+    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    if on_cpu:
         # The devices that a CPU plays share its memory.
-        free = CPU_POOL_BYTES if wanted_tokens is None else device_memory.of_host() // mesh.size
+        free = CPU_POOL_BYTES if wanted_tokens is None else device_memory.of_host() // len(mesh.local_devices)
     else:
-        stats = device.memory_stats() or {}
-        free = int((stats.get("bytes_limit", 0) - stats.get("bytes_in_use", 0)) * fraction) - temporary_bytes
+        free = int((device_memory.free_bytes(mesh) or 0) * fraction) - temporary_bytes
     fitting = free // page_bytes
     if wanted_tokens is not None:
         wanted = 1 - (-wanted_tokens // spec.page_size)
         if wanted > fitting:
             most = max(fitting - 1, 0) * spec.page_size
-            there = "of memory are there for each device" if device.platform == "cpu" else "are free"
+            there = "of memory are there for each device" if on_cpu else "are free"
             raise MemoryError(
                 f"kv_cache_config.max_tokens={wanted_tokens} needs {wanted * page_bytes / 2**30:.1f} GiB for the KV "
                 f"cache, {max(free, 0) / 2**30:.1f} GiB {there}; ask for at most {most}"

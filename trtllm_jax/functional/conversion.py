@@ -14,7 +14,7 @@ from checkpoints.orbax_folder import ARRAYS_FOLDER, find_arrays
 from checkpoints.output_folder import new_folder
 from checkpoints.source import TensorSource
 from checkpoints.table import Sizes, Weight, blocks, expand
-from sharding.rules import MESH_AXIS_OF
+from sharding import DEFAULT_RULES, Extents
 from trtllm_jax.engine import device_memory
 from trtllm_jax.logger import logger, progress
 from trtllm_jax.models import architecture
@@ -114,7 +114,7 @@ def _weights(checkpoint: Checkpoint, *, as_they_are: bool) -> _Weights:
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
     check(rows, source, sizes=model.sizes, ignore=ignorable(checkpoint.config))
-    names = tuple(block.name for row in rows for block in blocks(row, model.sizes))
+    names = tuple(block.name for row in rows for block in blocks(row, Extents(model.sizes)))
     return _Weights(source, names, rows, model.sizes)
 
 
@@ -171,7 +171,7 @@ def _write(
                 folder / ARRAYS_FOLDER,
                 sizes=weights.sizes,
                 infos=infos,
-                split=frozenset(MESH_AXIS_OF),
+                split=frozenset(DEFAULT_RULES),
                 progress=show,
             )
 

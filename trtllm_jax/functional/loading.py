@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-import sharding
 from checkpoints.checkpoint import Checkpoint
-from checkpoints.load import dummy_params, ignorable, load_params
+from checkpoints.dummy import dummy_params
+from checkpoints.load import ignorable, load_params
 from checkpoints.table import param_shapes
+from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.logger import progress
 
@@ -44,20 +45,18 @@ def _cpu_has_bfloat16() -> bool:
 def load_weights(
     checkpoint: Checkpoint, module: ModuleType, config: Any, mesh: Mesh, *, dtype: str, load_format: str
 ) -> Any:
-    """The weights of an architecture's `module` and `config`, placed on `mesh` by the table in `sharding.rules`.
+    """The weights of an architecture's `module` and `config`, placed on `mesh` by the default sharding rules.
 
     `dtype` as `resolve_dtype` takes it; `load_format` "dummy" draws them at random. MemoryError where they do not fit.
     """
-    sizes = config.sizes
     table = module.table(config)
+    rules = ShardingRules(mesh)
     where: dict[str, Any] = {
-        "sizes": sizes,
-        "padded": sharding.pad_sizes(sizes, mesh),
-        "mesh": mesh,
-        "spec_of": sharding.spec_of,
+        "extents": rules.extents(config.sizes),
+        "rules": rules,
         "dtype": resolve_dtype(dtype, checkpoint.config),
     }
-    device_memory.check_weights(param_shapes(table, **where), where["mesh"])
+    device_memory.check_weights(param_shapes(table, **where), mesh)
     with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:

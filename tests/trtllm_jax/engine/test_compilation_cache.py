@@ -72,6 +72,15 @@ def test_a_program_is_compiled_once(folder: Path, events: list[str]) -> None:
     assert events == [MISS, HIT]
 
 
+def test_jax_takes_our_cache_in_place_of_its_own(folder: Path) -> None:
+    """By names that are not public: a newer jax without them is found here, where an engine does without."""
+    from jax._src import compilation_cache as of_jax
+
+    with compilation_cache.kept():
+        assert isinstance(of_jax._cache, compilation_cache._WholeEntries)
+    assert of_jax._cache is None
+
+
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {
     "nothing": lambda whole: b"",
     "cut short": lambda whole: whole[: len(whole) // 2],

@@ -2,6 +2,8 @@
 
 import logging
 import os
+import subprocess
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -58,9 +60,34 @@ def test_a_gpu_that_was_started_before_is_warned_about(
     assert ("XLA_CLIENT_MEM_FRACTION=0.95" in caplog.text) == (backend == "gpu")
 
 
-def mesh_with(stats: dict[str, int] | None) -> Any:
-    device = SimpleNamespace(memory_stats=lambda: stats)
-    return SimpleNamespace(devices=SimpleNamespace(flat=[device]), size=2)
+def test_jax_tells_whether_it_was_started() -> None:
+    """By a name that is not public: a newer jax without it is found here."""
+    program = (
+        "from trtllm_jax.engine import device_memory; import jax; bridge = device_memory.xla_bridge;"
+        "first = bridge.backends_are_initialized(); jax.devices(); print(first, bridge.backends_are_initialized())"
+    )
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (ran.stdout, ran.returncode) == ("False True\n", 0), ran.stderr
+
+
+def mesh_with(*stats: dict[str, int] | None) -> Any:
+    """A mesh whose local devices tell these numbers, two devices in all."""
+    local = [SimpleNamespace(memory_stats=lambda of_device=of_device: of_device) for of_device in stats]
+    return SimpleNamespace(local_devices=local, size=2)
+
+
+@pytest.mark.parametrize(
+    ("stats", "free"),
+    [
+        ([None, None], None),
+        ([{}], None),
+        ([{"bytes_limit": 10}], 10),
+        ([{"bytes_limit": 10, "bytes_in_use": 3}, {"bytes_limit": 10, "bytes_in_use": 8}], 2),
+        ([{"bytes_limit": 10}, {"bytes_limit": 9}, None], 9),
+    ],
+)
+def test_the_fullest_local_device_counts(stats: list[dict[str, int] | None], free: int | None) -> None:
+    assert device_memory.free_bytes(mesh_with(*stats)) == free
 
 
 @pytest.mark.multi_device

@@ -13,7 +13,7 @@ from jax.sharding import AbstractMesh, AxisType
 from checkpoints.table import param_shapes
 from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
-from sharding import make_mesh, spec_of
+from sharding import Extents, ShardingRules, make_mesh
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.grammar import mask_words
 from trtllm_jax.engine.penalties import Penalties
@@ -61,11 +61,9 @@ def lowered(step: Any, layout: steps.Layout, model: Model, *others: object) -> s
 
 def lowered_with(step: Any, layout: steps.Layout, model: Model, *others: object) -> str:
     """A compiled function of the weights, of others, and of what is packed."""
-    sizes = model.config.sizes
-    where = {"sizes": sizes, "padded": sizes, "mesh": make_mesh(1), "spec_of": spec_of, "dtype": jnp.bfloat16}
-    params = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), param_shapes(llama.table(model.config), **where)
-    )
+    extents, rules = Extents(model.config.sizes), ShardingRules(make_mesh(1))
+    shapes = param_shapes(llama.table(model.config), extents=extents, rules=rules, dtype=jnp.bfloat16)
+    params = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), shapes)
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
         traced = step.trace(params, *others, jax.ShapeDtypeStruct((layout.size,), np.int32))

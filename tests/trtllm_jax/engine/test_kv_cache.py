@@ -26,7 +26,7 @@ def spec(monkeypatch: pytest.MonkeyPatch) -> CacheSpec:
 
 def gpu(limit: int, used: int = 0) -> Any:
     device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
-    return SimpleNamespace(devices=np.array([device], object), size=1)
+    return SimpleNamespace(devices=np.array([device], object), local_devices=[device])
 
 
 @pytest.mark.parametrize(
@@ -63,4 +63,4 @@ def test_a_cpus_pool_does_not_depend_on_the_machine(spec: CacheSpec, cpu_mesh: M
 
 @pytest.fixture
 def cpu_mesh() -> Any:
-    return SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")], object), size=1)
+    return SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")], object))

@@ -29,7 +29,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from tests.story import Story
 from trtllm_jax import LLM, SamplingParams, convert_checkpoint, load_model
 from trtllm_jax.commands import convert
-from trtllm_jax.functional import loading
+from trtllm_jax.llmapi import loading
 from trtllm_jax.llmapi.llm_args import LlmArgs
 from trtllm_jax.logger import logger
 
@@ -146,7 +146,7 @@ def test_both_spellings_of_the_dtype_are_kept(tiny_llama: Path, tmp_path: Path) 
 
 @pytest.mark.multi_device(4)
 def test_an_orbax_folder_is_loaded_like_the_one_it_was_made_of(tiny_llama: Path, tmp_path: Path) -> None:
-    """Four devices for two key heads: they are padded at load, and not on the disk."""
+    """Four devices for two key heads: they are repeated at load, and not on the disk."""
     folder = convert_checkpoint(tiny_llama, tmp_path / "orbax", format="orbax")
     expected, found = (
         loading.load(LlmArgs(model=model, tensor_parallel_size=4, dtype="bfloat16")) for model in (tiny_llama, folder)

@@ -38,14 +38,13 @@ class PagedModel:
     def __init__(self, model: Model, source: TensorSource, tensor_parallel_size: int = 1) -> None:
         self.model = model
         self.mesh = sharding.make_mesh(tensor_parallel_size)
-        self.padded = sharding.pad_sizes(model.config.sizes, self.mesh)
+        self.rules = sharding.ShardingRules(self.mesh)
+        self.extents = self.rules.extents(model.config.sizes)
         self.params = load_params(
             model.module.table(model.config),
             source,
-            sizes=model.config.sizes,
-            padded=self.padded,
-            mesh=self.mesh,
-            spec_of=sharding.spec_of,
+            extents=self.extents,
+            rules=self.rules,
             dtype=jnp.float32,
         )
         self._step = jax.jit(self._compute if tensor_parallel_size == 1 else self._mapped())
@@ -73,7 +72,7 @@ class PagedModel:
 
     def _mapped(self) -> jax.stages.Wrapped:
         param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
-        cache_spec = sharding.spec_of(CACHE_AXES)
+        cache_spec = self.rules.spec(CACHE_AXES)
         return jax.shard_map(
             self._compute,
             mesh=self.mesh,
@@ -84,7 +83,7 @@ class PagedModel:
 
     def _empty_caches(self, pages: int) -> Caches:
         (group,) = self.model.module.cache_spec(self.model.config)
-        group = CacheGroup(group.layers, self.padded["kv_heads"], group.head_dim)
+        group = CacheGroup(group.layers, self.extents["kv_heads"], group.head_dim)
         return CacheSpec(group, PAGE_SIZE, jnp.dtype(jnp.float32)).allocate(pages, self.mesh)
 
 

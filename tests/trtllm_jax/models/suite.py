@@ -12,7 +12,8 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
-from checkpoints.table import Params, Sizes, expand, to_stored
+from checkpoints.table import Params, expand, to_stored
+from sharding import Extents
 
 from .paged import Prompt, Step, relative_error
 from .tiny import TinyModel
@@ -30,7 +31,7 @@ CHUNKS: Sequence[Step] = [
 ONE_BY_ONE: Sequence[Step] = [[range(i, i + 1), range(i, i + 1) if i < SHORT else NOTHING] for i in range(LONG)]
 
 
-def stored_tensors(tiny: TinyModel, params: Params, padded: Sizes) -> dict[str, np.ndarray]:
+def stored_tensors(tiny: TinyModel, params: Params, extents: Extents) -> dict[str, np.ndarray]:
     """The checkpoint's tensors that a tree like the weights' was made of, by name."""
     config = tiny.model.config
     stored: dict[str, np.ndarray] = {}
@@ -38,7 +39,7 @@ def stored_tensors(tiny: TinyModel, params: Params, padded: Sizes) -> dict[str, 
         array = params
         for key in weight.path.split("."):
             array = array[int(key) if key.isdigit() else key]
-        stored.update(to_stored(weight, jax.device_get(array), config.sizes, padded))
+        stored.update(to_stored(weight, jax.device_get(array), extents))
     return stored
 
 
@@ -80,7 +81,7 @@ class ModelSuite:
         value, gradients = jax.jit(jax.value_and_grad(score))(tiny.split().params)
         expected_value, expected = tiny.expected_gradients(prompt)
         np.testing.assert_allclose(value, expected_value, rtol=1e-5)
-        found = stored_tensors(tiny, gradients, config.sizes)
+        found = stored_tensors(tiny, gradients, Extents(config.sizes))
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             assert relative_error(found[name], values) < 1e-4, name
@@ -97,7 +98,7 @@ class ModelSuite:
     def test_parameters_go_back_to_the_stored_tensors_bit_for_bit(self, tiny: TinyModel) -> None:
         """From four devices, so that the padding of heads, channels and vocabulary has to go too."""
         split = tiny.split(4)
-        stored = stored_tensors(tiny, split.params, split.padded)
+        stored = stored_tensors(tiny, split.params, split.extents)
         expected = load_file(tiny.folder / "model.safetensors")
         assert stored.keys() == expected.keys()
         for name, values in expected.items():

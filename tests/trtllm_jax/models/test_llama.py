@@ -49,6 +49,7 @@ class TestLlama(ModelSuite):
         ),
         "head_dim, yarn": config(num_key_value_heads=2, head_dim=16, rope_scaling=YARN, rms_norm_eps=1e-3),
         "biases, linear": config(num_key_value_heads=3, attention_bias=True, mlp_bias=True, rope_scaling=LINEAR),
+        "8 and 2 heads, biases": config(num_attention_heads=8, num_key_value_heads=2, head_dim=8, attention_bias=True),
         "one key head, llama3": config(num_key_value_heads=1, rope_scaling=LLAMA3, rope_theta=500000.0),
     }
     served = ("9 and 3 heads, tied, dynamic",)

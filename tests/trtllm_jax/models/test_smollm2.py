@@ -64,7 +64,7 @@ def test_logits_and_first_tokens_on_several_devices(
     checkpoint = open_checkpoint(smollm2_gguf)
     module = architecture(checkpoint.config)
     split = PagedModel(Model(module, module.Config.from_hf(checkpoint.config)), checkpoint.tensors, devices)
-    assert split.padded["kv_heads"] == (3 if devices == 1 else 4)
+    assert split.extents["kv_heads"] == (3 if devices == 1 else 4)
 
     prompt, tokens = answers[0]
     ids = prompt + tokens[:16]

@@ -31,8 +31,9 @@ def random(*shape: int, dtype: npt.DTypeLike = np.float32) -> np.ndarray:
 def split(function: Callable[..., jax.Array], *arguments: tuple[np.ndarray, str]) -> np.ndarray:
     """`function` on devices that hold their parts of arrays given with their logical axes; the result is replicated."""
     arrays, axes = zip(*arguments, strict=True)
-    specs = tuple(sharding.spec_of(each.split()) for each in axes)
-    mapped = jax.shard_map(function, mesh=sharding.make_mesh(DEVICES), in_specs=specs, out_specs=P(), check_vma=False)
+    rules = sharding.ShardingRules(sharding.make_mesh(DEVICES))
+    specs = tuple(rules.spec(each.split()) for each in axes)
+    mapped = jax.shard_map(function, mesh=rules.mesh, in_specs=specs, out_specs=P(), check_vma=False)
     return np.asarray(jax.jit(mapped)(*arrays))
 
 

@@ -38,7 +38,7 @@ class BlockPool:
         self.page_size = page_size
         self.capacity = num_pages - 1
         self.reuse = reuse
-        self._observer = observer
+        self.observer = observer
         self._free = list(range(num_pages - 1, PADDING_PAGE, -1))
         self._holders: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -97,8 +97,8 @@ class BlockPool:
     def _forget(self, page: int) -> None:
         block = self._hash_of.pop(page)
         del self._page_of[block]
-        if self._observer:
-            self._observer.removed(block)
+        if self.observer:
+            self.observer.removed(block)
 
     def release(self, pages: Sequence[int]) -> None:
         """Let go of held pages; later pages of a prefix become the first to be taken back."""
@@ -116,8 +116,8 @@ class BlockPool:
         if self.reuse and block not in self._page_of and page not in self._hash_of:
             self._page_of[block] = page
             self._hash_of[page] = block
-            if self._observer:
-                self._observer.stored(parent, block, tokens)
+            if self.observer:
+                self.observer.stored(parent, block, tokens)
 
     def forget_all(self) -> None:
         """Make every known prefix unfindable, as when the weights change."""

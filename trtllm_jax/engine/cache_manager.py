@@ -25,6 +25,11 @@ def pages_per_dispatch(limits: SchedulerLimits, page_size: int) -> int:
     return -(-limits.max_decode_tokens // page_size)
 
 
+def window_pages(window: int, step_tokens: int, page_size: int) -> int:
+    """The most pages that a sequence holds at once of which a token reads a window, in steps of so many tokens."""
+    return 1 - (-(window - 1 + step_tokens) // page_size)
+
+
 class Prefix(NamedTuple):
     """What the cache has of a waiting sequence's beginning; nobody holds it by this.
 
@@ -75,7 +80,7 @@ class Group:
         """The most pages that a sequence of so many tokens holds at once, with steps of at most `step_tokens`."""
         page_size = self.pool.page_size
         every = -(-tokens // page_size)
-        return every if self.window is None else min(every, 1 - (-(self.window - 1 + step_tokens) // page_size))
+        return every if self.window is None else min(every, window_pages(self.window, step_tokens, page_size))
 
 
 class KVCacheManager:
@@ -93,7 +98,7 @@ class KVCacheManager:
         self._page_size = groups[0].pool.page_size
         self._reuse = groups[0].pool.reuse
         self._rope_stretch = rope_stretch
-        self._step_tokens = max(limits.max_num_tokens, limits.max_decode_tokens)
+        self._step_tokens = limits.max_step_tokens
         self._pages_per_dispatch = pages_per_dispatch(limits, self._page_size)
         self._weights = 0
         self._allocated = self._reused = self._missed = 0

@@ -12,6 +12,13 @@ Key = tuple[Hashable, ...]
 """A program's name, then its variant: the sizes and choices that it is compiled for."""
 
 
+def size_of(key: Key) -> int:
+    """The rows, or tokens of a ragged step, that a key's variant begins with."""
+    size = key[1]
+    assert isinstance(size, int)
+    return size
+
+
 @dataclass(frozen=True, eq=False)
 class Dispatch:
     """One call of the program `key`.

@@ -35,3 +35,8 @@ class SchedulerLimits:
     def max_decode_tokens(self) -> int:
         """Tokens that a row may gain in one decode dispatch."""
         return self.max_decode_steps * self.max_tokens_per_iteration
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens that a sequence may gain in one dispatch of any kind."""
+        return max(self.max_num_tokens, self.max_decode_tokens)

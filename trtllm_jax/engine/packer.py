@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from trtllm_jax.engine.block_pool import PADDING_PAGE
-from trtllm_jax.engine.dispatch import Dispatch, Key
+from trtllm_jax.engine.dispatch import Dispatch, Key, size_of
 from trtllm_jax.engine.edit_list import edit_arrays
 from trtllm_jax.engine.packing import Layout
 from trtllm_jax.engine.penalties import pack_begin
@@ -43,7 +43,7 @@ class Packer:
         """What draws for the rows of a ragged step whose logits the host edits, once that step was dispatched."""
         requests = [plan.requests[row] for row in edits.rows]
         key = self._programs.edited(len(requests), sum(one.ids.size for one in edits.edits))
-        rows = _padded_rows(edits.rows, _rows_of(key))
+        rows = _padded_rows(edits.rows, size_of(key))
         packed = self._layout(key).pack(
             row=rows,
             guided=np.array([request.matcher is not None for request in requests]),
@@ -57,7 +57,7 @@ class Packer:
             inputs["allowed"] = _padded(edits.allowed, shape)
         dispatches = [Dispatch(key, inputs)]
         if any(request.num_logprobs is not None for request in requests):
-            dispatches.append(Dispatch(("logprobs", _rows_of(key)), {"rows": rows}))
+            dispatches.append(Dispatch(("logprobs", size_of(key)), {"rows": rows}))
         return dispatches
 
     def draw(self, logits: Logits, requests: Sequence[Request]) -> list[Dispatch]:
@@ -65,7 +65,7 @@ class Packer:
         key = self._programs.after_step("draw", len(requests))
         position = np.array([request.total for request in requests], np.int32)
         packed = self._layout(key).pack(position=position, **sampling_arrays(requests))
-        return [Dispatch(key, {"logits": _padded(logits, (_rows_of(key), logits.shape[1])), "packed": packed})]
+        return [Dispatch(key, {"logits": _padded(logits, (size_of(key), logits.shape[1])), "packed": packed})]
 
     def extras(self, plan: StepPlan) -> list[int]:
         """The rows that a step's scores are of, in their order."""
@@ -85,7 +85,7 @@ class Packer:
 
     def _ragged(self, plan: StepPlan) -> list[Dispatch]:
         key = self._programs.ragged(len(plan.tokens))
-        rows = self._programs.sizes.rows_of(_rows_of(key))
+        rows = self._programs.sizes.rows_of(size_of(key))
         dispatches = [Dispatch(key, {"packed": pack_ragged(plan, self._layout(key), rows, self._padding_slot)})]
         if plan.extras:
             key = "extras", rows, self._programs.sizes.draw(rows, False, len(plan.extras)).extras
@@ -93,14 +93,14 @@ class Packer:
         for family, some in (("logits", plan.with_logits), ("embeddings", plan.with_embeddings)):
             if some:
                 key = self._programs.after_step(family, len(some))
-                dispatches.append(Dispatch(key, {"rows": _padded_rows(some, _rows_of(key))}))
+                dispatches.append(Dispatch(key, {"rows": _padded_rows(some, size_of(key))}))
         return dispatches
 
     def _decode(self, plan: StepPlan) -> Dispatch:
         extras = self.extras(plan)
         key = self._programs.decode(len(plan.slots), plan.greedy, len(extras))
         layout = self._layout(key)
-        packed = pack_decode(plan, extras, layout, _rows_of(key), self._padding_slot)
+        packed = pack_decode(plan, extras, layout, size_of(key), self._padding_slot)
         return Dispatch(key, {"packed": packed})
 
     def _pack_extras(self, plan: StepPlan, layout: Layout, rows: int) -> np.ndarray:
@@ -150,13 +150,6 @@ def _extra_arrays(plan: StepPlan, extras: Sequence[int]) -> dict[str, np.ndarray
         "penalised": np.array([plan.requests[row].penalised for row in extras], np.bool_),
         "scored": np.array(plan.scored),
     }
-
-
-def _rows_of(key: Key) -> int:
-    """The size that a key's variant begins with."""
-    size = key[1]
-    assert isinstance(size, int)
-    return size
 
 
 def _own_slots(plan: StepPlan, padding_slot: int) -> np.ndarray:

@@ -209,9 +209,7 @@ def _extras_variants(sizes: Sizes) -> list[tuple[Any, ...]]:
 def _begin(sizes: Sizes) -> Program:
     layout = penalties.begin_layout(sizes.limits.max_seq_len)
     kept = ("penalties",)
-    return Program(
-        partial(penalties.begin, layout), _packed(layout), kept, kept, kept, mapped=False, layout=layout
-    )
+    return Program(partial(penalties.begin, layout), _packed(layout), kept, kept, kept, mapped=False, layout=layout)
 
 
 def _copy(sizes: Sizes, group: int) -> Program:
@@ -277,7 +275,9 @@ FAMILIES = (
         lambda sizes: [(group,) for group in range(len(sizes.table_widths))],
         _copy,
     ),
-    Family("edited", "after a ragged step whose rows are drawn from logits that the host edits", _each_step_size, _edited),
+    Family(
+        "edited", "after a ragged step whose rows are drawn from logits that the host edits", _each_step_size, _edited
+    ),
     Family("logprobs", "after such a draw, where a row reports log-probabilities", _each_step_size, _logprobs),
     Family(
         "logits",

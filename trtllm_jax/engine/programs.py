@@ -12,7 +12,7 @@ from jax.sharding import PartitionSpec as P
 
 from trtllm_jax.engine.compiler import Compiled, Compiler
 from trtllm_jax.engine.config import Compilation
-from trtllm_jax.engine.dispatch import Key
+from trtllm_jax.engine.dispatch import Key, size_of
 from trtllm_jax.engine.edit_list import EDITS_PER_ROW, room_for
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.program_table import HostArray, Program, Sizes, programs
@@ -72,8 +72,8 @@ class Programs:
 
     def edited(self, rows: int, entries: int) -> Key:
         """The smallest draw from edited logits for so many rows and entries, of these no more than `edits_at_once`."""
-        found = self.after_step("edited", rows)
-        return found if entries <= room_for(found[1]) else self.after_step("edited", -(-entries // EDITS_PER_ROW))
+        rows = rows if entries <= room_for(rows) else -(-entries // EDITS_PER_ROW)
+        return self.after_step("edited", rows)
 
     @property
     def edits_at_once(self) -> int:
@@ -126,9 +126,7 @@ class Programs:
             in_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, arguments)
             outputs = [self._out_spec(name) for name in program.outputs]
             out_specs = tuple(outputs) if len(outputs) > 1 else outputs[0]
-            function = jax.shard_map(
-                function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False
-            )
+            function = jax.shard_map(function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         donated = tuple(index for index, name in enumerate(program.reads) if name in program.donated)
         return jax.jit(function, donate_argnums=donated).lower(*arguments)
 
@@ -172,7 +170,7 @@ def _options(key: Key) -> dict[str, Any] | None:
     A GPU launches a step as one recorded graph, because its kernels may be shorter than their launches. Where they are
     long, recording only delays the first of them, by a millisecond or more.
     """
-    if jax.default_backend() == "gpu" and key[0] == "ragged" and key[1] >= LONG_STEP:
+    if jax.default_backend() == "gpu" and key[0] == "ragged" and size_of(key) >= LONG_STEP:
         return {"xla_gpu_graph_min_graph_size": 1 << 20}
     return None
 

@@ -1,6 +1,6 @@
 """What one step brought, on the host."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from trtllm_jax.engine.request import Embedding, Logits, TokenLogprobs

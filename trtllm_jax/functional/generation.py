@@ -11,9 +11,9 @@ from jax.typing import ArrayLike
 
 from checkpoints.table import expand
 from pallas_kernels import sampling
-from pallas_kernels.attention import cache_shape
 from trtllm_jax.functional.research import Model, checked_lengths, checked_tokens, refuse_explicit_axes
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.cache_group import PageArray
 from trtllm_jax.nn.forward import hidden_states
 from trtllm_jax.nn.layers import activation_dtype
 
@@ -246,7 +246,11 @@ def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
     dtype = activation_dtype(params["embed"].dtype)
     heads = _extent_in(params, model, "kv_heads")
     cache_of = {
-        layer: jnp.zeros(cache_shape(pages, heads, PAGE_SIZE, group.head_dim), dtype)
+        layer: jax.tree.map(
+            lambda array: jnp.zeros((pages, *array.shape), array.dtype or dtype),
+            group.cache.resized({"kv_heads": heads}).page(PAGE_SIZE),
+            is_leaf=lambda leaf: isinstance(leaf, PageArray),
+        )
         for group in model.module.cache_spec(model.config)
         for layer in group.layers
     }

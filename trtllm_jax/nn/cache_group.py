@@ -1,11 +1,14 @@
 """Cache groups: which layers' caches are allocated, freed and reused together, and what a page of them holds."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
+
+from pallas_kernels.attention import cache_shape
 
 
 class PageArray(NamedTuple):
-    """What a page has of one array of a layer's cache.
+    """What a page has of one array of a layer's cache; on the devices an axis of pages comes first.
 
     Attributes:
         shape: of one page.
@@ -19,19 +22,25 @@ class PageArray(NamedTuple):
 
 
 class LayerCache(Protocol):
-    """What one layer's cache is made of. Pages are copied whole, array by array."""
+    """What one layer's cache is made of: a pytree of arrays whose pages are copied whole."""
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """The model's own extents of the logical axes that a mesh may split."""
+        ...
+
+    def resized(self, sizes: Mapping[str, int]) -> Self:
+        """The same with the extents that the arrays have on a mesh, padded or repeated as those of the weights are."""
+        ...
 
     def page(self, page_size: int) -> Any:
-        """A pytree of `PageArray`: the arrays of a page of so many tokens, without the axis of the pages."""
-
-    def padded(self, sizes: Any) -> "LayerCache":
-        """The same with the axes that `sizes` names as large as it says, as the layer's weights are padded."""
+        """A pytree of `PageArray`: what a page of so many tokens holds."""
         ...
 
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """Keys and values of every token, in the layout that `pallas_kernels.attention` knows.
+    """Keys and values of every token in one array, in the layout that `pallas_kernels.attention` reads.
 
     Attributes:
         kv_heads: key-value heads.
@@ -41,13 +50,19 @@ class KeysAndValues:
     kv_heads: int
     head_dim: int
 
-    def page(self, page_size: int) -> PageArray:
-        """One array of keys and values."""
-        return PageArray(page_shape(self.kv_heads, page_size, self.head_dim), ("both", "kv_heads", "page_size", "head_dim"))
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """Heads may be split."""
+        return {"kv_heads": self.kv_heads}
 
-    def padded(self, sizes: Any) -> "KeysAndValues":
-        """With as many heads as `sizes` says."""
-        return KeysAndValues(sizes.get("kv_heads", self.kv_heads), self.head_dim)
+    def resized(self, sizes: Mapping[str, int]) -> "KeysAndValues":
+        """With the heads that the arrays have on a mesh."""
+        return KeysAndValues(sizes["kv_heads"], self.head_dim)
+
+    def page(self, page_size: int) -> PageArray:
+        """One array."""
+        _, *shape = cache_shape(1, self.kv_heads, page_size, self.head_dim)
+        return PageArray(tuple(shape), ("both", "kv_heads", "page_size", "head_dim"))
 
 
 @dataclass(frozen=True)
@@ -58,7 +73,7 @@ class CacheGroup:
         layers: indices of the layers.
         cache: what each of these layers keeps.
         window: tokens that a token reads, its own included; None for all before it. It decides when a page is given
-            back, and of which pages a cached prefix is made.
+            back, and which pages make a cached prefix.
     """
 
     layers: tuple[int, ...]

@@ -16,11 +16,14 @@ from trtllm_jax import engine as engine_package
 from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pages_per_dispatch
 from trtllm_jax.engine.config import Compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.logit_edits import LogitEdits
+from trtllm_jax.engine.packer import Packer
+from trtllm_jax.engine.program_table import Sizes
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.runner import Runner
@@ -36,7 +39,11 @@ PAGE_SIZE, PAGES = 4, 24
 SEARCHED = {
     *(
         "scheduler.py",
+        "cache_manager.py",
+        "prefix.py",
         "block_pool.py",
+        "packer.py",
+        "flight.py",
         "plan.py",
         "request.py",
         "runner.py",
@@ -55,19 +62,19 @@ class Parts:
 
     def __init__(self, folder: Path) -> None:
         loaded = load(parse_llm_args(model=folder, dtype="float32"))
+        model = loaded.model
         self.params, self.mesh = loaded.params, loaded.mesh
-        (group,) = loaded.model.module.cache_spec(loaded.model.config)
-        self.spec = CacheSpec(group, PAGE_SIZE, jnp.dtype("float32"))
+        self.spec = CacheSpec.of(model.cache_groups, model.config.sizes, PAGE_SIZE, jnp.dtype("float32"), self.mesh)
+        sizes = Sizes(model, LIMITS, (LIMITS.max_seq_len // PAGE_SIZE,), pages_per_dispatch(LIMITS, PAGE_SIZE), True)
         shapes = weights.shapes_of(self.params)
-        self.programs = Programs(
-            loaded.model, self.mesh, shapes, self.spec.arrays(PAGES, self.mesh), LIMITS, LIMITS.max_seq_len // PAGE_SIZE
-        )
+        self.programs = Programs(sizes, self.mesh, shapes, self.spec.arrays((PAGES,)))
         self.programs.compile(Compilation.BEFORE, lambda done, total: None)
 
     def engine(self, sink: Callable[[Sequence[Update]], None]) -> Engine:
-        scheduler = Scheduler(LIMITS, BlockPool(PAGES, PAGE_SIZE), CapacityPolicy.MAX_UTILIZATION)
-        runner = Runner(self.programs, self.params, self.spec.allocate(PAGES, self.mesh), self.mesh)
-        return Engine(scheduler, runner, sink)
+        cache = KVCacheManager(LIMITS, [Group(BlockPool(PAGES, PAGE_SIZE))])
+        scheduler = Scheduler(LIMITS, cache, CapacityPolicy.MAX_UTILIZATION)
+        runner = Runner(self.programs, self.params, self.spec.allocate((PAGES,)), self.mesh)
+        return Engine(scheduler, Packer(self.programs), runner, sink)
 
 
 @pytest.fixture(scope="module")

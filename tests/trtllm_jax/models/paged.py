@@ -12,10 +12,9 @@ from jax.sharding import PartitionSpec as P
 import sharding
 from checkpoints.load import load_params
 from checkpoints.source import TensorSource
-from trtllm_jax.engine.kv_cache import CACHE_AXES, CacheSpec
+from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.steps import Caches, Model
 from trtllm_jax.nn.batch import Batch
-from trtllm_jax.nn.cache_group import CacheGroup
 
 Prompt = Sequence[int]
 Step = Sequence[range]
@@ -72,7 +71,7 @@ class PagedModel:
 
     def _mapped(self) -> jax.stages.Wrapped:
         param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
-        cache_spec = self.rules.spec(CACHE_AXES)
+        cache_spec = jax.tree.map(lambda array: array.sharding.spec, self._cache().arrays((1,)))
         return jax.shard_map(
             self._compute,
             mesh=self.mesh,
@@ -82,9 +81,11 @@ class PagedModel:
         )
 
     def _empty_caches(self, pages: int) -> Caches:
-        (group,) = self.model.module.cache_spec(self.model.config)
-        group = CacheGroup(group.layers, self.extents["kv_heads"], group.head_dim)
-        return CacheSpec(group, PAGE_SIZE, jnp.dtype(jnp.float32)).allocate(pages, self.mesh)
+        return self._cache().allocate((pages,))
+
+    def _cache(self) -> CacheSpec:
+        model = self.model
+        return CacheSpec.of(model.cache_groups, model.config.sizes, PAGE_SIZE, jnp.dtype(jnp.float32), self.mesh)
 
 
 def _batch(prompts: Sequence[Prompt], step: Step, table: np.ndarray, decode: bool) -> tuple[Batch, list[slice]]:

@@ -275,7 +275,7 @@ def test_an_engine_that_fails_tells_everybody(tiny_llama: Path, monkeypatch: pyt
     def fail(plan: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(pair.llm._engine._runner, "dispatch", fail)
+    monkeypatch.setattr(pair.llm._engine._runner, "run", fail)
     with pytest.raises(EngineDeadError, match="no room"):
         remote.generate([1], LONG)
     assert "no room" in str(remote.failure)

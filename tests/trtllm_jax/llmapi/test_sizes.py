@@ -24,7 +24,7 @@ from trtllm_jax.engine.config import EngineConfig, decode_buckets
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.programs import Programs
-from trtllm_jax.functional import loading
+from trtllm_jax.llmapi import loading
 from trtllm_jax.llmapi.llm_args import BuildConfig, KvCacheConfig, LlmArgs
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.requests.builder import EngineFacts, RequestBuilder

@@ -9,7 +9,7 @@ import jax
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup
-from trtllm_jax.nn.forward import hidden_states
+from trtllm_jax.nn.forward import C, hidden_states
 
 Caches = tuple[jax.Array, ...]
 
@@ -33,13 +33,18 @@ class Model:
         trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
         return min(trained, default=None)
 
-    def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
-        """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
-        return hidden_states(self.module, self.config, params, batch, caches)
+    def hidden(
+        self, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
+    ) -> tuple[jax.Array, tuple[C, ...]]:
+        """The residual stream [t, embed] after the last layer, and the caches, if any, with this batch's tokens.
 
-    def logits(self, params: Any, x: jax.Array) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
-        scores: jax.Array = self.module.head(self.config, params, x)
+        With `remat` a backward pass computes each layer again instead of keeping what is inside it.
+        """
+        return hidden_states(self.module, self.config, params, batch, caches, remat=remat)
+
+    def logits(self, params: Any, x: jax.Array, *, plain: bool = False) -> jax.Array:
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere; `plain` as in a batch."""
+        scores: jax.Array = self.module.head(self.config, params, x, plain=plain)
         return scores
 
     def embeddings(self, params: Any, x: jax.Array) -> jax.Array:

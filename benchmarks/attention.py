@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from pallas_kernels.attention import Rotation, Scoring, cache_shape, xla
+from pallas_kernels.attention import PageLocations, Rotation, Scoring, cache_shape, xla
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
@@ -78,26 +78,28 @@ def random_inputs(batch: Batch, caches: int) -> tuple[jax.Array, tuple[jax.Array
     return qkv, tuple(jax.random.normal(key, shape, jnp.bfloat16) for key in keys[1:])
 
 
-Places = tuple[Any, ...]
-"""page, offset, page_table, lengths, starts, rotation: arguments, because XLA would fold constants."""
+Places = tuple[PageLocations, Rotation]
+"""Arguments, because XLA would fold constants."""
 
 
 def places_of(batch: Batch) -> Places:
     arrays = (batch.page, batch.offset, batch.page_table, batch.lengths, batch.starts)
-    return (*map(jnp.asarray, arrays), batch.rotation)
+    return PageLocations(*map(jnp.asarray, arrays)), batch.rotation
 
 
 def attend(config: DecodeConfig | RaggedConfig | str) -> Callable[..., Any]:
     """A function of (qkv, cache, places); without a config the reference for "decode" or "ragged"."""
 
     def run(qkv: jax.Array, cache: jax.Array, places: Places) -> tuple[jax.Array, jax.Array]:
-        *arrays, starts, rotation = places
-        named = {"scoring": SCORING, "rotation": rotation, "sinks": None}
+        locations, rotation = places
+        if config == "decode" or isinstance(config, DecodeConfig):
+            locations = replace(locations, starts=None)
+        named: dict[str, Any] = {"scoring": SCORING, "rotation": rotation, "sinks": None}
         if isinstance(config, str):
-            return xla.append_and_attend(qkv, cache, *arrays, None if config == "decode" else starts, **named)
+            return xla.append_and_attend(qkv, cache, locations, **named)
         if isinstance(config, DecodeConfig):
-            return decode_attention(qkv, cache, *arrays[2:], config=config, **named)
-        return ragged_attention(qkv, cache, *arrays, starts, config=config, **named)
+            return decode_attention(qkv, cache, locations, config=config, **named)
+        return ragged_attention(qkv, cache, locations, config=config, **named)
 
     return run
 

@@ -32,7 +32,7 @@ from trtllm_jax.commands.bench.trace import newest_trace, read_kernels
 from trtllm_jax.engine import device_memory
 from trtllm_jax.models import llama
 from trtllm_jax.nn import forward
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
 
 SHAPES = {
     "qkv": (6144, 4096, False), "o": (4096, 4096, False), "gate_up": (14336, 4096, True), "down": (4096, 14336, False),
@@ -58,10 +58,8 @@ def decode_case(rows: int, table: Table, name: str = "") -> Case:
     held = np.random.default_rng(0).permutation(np.arange(1, 1 + rows * pages)).reshape(rows, pages)
     page_table[:, :pages] = held
     positions = np.full(rows, CONTEXT - 1, np.int32)
-    batch = Batch(
-        tokens=np.arange(rows, dtype=np.int32), positions=positions, page=held[:, -1].astype(np.int32),
-        offset=positions % PAGE, rope_lengths=positions + 1, page_table=page_table, lengths=positions + 1, starts=None,
-    )  # fmt: skip
+    tokens, active = jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool)
+    batch = Batch.of_decoding_rows(tokens, jnp.asarray(positions), active, (jnp.asarray(page_table),), PAGE)
     return Case(name or f"decode {rows}", batch, 1 + rows * pages, table)
 
 
@@ -70,12 +68,10 @@ def prompt_case(tokens: int) -> Case:
     rows, pages = min(tokens, 256), -(-tokens // PAGE)
     page_table = np.zeros((rows, TABLE_WIDTH), np.int32)
     page_table[0, :pages] = np.arange(1, 1 + pages)
-    positions = np.arange(tokens, dtype=np.int32)
-    batch = Batch(
-        tokens=positions, positions=positions, page=page_table[0, positions // PAGE], offset=positions % PAGE,
-        rope_lengths=positions + 1, page_table=page_table, lengths=np.array([tokens] + [0] * (rows - 1), np.int32),
-        starts=np.array([0] + [tokens] * rows, np.int32),
-    )  # fmt: skip
+    counts = jnp.array([tokens] + [0] * (rows - 1), jnp.int32)
+    ragged = RaggedRows.of(tokens, jnp.array([0] + [tokens] * rows, jnp.int32), jnp.zeros_like(counts), counts > 0)
+    ids = jnp.arange(tokens, dtype=jnp.int32)
+    batch = Batch.of_ragged_rows(ids, ragged, (jnp.asarray(page_table),), counts, PAGE)
     return Case(f"prompt {tokens}", batch, 1 + pages, tuned.MEASURED)
 
 
@@ -113,8 +109,8 @@ def random_params(layers: int) -> dict[str, Any]:
 def step(config: llama.Config, params: Any, caches: Any, batch: Batch) -> tuple[jax.Array, Any]:
     """Greedy tokens and the caches."""
     x, caches = forward.hidden_states(llama, config, params, batch, caches)
-    if batch.starts is not None:
-        x = x[jnp.maximum(batch.starts[1:] - 1, 0)]
+    if batch.locations is not None and batch.locations.starts is not None:
+        x = x[jnp.maximum(batch.locations.starts[1:] - 1, 0)]
     return sampling.greedy(llama.head(config, params, x)), caches
 
 

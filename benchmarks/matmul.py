@@ -27,6 +27,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels.matmul import Config, gated_linear, linear
+from pallas_kernels.norm import Norm
 
 COPY_BYTES_PER_US = 2.93e6
 L2_BYTES_PER_US = 5.5e6
@@ -177,7 +178,7 @@ def one_product(
     """The function (x, w, gamma, residual) that is measured."""
 
     def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
-        norm = (gamma, EPS) if variant.norm else None
+        norm = Norm(gamma, EPS) if variant.norm else None
         if shape.gated:
             return gated_linear(x, w, norm=norm, implementation=implementation)
         added = residual if variant.residual else None

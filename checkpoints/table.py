@@ -48,13 +48,14 @@ class Weight:
     """One weight of the model: where it is in the parameters, its logical axes, and the tensors it is made of.
 
     `path` "layers.{i}.qkv" is `params["layers"][i]["qkv"]`. With several stored tensors, `fuse` names the axis along
-    which they are concatenated, in order.
+    which they are concatenated, in order. `dtype` is the weight's own; None for the one that the model is loaded in.
     """
 
     path: str
     axes: str
     stored: tuple[Stored, ...]
     fuse: str | None = None
+    dtype: str | None = None
 
     def __post_init__(self) -> None:
         if len(self.stored) != 1 and self.fuse is None:
@@ -183,6 +184,13 @@ def to_stored(row: Weight, array: npt.ArrayLike, extents: Extents) -> Iterator[t
         absent = [a for a in row.axis_names if a not in stored_order]
         ordered = piece.transpose([row.axis_names.index(a) for a in (*absent, *stored_order)])
         yield block.name, ordered.reshape(block.stored_shape)
+
+
+def leaf_of(params: Params, path: str) -> Any:
+    """The leaf at a path: "layers.0.qkv" is `params["layers"][0]["qkv"]`."""
+    for key in path.split("."):
+        params = params[int(key) if key.isdigit() else key]
+    return params
 
 
 def assemble(leaves: Iterable[tuple[str, Any]]) -> Params:

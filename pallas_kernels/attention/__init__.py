@@ -2,7 +2,8 @@
 
 from pallas_kernels.attention.api import append_and_attend, cache_shape
 from pallas_kernels.attention.dense import attend
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
 
-__all__ = ["Rotation", "Scoring", "append_and_attend", "attend", "cache_shape", "rotate"]
+__all__ = ["PageLocations", "Rotation", "Scoring", "append_and_attend", "attend", "cache_shape", "rotate"]

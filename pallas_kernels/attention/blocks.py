@@ -1,4 +1,4 @@
-"""The pieces that the attention kernels share: reading queries, keys and values, and the running softmax of a tile.
+"""The pieces that the attention kernels share: reading queries, keys and values, and adding keys to a softmax.
 
 Tiles have powers of two as sizes, as Triton wants: `Tile` says how many of their places are real. Heads are read in
 halves of head_dim, because that is how they are rotated and because it keeps 80 and 96 channels from being padded to
@@ -15,6 +15,7 @@ from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, turn
+from pallas_kernels.attention.softmax import RunningSoftmax
 
 Ref = Any
 
@@ -136,60 +137,8 @@ def value_step(heads: Heads) -> int:
     return heads.kv * heads.page_size
 
 
-class Running(NamedTuple):
-    """A softmax over the keys seen so far, in powers of two (Milakov and Gimelshein 2018): n queries.
-
-    Attributes:
-        maximum: [n], the largest score.
-        total: [n], the sum of the weights.
-        weighted: [n, padded dim], the weighted sum of the values.
-    """
-
-    maximum: jax.Array
-    total: jax.Array
-    weighted: jax.Array
-
-    @classmethod
-    def empty(cls, queries: int, heads: Heads) -> "Running":
-        """No key seen."""
-        return cls(
-            jnp.full((queries,), MASKED, jnp.float32),
-            jnp.zeros((queries,), jnp.float32),
-            jnp.zeros((queries, heads.padded_dim), jnp.float32),
-        )
-
-    def add(self, scores: jax.Array, values: jax.Array) -> "Running":
-        """After a block of keys: log2 scores [n, s] and values [s, padded dim]."""
-        scaled = self._rescaled(jnp.max(scores, axis=1))
-        weights = jnp.exp2(scores - scaled.maximum[:, None])
-        weighted = scaled.weighted + plgpu.dot(weights.astype(values.dtype), values)
-        return Running(scaled.maximum, scaled.total + jnp.sum(weights, axis=1), weighted)
-
-    def add_one(self, scores: jax.Array, value: jax.Array) -> "Running":
-        """After one key that every query sees: log2 scores [n] and the value [padded dim]."""
-        scaled = self._rescaled(scores)
-        weight = jnp.exp2(scores - scaled.maximum)
-        weighted = scaled.weighted + weight[:, None] * value.astype(jnp.float32)[None, :]
-        return Running(scaled.maximum, scaled.total + weight, weighted)
-
-    def add_sink(self, scores: jax.Array) -> "Running":
-        """After weights without a value, which is what attention sinks are (gpt-oss): log2 scores [n]."""
-        scaled = self._rescaled(scores)
-        return scaled._replace(total=scaled.total + jnp.exp2(scores - scaled.maximum))
-
-    def _rescaled(self, scores: jax.Array) -> "Running":
-        """The same softmax, its weights relative to the largest score once `scores` [n] are among them."""
-        maximum = jnp.maximum(self.maximum, scores)
-        correction = jnp.exp2(self.maximum - maximum)
-        return Running(maximum, self.total * correction, self.weighted * correction[:, None])
-
-    def result(self) -> jax.Array:
-        """The weighted mean [n, padded dim]; 0 where no key was seen."""
-        return self.weighted / jnp.where(self.total > 0, self.total, 1.0)[:, None]
-
-
 def add_keys(
-    running: Running,
+    running: RunningSoftmax,
     queries: Halves,
     positions: jax.Array,
     cache_ref: Ref,
@@ -203,7 +152,7 @@ def add_keys(
     end: jax.Array,
     block: int,
     masked: bool,
-) -> Running:
+) -> RunningSoftmax:
     """The softmax after the `block` cached keys of a row from position `first` on, those before `end` only.
 
     `positions` [n] are the queries'; without `masked` the caller vouches that every query sees the whole block.
@@ -221,7 +170,8 @@ def add_keys(
     if inside is not None:
         seen = scoring.visible(positions[:, None], places[None, :]) & inside[None, :]
         scores = jnp.where(seen, scores, MASKED)
-    return running.add(scores, values.astype(queries.first.dtype))
+    values = values.astype(queries.first.dtype)
+    return running.add(scores, lambda weights: plgpu.dot(weights.astype(values.dtype), values))
 
 
 def whole(arrays: Any) -> Any:

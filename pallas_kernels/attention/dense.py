@@ -1,4 +1,4 @@
-"""Causal attention of whole sequences without a cache, which can be differentiated, mapped and partitioned.
+"""Attention of whole sequences without a cache, which can be differentiated, mapped and partitioned.
 
 Axes: b sequences, s tokens of a sequence, h key-value heads, g query heads of a key-value head, d head_dim.
 """
@@ -23,11 +23,12 @@ def attend(
     scoring: Scoring,
     rotation: Rotation | None = None,
     sinks: jax.Array | None = None,
+    lengths: jax.Array | None = None,
     implementation: Implementation | None = None,
 ) -> jax.Array:
-    """Softmax attention of each token to those before it in its sequence, and to itself: [b * s, h, g, d].
+    """Softmax attention of each token to those of its sequence that `scoring` lets it see: [b * s, h, g, d].
 
-    What follows a sequence as padding is seen by none of its tokens, so lengths do not matter.
+    What follows a sequence as padding is seen by none of its tokens.
 
     Args:
         qkv: [b * s, h, g + 2, d], projections: the query heads of a key-value head, its key, its value.
@@ -35,6 +36,8 @@ def attend(
         scoring: how scores are made of products, and which keys a query sees.
         rotation: of each token; None for heads that are not rotated, or were before.
         sinks: float [h, g], a score without a value that every query head adds to its softmax; None for none.
+        lengths: int32 [b], tokens of each sequence that are not padding, None for all. Only attention that is not
+            causal looks at them: otherwise nobody sees what follows.
         implementation: XLA keeps all scores, float32 [b, h, g, s, s]. cuDNN keeps none and has a first derivative in
             reverse mode only; it raises where it cannot take the shapes. None takes it on a GPU where it can.
     """
@@ -49,14 +52,27 @@ def attend(
     v = qkv[:, :, group + 1].reshape(*by_sequence, heads, dim)
     if implementation == "cudnn" or (implementation is None and _cudnn_takes(qkv, scoring, sinks)):
         return _cudnn(q, k, v, scoring, sinks).reshape(tokens, heads, group, dim)
-    return _xla(q, k, v, scoring, sinks).reshape(tokens, heads, group, dim)
+    return _xla(q, k, v, scoring, sinks, None if scoring.causal else lengths).reshape(tokens, heads, group, dim)
 
 
-def _xla(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> jax.Array:
-    """[b, s, h, g, d] of queries of that shape and keys and values [b, s, h, d]."""
+def _xla(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scoring: Scoring,
+    sinks: jax.Array | None,
+    lengths: jax.Array | None,
+) -> jax.Array:
+    """[b, s, h, g, d] of queries of that shape and keys and values [b, s, h, d]; no key from `lengths` on is seen."""
     scores = scoring.scores(jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32))
     places = jnp.arange(q.shape[1])
-    scores = jnp.where(scoring.visible(places[:, None], places), scores, MASKED)
+    visible = scoring.visible(places[:, None], places)
+    if lengths is not None:
+        real = places < lengths[:, None]
+        visible = visible & real[:, None, None, None, :]
+        # A weight of 0 times a value that is not finite is NaN.
+        v = jnp.where(real[:, :, None, None], v, 0)
+    scores = jnp.where(visible, scores, MASKED)
     if sinks is not None:
         extra = jnp.broadcast_to(sinks.astype(jnp.float32)[:, :, None, None], (*scores.shape[:-1], 1))
         scores = jnp.concatenate([scores, extra], axis=-1)
@@ -71,14 +87,15 @@ def _cudnn_takes(qkv: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> b
         and qkv.dtype in (jnp.bfloat16, jnp.float16)
         and dim % 8 == 0
         and dim <= LARGEST_CUDNN_HEAD
+        and scoring.causal
         and scoring.soft_cap is None
         and sinks is None
     )
 
 
 def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> jax.Array:
-    if scoring.soft_cap is not None or sinks is not None:
-        raise ValueError("cuDNN's attention has no soft cap and no sinks: use implementation='xla'")
+    if scoring.soft_cap is not None or sinks is not None or not scoring.causal:
+        raise ValueError("cuDNN's attention is causal, has no soft cap and no sinks: use implementation='xla'")
     queries = q.reshape(*q.shape[:2], -1, q.shape[4])
     window = None if scoring.window is None else (scoring.window - 1, 0)
     out = jax.nn.dot_product_attention(

@@ -20,11 +20,13 @@ class Scoring:
         scale: factor on the product of query and key.
         soft_cap: scores become soft_cap * tanh(score / soft_cap) (Gemma 2); None for none.
         window: a query sees its own position and the window - 1 before it (Mistral); None for all before it.
+        causal: whether a query sees nothing behind its position. If not, a window reaches as far behind as before it.
     """
 
     scale: float
     soft_cap: float | None = None
     window: int | None = None
+    causal: bool = True
 
     def scores(self, products: jax.Array) -> jax.Array:
         """Scores before any mask, of float32 products."""
@@ -37,6 +39,9 @@ class Scoring:
 
     def visible(self, queries: jax.Array, keys: jax.Array) -> jax.Array:
         """Whether the query at one position may see the key at another; broadcasts."""
+        if not self.causal:
+            near = True if self.window is None else jnp.abs(keys - queries) < self.window
+            return jnp.broadcast_to(near, jnp.broadcast_shapes(queries.shape, keys.shape))
         causal = keys <= queries
         return causal if self.window is None else causal & (keys > queries - self.window)
 

@@ -5,8 +5,9 @@ values, page by page, into shared memory; two others each own 64 query rows of a
 softmax runs beside the other's products. A program walks over tiles, and its copies run ahead into the next one.
 """
 
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
@@ -14,6 +15,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows, swizzled
 
@@ -44,9 +46,7 @@ def takes(qkv: jax.Array, cache: jax.Array, scoring: Scoring, sinks: jax.Array |
 def attend(
     queries: jax.Array,
     cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
+    locations: PageLocations,
     row_of_tile: jax.Array,
     first_of_tile: jax.Array,
     *,
@@ -58,208 +58,28 @@ def attend(
     A tile is `tile_tokens(g)` tokens of row row_of_tile[i] (negative for none) from token first_of_tile[i] on; the
     cache holds the keys of these tokens already. What no tile covers is not written.
     """
+    assert locations.starts is not None
+    starts, lengths = locations.starts, locations.lengths
     tokens, kv, group, dim = queries.shape
-    page_size, dtype = cache.shape[3], queries.dtype
-    mine = WARPGROUP_ROWS // group
-    pages = BLOCK // page_size
     row = jnp.maximum(row_of_tile, 0)
     row_of_tile = jnp.where(lengths[row] > 0, row_of_tile, -1)
     # A copy: the table may be a view of what the host sent, and the call wants its operands 256-byte aligned.
-    page_table = jnp.maximum(page_table, 0)
+    page_table = jnp.maximum(locations.page_table, 0)
     position_of_tile = lengths[row] - starts[row + 1] + first_of_tile
     tiles = kv * row_of_tile.shape[0]
-    programs = min(MULTIPROCESSORS, tiles)
-
-    def kernel(refs: tuple[Ref, ...], scratch: Any) -> None:
-        queries_ref, cache_ref, table_ref, row_ref, first_ref, position_ref, starts_ref, out_ref = refs
-        q_smem, k_smem, v_smem, out_smem, (q_full, k_full, v_full), (q_free, k_free, v_free), turns = scratch
-        program, warpgroup = lax.axis_index("programs"), lax.axis_index("warpgroups")
-
-        def pass_turn() -> None:
-            plgpu.barrier_arrive(turns)
-            plgpu.barrier_wait(turns)
-
-        def slot_of(block: jax.Array) -> jax.Array:
-            return lax.rem(block, jnp.array(SLOTS, block.dtype))
-
-        def clear(values_ref: Ref, first: jax.Array) -> None:
-            """Zeros in the values [BLOCK, dim] from `first` on: 0 times what else lies there may be NaN."""
-            for row in range(0, BLOCK, WARPGROUP_ROWS):
-                part = values_ref.at[pl.ds(row, WARPGROUP_ROWS)]
-                values = load_rows(part)
-                place = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=_WGMMA)
-                part[...] = jnp.where(place + row < first, values, jnp.zeros_like(values))
-            plgpu.commit_smem()
-
-        def walk(handle: Any) -> tuple[jax.Array, jax.Array]:
-            """Call `handle(begun, blocks, head, row, first, position, end, steps)` for each of the program's tiles.
-
-            `begun` counts the tiles before, `blocks` their blocks of keys; tiles without any are left out. Returns both
-            counts at the end.
-            """
-
-            def visit(index: jax.Array, counts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-                begun, blocks = counts
-                linear = index * programs + program
-                tile, head = lax.div(linear, jnp.int32(kv)), lax.rem(linear, jnp.int32(kv))
-                row, first, position = row_ref[tile], first_ref[tile], position_ref[tile]
-                end = starts_ref[jnp.maximum(row, 0) + 1]
-                last = position + jnp.minimum(ATTENDING * mine, end - first)
-                steps = jnp.where(row >= 0, lax.div(last + BLOCK - 1, BLOCK), 0)
-
-                @pl.when(steps > 0)
-                def _handle() -> None:
-                    handle(begun, blocks, head, row, first, position, end, steps)
-
-                return begun + (steps > 0).astype(begun.dtype), blocks + steps
-
-            count = lax.div(tiles - program + programs - 1, jnp.int32(programs))
-            counts: tuple[jax.Array, jax.Array] = lax.fori_loop(0, count, visit, (jnp.int32(0), jnp.int32(0)))
-            return counts
-
-        def attend_tile(
-            begun: jax.Array, blocks: jax.Array, head: jax.Array, row: jax.Array, first: jax.Array,
-            position: jax.Array, end: jax.Array, steps: jax.Array,
-        ) -> None:  # fmt: skip
-            token = first + warpgroup * mine
-            place = position + warpgroup * mine
-            length = position + end - first
-            plgpu.barrier_wait(q_full)
-            asking = load_rows(q_smem.at[pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)])
-            plgpu.barrier_arrive(q_free)
-            column = _WGMMA.reduce(1)
-            maximum = plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), MASKED, jnp.float32), column)
-            total = plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS,), jnp.float32), column)
-            weighted = plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS, dim), jnp.float32), _WGMMA)
-            pl.when(warpgroup == 1)(pass_turn)
-
-            def add_block(step: jax.Array, carry: Any, masked: bool) -> Any:
-                weighted, maximum, total = carry
-                slot = slot_of(blocks + step)
-                plgpu.barrier_wait(k_full.at[slot])
-
-                def products(sum_ref: Ref) -> jax.Array:
-                    plgpu.wgmma(sum_ref, asking, k_smem.at[slot].transpose((1, 0)))
-                    pass_turn()
-                    return sum_ref[...]
-
-                scores = pl.run_scoped(products, plgpu.WGMMAAccumulatorRef((WARPGROUP_ROWS, BLOCK), jnp.float32))
-                plgpu.barrier_arrive(k_free.at[slot])
-                scores = scores * (scoring.scale * LOG2_E)
-                if masked:
-                    asks = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=_WGMMA)
-                    keys = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=_WGMMA)
-                    seen = lax.div(asks, jnp.int32(group)) + place >= keys + step * BLOCK
-                    scores = jnp.where(seen, scores, MASKED)
-                larger = jnp.maximum(maximum, scores.max(axis=1))
-                correction = jnp.exp2(maximum - larger)
-                weights = jnp.exp2(scores - lax.broadcast_in_dim(larger, scores.shape, [0]))
-                weighted *= lax.broadcast_in_dim(correction, weighted.shape, [0])
-                total = total * correction + weights.sum(axis=1)
-                # All of it before the turn passes: the compiler may not move it behind the products that wait.
-                weighted, total, larger, narrow = lax.optimization_barrier(
-                    (weighted, total, larger, weights.astype(dtype))
-                )
-                plgpu.barrier_arrive(turns)
-                plgpu.barrier_wait(v_full.at[slot])
-                plgpu.barrier_wait(turns)
-                if masked:
-                    # The first warpgroup's turn comes before the other's, so it clears the values for both.
-                    unseen = (step + 1) * BLOCK > length
-                    pl.when((warpgroup == 0) & unseen)(lambda: clear(v_smem.at[slot], length - step * BLOCK))
-
-                def add_values(sum_ref: Ref) -> None:
-                    plgpu.wgmma(sum_ref, narrow, v_smem.at[slot])
-
-                weighted = pl.run_state(add_values)(plgpu.WGMMAAccumulatorRef.init(weighted))
-                plgpu.barrier_arrive(v_free.at[slot])
-                return weighted, larger, total
-
-            # Both warpgroups walk all blocks of the tile, so that they take turns to the end.
-            whole = jnp.minimum(lax.div(place + 1, BLOCK), steps)
-            carry = lax.fori_loop(0, whole, partial(add_block, masked=False), (weighted, maximum, total))
-            weighted, maximum, total = lax.fori_loop(whole, steps, partial(add_block, masked=True), carry)
-            pl.when(warpgroup == 0)(pass_turn)
-
-            smem = out_smem.at[warpgroup]
-            plgpu.wait_smem_to_gmem(0, wait_read_only=True)
-            mean = weighted / lax.broadcast_in_dim(total, weighted.shape, [0])
-            smem[...] = mean.astype(dtype)
-            plgpu.commit_smem()
-
-            for index in range(mine):
-
-                @pl.when(token + index < end)
-                def _store(index: int = index) -> None:
-                    rows = pl.ds(index * group, group)
-                    plgpu.copy_smem_to_gmem(smem.at[rows], out_ref.at[token + index, head])
-
-        def copy_tile(
-            begun: jax.Array, blocks: jax.Array, head: jax.Array, row: jax.Array, first: jax.Array,
-            position: jax.Array, end: jax.Array, steps: jax.Array,
-        ) -> None:  # fmt: skip
-            @pl.when(begun > 0)
-            def _wait_for_queries() -> None:
-                plgpu.barrier_wait(q_free)
-
-            source = queries_ref.at[head, pl.ds(first * group, ATTENDING * WARPGROUP_ROWS)]
-            plgpu.copy_gmem_to_smem(source, q_smem, q_full)
-
-            @pl.loop(0, steps)
-            def _block(step: jax.Array) -> None:
-                slot = slot_of(blocks + step)
-                for plane, (smem, full, free) in enumerate(((k_smem, k_full, k_free), (v_smem, v_full, v_free))):
-
-                    @pl.when(blocks + step >= SLOTS)
-                    def _wait(free: Ref = free) -> None:
-                        plgpu.barrier_wait(free.at[slot])
-
-                    for index in range(pages):
-                        column = jnp.minimum(step * pages + index, table_ref.shape[1] - 1)
-                        into = smem.at[slot, pl.ds(index * page_size, page_size)]
-                        plgpu.copy_gmem_to_smem(cache_ref.at[table_ref[row, column], plane, head], into, full.at[slot])
-
-        @pl.when(warpgroup < ATTENDING)
-        def _attend() -> None:
-            plgpu.set_max_registers(232, action="increase")
-            walk(attend_tile)
-            plgpu.wait_smem_to_gmem(0)
-
-        @pl.when(warpgroup == ATTENDING)
-        def _copy() -> None:
-            plgpu.set_max_registers(40, action="decrease")
-            begun, blocks = walk(copy_tile)
-
-            # Every barrier ends with all its signals seen, as Mosaic GPU's interpreter insists.
-            @pl.when(begun > 0)
-            def _see_queries_free() -> None:
-                plgpu.barrier_wait(q_free)
-
-            @pl.loop(jnp.maximum(blocks - SLOTS, 0), blocks)
-            def _see_blocks_free(block: jax.Array) -> None:
-                plgpu.barrier_wait(k_free.at[slot_of(block)])
-                plgpu.barrier_wait(v_free.at[slot_of(block)])
+    sizes = _Sizes(kv, group, dim, cache.shape[3], queries.dtype, scoring.scale, tiles, min(MULTIPROCESSORS, tiles))
 
     def entry(*refs: Ref) -> None:
-        ring = plgpu.SMEM((SLOTS, BLOCK, dim), dtype, transforms=swizzled(64, 128))
-        full = plgpu.Barrier(num_arrivals=pages, num_barriers=SLOTS)
-        free = plgpu.Barrier(num_arrivals=ATTENDING, num_barriers=SLOTS)
         pl.run_scoped(
-            lambda *scratch: kernel(refs, scratch),
-            plgpu.SMEM((ATTENDING * WARPGROUP_ROWS, dim), dtype),
-            ring,
-            ring,
-            plgpu.SMEM((ATTENDING, WARPGROUP_ROWS, dim), dtype),
-            (plgpu.Barrier(), full, full),
-            (plgpu.Barrier(num_arrivals=ATTENDING), free, free),
-            plgpu.Barrier(num_arrivals=ATTENDING),
+            lambda *shared: _Program.begin(sizes, _Operands(*refs), _Shared(*shared)).run(),
+            *_Shared.of(sizes),
             collective_axes="warpgroups",
         )
 
     run: Any = plgpu.kernel(
         body=entry,
-        out_type=jax.ShapeDtypeStruct((tokens, kv, group, dim), dtype),
-        grid=(programs,),
+        out_type=jax.ShapeDtypeStruct((tokens, kv, group, dim), queries.dtype),
+        grid=(sizes.programs,),
         grid_names=("programs",),
         num_threads=ATTENDING + 1,
         thread_name="warpgroups",
@@ -269,3 +89,336 @@ def attend(
     by_head = queries.transpose(1, 0, 2, 3).reshape(kv, tokens * group, dim)
     result: jax.Array = run(by_head, cache, page_table, row_of_tile, first_of_tile, position_of_tile, starts)
     return result
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is known when the kernel is compiled; `tiles` are those of all key-value heads."""
+
+    kv: int
+    group: int
+    dim: int
+    page_size: int
+    dtype: jnp.dtype
+    scale: float
+    tiles: int
+    programs: int
+
+    @property
+    def warpgroup_tokens(self) -> int:
+        """Tokens of a tile that one warpgroup attends for."""
+        return WARPGROUP_ROWS // self.group
+
+    @property
+    def block_pages(self) -> int:
+        """Pages of a block of keys."""
+        return BLOCK // self.page_size
+
+
+class _Operands(NamedTuple):
+    """References to global memory: `attend`'s arguments, the queries [h, t * g, d], and the result."""
+
+    queries: Ref
+    cache: Ref
+    page_table: Ref
+    row_of_tile: Ref
+    first_of_tile: Ref
+    position_of_tile: Ref
+    starts: Ref
+    out: Ref
+
+
+class _Barriers(NamedTuple):
+    """One for the queries of a tile, and one for each slot of keys and of values."""
+
+    queries: Ref
+    keys: Ref
+    values: Ref
+
+
+class _Shared(NamedTuple):
+    """Shared memory, and the barriers that say what in it is full and what is free, and whose turn it is.
+
+    Queries are [ATTENDING * WARPGROUP_ROWS, d], keys and values [SLOTS, BLOCK, d], out [ATTENDING, WARPGROUP_ROWS, d].
+    """
+
+    queries: Ref
+    keys: Ref
+    values: Ref
+    out: Ref
+    full: _Barriers
+    free: _Barriers
+    turns: Ref
+
+    @classmethod
+    def of(cls, sizes: _Sizes) -> "_Shared":
+        """What the kernel asks for."""
+        ring = plgpu.SMEM((SLOTS, BLOCK, sizes.dim), sizes.dtype, transforms=swizzled(64, 128))
+        full = plgpu.Barrier(num_arrivals=sizes.block_pages, num_barriers=SLOTS)
+        free = plgpu.Barrier(num_arrivals=ATTENDING, num_barriers=SLOTS)
+        return cls(
+            queries=plgpu.SMEM((ATTENDING * WARPGROUP_ROWS, sizes.dim), sizes.dtype),
+            keys=ring,
+            values=ring,
+            out=plgpu.SMEM((ATTENDING, WARPGROUP_ROWS, sizes.dim), sizes.dtype),
+            full=_Barriers(plgpu.Barrier(), full, full),
+            free=_Barriers(plgpu.Barrier(num_arrivals=ATTENDING), free, free),
+            turns=plgpu.Barrier(num_arrivals=ATTENDING),
+        )
+
+
+class _Tile(NamedTuple):
+    """A tile that a program has come to.
+
+    Attributes:
+        begun: tiles before it.
+        blocks: their blocks of keys.
+        head: its key-value head.
+        row: its row.
+        first: its first token.
+        position: that token's place in its sequence.
+        end: the token after the row's last.
+        steps: its blocks of keys.
+    """
+
+    begun: jax.Array
+    blocks: jax.Array
+    head: jax.Array
+    row: jax.Array
+    first: jax.Array
+    position: jax.Array
+    end: jax.Array
+    steps: jax.Array
+
+
+class _Sums(NamedTuple):
+    """A softmax over the keys seen so far, in the registers of a warpgroup: as `RunningSoftmax`, in units of log2."""
+
+    weighted: jax.Array
+    maximum: jax.Array
+    total: jax.Array
+
+    @classmethod
+    def empty(cls, dim: int) -> "_Sums":
+        """No key seen."""
+        column = _WGMMA.reduce(1)
+        maximum = plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), MASKED, jnp.float32), column)
+        total = plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS,), jnp.float32), column)
+        return cls(plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS, dim), jnp.float32), _WGMMA), maximum, total)
+
+    def rescaled(self, scores: jax.Array, dtype: jnp.dtype) -> tuple["_Sums", jax.Array]:
+        """Before the values of a block with these scores are added, and their weights in `dtype`."""
+        larger = jnp.maximum(self.maximum, scores.max(axis=1))
+        correction = jnp.exp2(self.maximum - larger)
+        weights = jnp.exp2(scores - lax.broadcast_in_dim(larger, scores.shape, [0]))
+        weighted = self.weighted * lax.broadcast_in_dim(correction, self.weighted.shape, [0])
+        total = self.total * correction + weights.sum(axis=1)
+        # All of it before the turn passes: the compiler may not move it behind the products that wait.
+        weighted, total, larger, narrow = lax.optimization_barrier((weighted, total, larger, weights.astype(dtype)))
+        return _Sums(weighted, larger, total), narrow
+
+
+def _slot_of(block: jax.Array) -> jax.Array:
+    return lax.rem(block, jnp.array(SLOTS, block.dtype))
+
+
+def _clear(values_ref: Ref, first: jax.Array) -> None:
+    """Zeros in the values [BLOCK, dim] from `first` on: 0 times what else lies there may be NaN."""
+    for row in range(0, BLOCK, WARPGROUP_ROWS):
+        part = values_ref.at[pl.ds(row, WARPGROUP_ROWS)]
+        values = load_rows(part)
+        place = plgpu.broadcasted_iota(jnp.int32, values.shape, 0, layout=_WGMMA)
+        part[...] = jnp.where(place + row < first, values, jnp.zeros_like(values))
+    plgpu.commit_smem()
+
+
+@dataclass(frozen=True)
+class _Program:
+    """One warpgroup of one program: which part it takes, and what it works on."""
+
+    sizes: _Sizes
+    operands: _Operands
+    shared: _Shared
+    program: jax.Array
+    warpgroup: jax.Array
+
+    @classmethod
+    def begin(cls, sizes: _Sizes, operands: _Operands, shared: _Shared) -> "_Program":
+        """The warpgroup that runs."""
+        return cls(sizes, operands, shared, lax.axis_index("programs"), lax.axis_index("warpgroups"))
+
+    def run(self) -> None:
+        """Attend to the program's tiles, or copy what the others attend to."""
+
+        @pl.when(self.warpgroup < ATTENDING)
+        def _attend() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            self._walk(self._attend_tile)
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(self.warpgroup == ATTENDING)
+        def _copy() -> None:
+            plgpu.set_max_registers(40, action="decrease")
+            self._see_all_free(*self._walk(self._copy_tile))
+
+    def _walk(self, handle: Callable[[_Tile], None]) -> tuple[jax.Array, jax.Array]:
+        """Call `handle` for each of the program's tiles that has keys; returns how many, and their blocks of keys."""
+        refs, kv, programs = self.operands, jnp.int32(self.sizes.kv), self.sizes.programs
+
+        def visit(index: jax.Array, counts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            begun, blocks = counts
+            linear = index * programs + self.program
+            tile, head = lax.div(linear, kv), lax.rem(linear, kv)
+            row, first, position = refs.row_of_tile[tile], refs.first_of_tile[tile], refs.position_of_tile[tile]
+            end = refs.starts[jnp.maximum(row, 0) + 1]
+            last = position + jnp.minimum(ATTENDING * self.sizes.warpgroup_tokens, end - first)
+            steps = jnp.where(row >= 0, lax.div(last + BLOCK - 1, BLOCK), 0)
+
+            @pl.when(steps > 0)
+            def _handle() -> None:
+                handle(_Tile(begun, blocks, head, row, first, position, end, steps))
+
+            return begun + (steps > 0).astype(begun.dtype), blocks + steps
+
+        count = lax.div(self.sizes.tiles - self.program + programs - 1, jnp.int32(programs))
+        counts: tuple[jax.Array, jax.Array] = lax.fori_loop(0, count, visit, (jnp.int32(0), jnp.int32(0)))
+        return counts
+
+    def _attend_tile(self, tile: _Tile) -> None:
+        """This warpgroup's rows of a tile."""
+        shared, mine = self.shared, self.sizes.warpgroup_tokens
+        token = tile.first + self.warpgroup * mine
+        place = tile.position + self.warpgroup * mine
+        length = tile.position + tile.end - tile.first
+        plgpu.barrier_wait(shared.full.queries)
+        queries = load_rows(shared.queries.at[pl.ds(self.warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)])
+        plgpu.barrier_arrive(shared.free.queries)
+        sums = _Sums.empty(self.sizes.dim)
+        pl.when(self.warpgroup == 1)(self._pass_turn)
+
+        def add_block(masked: bool) -> Callable[[jax.Array, _Sums], _Sums]:
+            return lambda step, sums: self._add_block(tile, queries, place, length, step, sums, masked)
+
+        # Both warpgroups walk all blocks of the tile, so that they take turns to the end.
+        whole = jnp.minimum(lax.div(place + 1, BLOCK), tile.steps)
+        sums = lax.fori_loop(0, whole, add_block(masked=False), sums)
+        sums = lax.fori_loop(whole, tile.steps, add_block(masked=True), sums)
+        pl.when(self.warpgroup == 0)(self._pass_turn)
+        self._store(tile, token, sums)
+
+    def _add_block(
+        self,
+        tile: _Tile,
+        queries: jax.Array,
+        place: jax.Array,
+        length: jax.Array,
+        step: jax.Array,
+        sums: _Sums,
+        masked: bool,
+    ) -> _Sums:
+        """The sums after one block of keys, of queries whose first token is at `place` in a row of `length`."""
+        shared, slot = self.shared, _slot_of(tile.blocks + step)
+        plgpu.barrier_wait(shared.full.keys.at[slot])
+        scores = self._scores(queries, shared.keys.at[slot])
+        plgpu.barrier_arrive(shared.free.keys.at[slot])
+        scores = scores * (self.sizes.scale * LOG2_E)
+        if masked:
+            asks = plgpu.broadcasted_iota(jnp.int32, scores.shape, 0, layout=_WGMMA)
+            keys = plgpu.broadcasted_iota(jnp.int32, scores.shape, 1, layout=_WGMMA)
+            seen = lax.div(asks, jnp.int32(self.sizes.group)) + place >= keys + step * BLOCK
+            scores = jnp.where(seen, scores, MASKED)
+        sums, weights = sums.rescaled(scores, self.sizes.dtype)
+        plgpu.barrier_arrive(shared.turns)
+        plgpu.barrier_wait(shared.full.values.at[slot])
+        plgpu.barrier_wait(shared.turns)
+        if masked:
+            # The first warpgroup's turn comes before the other's, so it clears the values for both.
+            unseen = (step + 1) * BLOCK > length
+            clear = (self.warpgroup == 0) & unseen
+            pl.when(clear)(lambda: _clear(shared.values.at[slot], length - step * BLOCK))
+
+        def add_values(sum_ref: Ref) -> None:
+            plgpu.wgmma(sum_ref, weights, shared.values.at[slot])
+
+        weighted = pl.run_state(add_values)(plgpu.WGMMAAccumulatorRef.init(sums.weighted))
+        plgpu.barrier_arrive(shared.free.values.at[slot])
+        return sums._replace(weighted=weighted)
+
+    def _scores(self, queries: jax.Array, keys_ref: Ref) -> jax.Array:
+        """The products [WARPGROUP_ROWS, BLOCK] with the keys; the turn passes while they are made."""
+
+        def products(sum_ref: Ref) -> jax.Array:
+            plgpu.wgmma(sum_ref, queries, keys_ref.transpose((1, 0)))
+            self._pass_turn()
+            return sum_ref[...]
+
+        accumulator = plgpu.WGMMAAccumulatorRef((WARPGROUP_ROWS, BLOCK), jnp.float32)
+        scores: jax.Array = pl.run_scoped(products, accumulator)
+        return scores
+
+    def _pass_turn(self) -> None:
+        plgpu.barrier_arrive(self.shared.turns)
+        plgpu.barrier_wait(self.shared.turns)
+
+    def _store(self, tile: _Tile, token: jax.Array, sums: _Sums) -> None:
+        """Write the result of this warpgroup's tokens, of which `token` is the first."""
+        smem = self.shared.out.at[self.warpgroup]
+        plgpu.wait_smem_to_gmem(0, wait_read_only=True)
+        mean = sums.weighted / lax.broadcast_in_dim(sums.total, sums.weighted.shape, [0])
+        smem[...] = mean.astype(self.sizes.dtype)
+        plgpu.commit_smem()
+
+        for index in range(self.sizes.warpgroup_tokens):
+
+            @pl.when(token + index < tile.end)
+            def _store(index: int = index) -> None:
+                rows = pl.ds(index * self.sizes.group, self.sizes.group)
+                plgpu.copy_smem_to_gmem(smem.at[rows], self.operands.out.at[token + index, tile.head])
+
+    def _copy_tile(self, tile: _Tile) -> None:
+        """Copy a tile's queries, and its keys and values block by block, each as soon as its place is free."""
+        shared = self.shared
+
+        @pl.when(tile.begun > 0)
+        def _wait_for_queries() -> None:
+            plgpu.barrier_wait(shared.free.queries)
+
+        rows = pl.ds(tile.first * self.sizes.group, ATTENDING * WARPGROUP_ROWS)
+        plgpu.copy_gmem_to_smem(self.operands.queries.at[tile.head, rows], shared.queries, shared.full.queries)
+
+        @pl.loop(0, tile.steps)
+        def _block(step: jax.Array) -> None:
+            self._copy_block(tile, step)
+
+    def _copy_block(self, tile: _Tile, step: jax.Array) -> None:
+        """One block's keys, then its values, page by page."""
+        shared, slot = self.shared, _slot_of(tile.blocks + step)
+        page_size, table_ref = self.sizes.page_size, self.operands.page_table
+        rings = (
+            (shared.keys, shared.full.keys, shared.free.keys),
+            (shared.values, shared.full.values, shared.free.values),
+        )
+        for plane, (smem, full, free) in enumerate(rings):
+
+            @pl.when(tile.blocks + step >= SLOTS)
+            def _wait(free: Ref = free) -> None:
+                plgpu.barrier_wait(free.at[slot])
+
+            for index in range(self.sizes.block_pages):
+                column = jnp.minimum(step * self.sizes.block_pages + index, table_ref.shape[1] - 1)
+                into = smem.at[slot, pl.ds(index * page_size, page_size)]
+                page = self.operands.cache.at[table_ref[tile.row, column], plane, tile.head]
+                plgpu.copy_gmem_to_smem(page, into, full.at[slot])
+
+    def _see_all_free(self, begun: jax.Array, blocks: jax.Array) -> None:
+        """Every barrier ends with all its signals seen, as Mosaic GPU's interpreter insists."""
+        free = self.shared.free
+
+        @pl.when(begun > 0)
+        def _see_queries_free() -> None:
+            plgpu.barrier_wait(free.queries)
+
+        @pl.loop(jnp.maximum(blocks - SLOTS, 0), blocks)
+        def _see_blocks_free(block: jax.Array) -> None:
+            plgpu.barrier_wait(free.keys.at[_slot_of(block)])
+            plgpu.barrier_wait(free.values.at[_slot_of(block)])

@@ -6,7 +6,7 @@ length, so that short contexts are read by one.
 """
 
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,6 @@ from pallas_kernels.attention.blocks import (
     Halves,
     Heads,
     Ref,
-    Running,
     add_keys,
     cache_rows,
     load_rotated,
@@ -28,16 +27,17 @@ from pallas_kernels.attention.blocks import (
     value_step,
     whole,
 )
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
+from pallas_kernels.attention.softmax import RunningSoftmax
 from pallas_kernels.attention.tuned import DecodeConfig
 
 
 def decode_attention(
     qkv: jax.Array,
     cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
+    locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None,
@@ -47,12 +47,13 @@ def decode_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """`append_and_attend` where every row owns one token: the result [r, h, g, d] and the cache."""
     rows, kv, planes, dim = qkv.shape
+    lengths = locations.lengths
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     splits = config.splits
     matrix = cache.reshape(-1, dim)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)
-    inputs = (qkv.reshape(-1, dim), matrix, page_table, lengths, rotation, sinks)
+    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, rotation, sinks)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
         out_shape.append(jax.ShapeDtypeStruct((rows * kv * heads.group, dim), qkv.dtype))
@@ -91,6 +92,53 @@ def _share(length: jax.Array, scoring: Scoring, config: DecodeConfig) -> tuple[j
     return begin, share, jnp.maximum(pl.cdiv(cached, share), 1)
 
 
+class _Newest(NamedTuple):
+    """What a row's newest token brings to one head: its rotated queries [n, dim] and key [1, dim], its value [1, dim].
+
+    The value is padded; `row` [1] is 0, which makes a list of one row of a row's number.
+    """
+
+    queries: Halves
+    key: Halves
+    value: jax.Array
+    row: jax.Array
+
+    @classmethod
+    def load(
+        cls,
+        qkv_ref: Ref,
+        rotation_ref: Rotation | None,
+        heads: Heads,
+        row: jax.Array,
+        head: jax.Array,
+        place: jax.Array,
+        real: jax.Array,
+    ) -> "_Newest":
+        """Of the query heads at `place` [n] that are `real` [n]."""
+        plane = (row * heads.kv + head) * (heads.group + 2)
+        rows, tokens = plane + place, jnp.broadcast_to(row, place.shape)
+        queries = load_rotated(qkv_ref, rotation_ref, heads, rows, tokens, real)
+        one = jnp.arange(1)
+        key_plane = plane + heads.group + one
+        key = load_rotated(qkv_ref, rotation_ref, heads, key_plane, row + one, None)
+        value = load_rows(qkv_ref, key_plane + 1, None, 0, heads.dim, heads.padded_dim)
+        return cls(queries, key, value, one)
+
+    def write(self, cache_ref: Ref, heads: Heads, row: jax.Array) -> None:
+        """Put key and value into the cache, the key at `row`."""
+        there, half = row + self.row, heads.dim // 2
+        store_rows(cache_ref, there, None, 0, half, self.key.first)
+        store_rows(cache_ref, there, None, half, half, self.key.second)
+        store_rows(cache_ref, there + value_step(heads), None, 0, heads.dim, self.value)
+
+    def add_to(self, running: RunningSoftmax, scoring: Scoring, kept: jnp.dtype) -> RunningSoftmax:
+        """The softmax with what later steps will read: the key and the value as the cache keeps them."""
+        key = Halves(*(part.astype(kept).astype(jnp.float32) for part in self.key))
+        products = jnp.sum(self.queries.first.astype(jnp.float32) * key.first, axis=1)
+        products += jnp.sum(self.queries.second.astype(jnp.float32) * key.second, axis=1)
+        return running.add_one(scoring.log2_scores(products), self.value.astype(kept).reshape(-1))
+
+
 def _kernel(
     qkv_ref: Ref,
     cache_ref: Ref,
@@ -106,69 +154,62 @@ def _kernel(
 ) -> None:
     """One head of one row, one split of its context."""
     head, row, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    queries = max(MIN_DOT, heads.padded_group)
-    place = jnp.arange(queries)
+    place = jnp.arange(max(MIN_DOT, heads.padded_group))
     real = place < heads.group
     answer = (row * heads.kv + head) * heads.group + place
     # All that can be read without knowing the length is read at once: each wait is long beside a short context.
     length = plgpu.load(lengths_ref.at[row])
-    plane = (row * heads.kv + head) * (heads.group + 2)
-    q = load_rotated(qkv_ref, rotation_ref, heads, plane + place, jnp.broadcast_to(row, (queries,)), real)
-    one = jnp.arange(1)
-    key_plane = plane + heads.group + one
-    key = load_rotated(qkv_ref, rotation_ref, heads, key_plane, row + one, None)
-    value = load_rows(qkv_ref, key_plane + 1, None, 0, heads.dim, heads.padded_dim)
+    newest = _Newest.load(qkv_ref, rotation_ref, heads, row, head, place, real)
     begin, share, active = _share(length, scoring, config)
 
     if config.splits == 1:
 
         @pl.when(length == 0)
         def _leave_zeros() -> None:
-            (out_ref,) = out_refs
-            store_rows(out_ref, answer, real, 0, heads.dim, jnp.zeros((queries, heads.padded_dim), jnp.float32))
+            zeros = jnp.zeros((*place.shape, heads.padded_dim), jnp.float32)
+            store_rows(out_refs[0], answer, real, 0, heads.dim, zeros)
 
     @pl.when((length > 0) & (split < active))
     def _attend() -> None:
-        newest = length - 1
-        positions = jnp.broadcast_to(newest, (queries,))
+        last = length - 1
+        positions = jnp.broadcast_to(last, place.shape)
         first = begin + split * share
-        end = jnp.minimum(first + share, newest)
+        end = jnp.minimum(first + share, last)
 
-        def add_block(index: Any, running: Running) -> Running:
+        def add_block(index: Any, running: RunningSoftmax) -> RunningSoftmax:
             return add_keys(
-                running, q, positions, cache_ref, page_table_ref, heads, scoring,
+                running, newest.queries, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
             )  # fmt: skip
 
-        page = plgpu.load(page_table_ref.at[row, newest // heads.page_size])
+        page = plgpu.load(page_table_ref.at[row, last // heads.page_size])
         blocks = jnp.maximum(pl.cdiv(end - first, config.block), 0)
-        running = lax.fori_loop(0, blocks, add_block, Running.empty(queries, heads))
+        empty = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
+        running = lax.fori_loop(0, blocks, add_block, empty)
 
-        def add_newest(running: Running) -> Running:
-            there = cache_rows(page, heads, head, newest % heads.page_size) + one
-            half = heads.dim // 2
-            store_rows(written_ref, there, None, 0, half, key.first)
-            store_rows(written_ref, there, None, half, half, key.second)
-            store_rows(written_ref, there + value_step(heads), None, 0, heads.dim, value)
-            # What later steps will read: the key and the value as the cache keeps them.
-            kept = Halves(*(part.astype(written_ref.dtype).astype(jnp.float32) for part in key))
-            products = jnp.sum(q.first.astype(jnp.float32) * kept.first, axis=1)
-            products += jnp.sum(q.second.astype(jnp.float32) * kept.second, axis=1)
-            return running.add_one(scoring.log2_scores(products), value.astype(written_ref.dtype).reshape(-1))
+        def add_newest(running: RunningSoftmax) -> RunningSoftmax:
+            newest.write(written_ref, heads, cache_rows(page, heads, head, last % heads.page_size))
+            return newest.add_to(running, scoring, written_ref.dtype)
 
         running = lax.cond(split == active - 1, add_newest, lambda running: running, running)
         if config.splits == 1:
-            (out_ref,) = out_refs
             if sinks_ref is not None:
                 sinks = plgpu.load(sinks_ref.at[head * heads.group + place], mask=real, other=MASKED)
-                running = running.add_sink(sinks * LOG2_E)
-            store_rows(out_ref, answer, real, 0, heads.dim, running.result())
+                running = running.add_sinks(sinks * LOG2_E)
+            store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
         else:
-            weighted_ref, maximum_ref, total_ref = out_refs
             part = ((row * heads.kv + head) * config.splits + split) * heads.group + place
-            store_rows(weighted_ref, part, real, 0, heads.dim, running.weighted)
-            plgpu.store(maximum_ref.at[part], running.maximum, mask=real)
-            plgpu.store(total_ref.at[part], running.total, mask=real)
+            _store_part(out_refs, part, real, heads, running)
+
+
+def _store_part(
+    out_refs: tuple[Ref, ...], rows: jax.Array, real: jax.Array, heads: Heads, running: RunningSoftmax
+) -> None:
+    """Leave a split's softmax to `_combine`."""
+    weighted_ref, maximum_ref, total_ref = out_refs
+    store_rows(weighted_ref, rows, real, 0, heads.dim, running.weighted)
+    plgpu.store(maximum_ref.at[rows], running.maximum, mask=real)
+    plgpu.store(total_ref.at[rows], running.total, mask=real)
 
 
 def _combine(

@@ -6,6 +6,7 @@ walks tiles of one row's consecutive tokens, all query heads of a key-value head
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,7 +20,6 @@ from pallas_kernels.attention import mosaic_hopper
 from pallas_kernels.attention.blocks import (
     Heads,
     Ref,
-    Running,
     add_keys,
     cache_rows,
     load_rotated,
@@ -28,8 +28,10 @@ from pallas_kernels.attention.blocks import (
     value_step,
     whole,
 )
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
+from pallas_kernels.attention.softmax import RunningSoftmax
 from pallas_kernels.attention.tuned import RaggedConfig
 
 WRITTEN_TOKENS = 32
@@ -39,11 +41,7 @@ WRITTEN_TOKENS = 32
 def ragged_attention(
     qkv: jax.Array,
     cache: jax.Array,
-    page: jax.Array,
-    offset: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
+    locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None,
@@ -55,23 +53,25 @@ def ragged_attention(
 
     Without a `config` the kernel for Hopper attends, if `mosaic_hopper.takes` says so.
     """
+    assert locations.starts is not None
     tokens, kv, planes, dim = qkv.shape
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     matrix = qkv.reshape(-1, dim)
-    written = _write(matrix, cache.reshape(-1, dim), page, offset, rotation, heads, interpret)
+    written = _write(matrix, cache.reshape(-1, dim), locations, rotation, heads, interpret)
 
     # The padding at the end is one more row, of no length.
-    starts, lengths = jnp.append(starts, tokens), jnp.append(lengths, 0)
+    starts, lengths = jnp.append(locations.starts, tokens), jnp.append(locations.lengths, 0)
     if config is None:
+        padded = replace(locations, starts=starts, lengths=lengths)
         tiles = _tiles(starts, tokens, mosaic_hopper.tile_tokens(heads.group))
         cache = written.reshape(cache.shape)
         queries = qkv[:, :, : heads.group]
         queries = queries if rotation is None else rotate(queries, rotation)
-        return mosaic_hopper.attend(queries, cache, page_table, lengths, starts, *tiles, scoring=scoring), cache
+        return mosaic_hopper.attend(queries, cache, padded, *tiles, scoring=scoring), cache
     row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)
-    inputs = (matrix, written, page_table, lengths, starts, row_of_tile, first_of_tile, rotation, sinks)
+    inputs = (matrix, written, locations.page_table, lengths, starts, row_of_tile, first_of_tile, rotation, sinks)
     out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
     attended = pl.pallas_call(
         partial(_kernel, heads=heads, scoring=scoring, config=config),
@@ -89,17 +89,16 @@ def ragged_attention(
 def _write(
     qkv: jax.Array,
     cache: jax.Array,
-    page: jax.Array,
-    offset: jax.Array,
+    locations: PageLocations,
     rotation: Rotation | None,
     heads: Heads,
     interpret: bool,
 ) -> jax.Array:
     """The cache with every token's rotated key and its value; tokens of page 0 are left out."""
-    inputs = (qkv, cache, page, offset, rotation)
+    inputs = (qkv, cache, locations.page, locations.offset, rotation)
     return pl.pallas_call(
         partial(_write_kernel, heads=heads),
-        grid=(heads.kv, pl.cdiv(page.shape[0], WRITTEN_TOKENS)),
+        grid=(heads.kv, pl.cdiv(locations.page.shape[0], WRITTEN_TOKENS)),
         in_specs=whole(inputs),
         out_specs=whole(cache),
         out_shape=jax.ShapeDtypeStruct(cache.shape, cache.dtype),
@@ -182,7 +181,7 @@ def _kernel(
         # A row of no length sees nothing and is left zeros.
         last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)
 
-        def add_block(masked: bool) -> Callable[[Any, Running], Running]:
+        def add_block(masked: bool) -> Callable[[Any, RunningSoftmax], RunningSoftmax]:
             return lambda index, running: add_keys(
                 running, q, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=index * config.block, end=last, block=config.block, masked=masked,
@@ -192,11 +191,11 @@ def _kernel(
         begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
         whole = jnp.clip(position + 1, 0, length) // config.block
         unmasked = begin if scoring.window is not None else whole
-        running = Running.empty(place.shape[0], heads)
+        running = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(begin, unmasked, add_block(masked=False), running)
         running = lax.fori_loop(unmasked, pl.cdiv(last, config.block), add_block(masked=True), running)
         if sinks_ref is not None:
             sinks = plgpu.load(sinks_ref.at[head * heads.group + member], mask=member < heads.group, other=MASKED)
-            running = running.add_sink(sinks * LOG2_E)
+            running = running.add_sinks(sinks * LOG2_E)
         answer = (token * heads.kv + head) * heads.group + member
         store_rows(out_ref, answer, real, 0, heads.dim, running.result())

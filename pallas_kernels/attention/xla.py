@@ -8,14 +8,16 @@ What a page holds beyond its row is not seen, and need not be a number: scores a
 selected too, because a weight of 0 times a value that is not finite is NaN.
 """
 
-from typing import NamedTuple
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
+from pallas_kernels.attention.softmax import RunningSoftmax
 
 BLOCK_TOKENS = 128
 """Context tokens a loop iteration reads; a multiple of the page size is rounded down to whole pages."""
@@ -27,11 +29,7 @@ TILE_TOKENS = 32
 def append_and_attend(
     qkv: jax.Array,
     cache: jax.Array,
-    page: jax.Array,
-    offset: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array | None = None,
+    locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None = None,
@@ -42,50 +40,18 @@ def append_and_attend(
     turned = qkv[:, :, : group + 1]
     if rotation is not None:
         turned = rotate(turned, rotation)
-    cache = write_pages(cache, turned[:, :, group], qkv[:, :, group + 1], page, offset)
+    cache = write_pages(cache, turned[:, :, group], qkv[:, :, group + 1], locations.page, locations.offset)
     queries = turned[:, :, :group]
-    if starts is None:
-        return decode_attention(queries, cache, page_table, lengths, scoring, sinks), cache
-    return ragged_attention(queries, cache, page_table, lengths, starts, scoring, sinks), cache
+    table, lengths = locations.page_table, locations.lengths
+    if locations.starts is None:
+        return decode_attention(queries, cache, table, lengths, scoring, sinks), cache
+    return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks), cache
 
 
 def write_pages(cache: jax.Array, k: jax.Array, v: jax.Array, page: jax.Array, offset: jax.Array) -> jax.Array:
     """The cache with token t's key and value [t, h, d] at `offset[t]` of page `page[t]`."""
     entry = jnp.stack([k, v], axis=1).astype(cache.dtype)
     return cache.at[page, :, :, offset].set(entry)
-
-
-class _Softmax(NamedTuple):
-    """A softmax over the blocks seen so far: row maximum, sum of exponentials, weighted sum of values."""
-
-    maximum: jax.Array
-    total: jax.Array
-    weighted: jax.Array
-
-    @classmethod
-    def empty(cls, shape: tuple[int, ...], head_dim: int) -> "_Softmax":
-        return cls(jnp.full(shape, MASKED), jnp.zeros(shape), jnp.zeros((*shape, head_dim)))
-
-    def add(self, scores: jax.Array, values: jax.Array) -> "_Softmax":
-        """The state after one more block: scores [n, q, s], values [n, s, d], n any batch of heads."""
-        scaled = self._rescaled(scores.max(-1))
-        weights = jnp.exp(scores - scaled.maximum[..., None])
-        weighted = scaled.weighted + jnp.einsum("nqs,nsd->nqd", weights, values)
-        return _Softmax(scaled.maximum, scaled.total + weights.sum(-1), weighted)
-
-    def add_sinks(self, sinks: jax.Array) -> "_Softmax":
-        """The state with one more score each [n, q], whose weight goes to no value."""
-        scaled = self._rescaled(sinks)
-        return scaled._replace(total=scaled.total + jnp.exp(sinks - scaled.maximum))
-
-    def _rescaled(self, scores: jax.Array) -> "_Softmax":
-        """The same softmax, its weights relative to the largest score once `scores` [n, q] are among them."""
-        maximum = jnp.maximum(self.maximum, scores)
-        correction = jnp.exp(self.maximum - maximum)
-        return _Softmax(maximum, self.total * correction, self.weighted * correction[..., None])
-
-    def result(self) -> jax.Array:
-        return self.weighted / jnp.maximum(self.total, 1e-30)[..., None]
 
 
 def _read_block(
@@ -110,6 +76,11 @@ def _read_block(
     return read(first), jnp.where(inside[..., None], read(first + heads), 0)
 
 
+def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
+    """The sums [n, q, d] of values [n, s, d] by weights [n, q, s], n any batch of heads."""
+    return jnp.einsum("nqs,nsd->nqd", weights, values)
+
+
 def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
     """The page table padded to whole blocks with page 0, and the pages in a block."""
     width = max(1, min(BLOCK_TOKENS // page_size, page_table.shape[1]))
@@ -132,17 +103,17 @@ def decode_attention(
     queries = q.reshape(rows * heads, group, head_dim).astype(jnp.float32)
     newest_of_head = jnp.repeat(lengths - 1, heads)[:, None, None]
 
-    def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
+    def add_block(block: jax.Array, softmax: RunningSoftmax) -> RunningSoftmax:
         keys, values = _read_block(cache, page_table, lengths, block, width)
         # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
         scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
         scores = jnp.where(scoring.visible(newest_of_head, positions), scores, MASKED)
-        return softmax.add(scores.transpose(0, 2, 1), values)
+        return softmax.add(scores.transpose(0, 2, 1), partial(_weighted, values))
 
     longest = jnp.max(lengths)
     first = jnp.min(scoring.first_visible(jnp.where(lengths > 0, lengths, longest) - 1)) // block_tokens
-    empty = _Softmax.empty((rows * heads, group), head_dim)
+    empty = RunningSoftmax.empty((rows * heads, group), head_dim, jnp.exp)
     softmax = lax.fori_loop(first, -(-longest // block_tokens), add_block, empty)
     if sinks is not None:
         softmax = softmax.add_sinks(jnp.tile(sinks.astype(jnp.float32), (rows, 1)))
@@ -208,16 +179,16 @@ def _tile_attention(
     by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32)
     query_positions = jnp.tile(position + jnp.arange(tokens), group)[:, None]
 
-    def add_block(block: jax.Array, softmax: _Softmax) -> _Softmax:
+    def add_block(block: jax.Array, softmax: RunningSoftmax) -> RunningSoftmax:
         keys, values = _read_block(cache, pages[None], length[None], block, width)
         scores = scoring.scores(jnp.einsum("nqd,nsd->nqs", by_head, keys))
         positions = block * block_tokens + jnp.arange(block_tokens)
         # Queries past the row's end would see what nobody wrote.
         visible = scoring.visible(query_positions, positions) & (positions < length)
-        return softmax.add(jnp.where(visible, scores, MASKED), values)
+        return softmax.add(jnp.where(visible, scores, MASKED), partial(_weighted, values))
 
     first = scoring.first_visible(position) // block_tokens
-    empty = _Softmax.empty((heads, group * tokens), head_dim)
+    empty = RunningSoftmax.empty((heads, group * tokens), head_dim, jnp.exp)
     softmax = lax.fori_loop(first, -(-length // block_tokens), add_block, empty)
     if sinks is not None:
         softmax = softmax.add_sinks(jnp.repeat(sinks.astype(jnp.float32), tokens, axis=1))

@@ -4,15 +4,16 @@ Axes: m rows, n outputs, k inputs. On a GPU the kernel takes the shapes for whic
 XLA; everything else, and every other backend, is XLA's.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels import devices
 from pallas_kernels.matmul import mosaic_hopper, pallas_triton, tuned, xla
-from pallas_kernels.matmul.pallas_triton import Norm
-from pallas_kernels.norm import rms_norm
+from pallas_kernels.matmul.activations import Activation
+from pallas_kernels.norm import Norm, normalise
+from pallas_kernels.weights import QuantizedWeight
 
 Implementation = tuned.Config | tuned.Wide | Literal["measured", "xla"]
 """Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster.
@@ -23,7 +24,7 @@ Only what XLA computes alone, the normalisation included, can be differentiated,
 
 def linear(
     x: jax.Array,
-    w: jax.Array,
+    w: jax.Array | QuantizedWeight,
     *,
     residual: jax.Array | None = None,
     norm: Norm | None = None,
@@ -31,13 +32,11 @@ def linear(
 ) -> jax.Array:
     """`x @ w.T + residual`, accumulated and added in float32, rounded once.
 
-    With `norm` x is root-mean-square normalised first (Zhang and Sennrich 2019, arXiv:1910.07467).
-
     Args:
         x: [m, k].
-        w: [n, k], of x's dtype or of one that x is rounded to.
+        w: [n, k], of x's dtype or of one that x is rounded to; a quantised weight is XLA's.
         residual: [m, n]; None for none.
-        norm: the weights [k] and, a static number, what is added to the mean square; None for none.
+        norm: how x is normalised first, over k channels; None for not at all.
         implementation: a kernel of given sizes is interpreted where there is no GPU, but for Hopper's own.
 
     Returns:
@@ -50,30 +49,36 @@ def linear(
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1] or (residual is not None and residual.shape != shape):
         added = "" if residual is None else f" plus residual {residual.shape}"
         raise ValueError(f"x {x.shape} times w {w.shape}{added}: want x [m, k], w [n, k] and residual [m, n]")
-    config = _config(implementation, x, w[None])
+    config = _config(implementation, x, w, planes=1)
     x, norm = _normalised(x, norm, config, implementation)
     if config is None:
         return xla.linear(x, w, residual=residual)
-    return _by_kernel(x, w[None], residual, norm, config)
+    return _by_kernel(x, w, residual, norm, config)
 
 
-def adds_residual(x: jax.Array, w: jax.Array) -> bool:
+def adds_residual(x: jax.Array, w: jax.Array | QuantizedWeight) -> bool:
     """Whether `linear` adds a residual at no cost: in its kernel, or where XLA fuses what follows a product.
 
     Only on a GPU may a sum be a kernel of its own, which the next normalisation spares who leaves the sum to it.
     """
-    return jax.default_backend() != "gpu" or _config("measured", x, w[None]) is not None
+    return jax.default_backend() != "gpu" or _config("measured", x, w, planes=1) is not None
 
 
 def gated_linear(
-    x: jax.Array, w: jax.Array, *, norm: Norm | None = None, implementation: Implementation = "measured"
+    x: jax.Array,
+    w: jax.Array | QuantizedWeight,
+    *,
+    norm: Norm | None = None,
+    activation: Activation = "silu",
+    implementation: Implementation = "measured",
 ) -> jax.Array:
-    """`silu(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202), float32 throughout, rounded once.
+    """`activation(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202), float32 throughout, rounded once.
 
     Args:
         x: [m, k].
-        w: [2, n, k], the gate's weights and the others.
+        w: [2, n, k], the gate's weights and the others; as in `linear`.
         norm: as in `linear`.
+        activation: of the gate; what is not SiLU is XLA's.
         implementation: as in `linear`.
 
     Returns:
@@ -84,19 +89,21 @@ def gated_linear(
     """
     if x.ndim != 2 or w.ndim != 3 or w.shape[0] != 2 or x.shape[1] != w.shape[2]:
         raise ValueError(f"x {x.shape} times w {w.shape}: want x [m, k] and w [2, n, k]")
-    config = _config(implementation, x, w)
+    config = _config(implementation, x, w, planes=2, possible=activation == "silu")
     x, norm = _normalised(x, norm, config, implementation)
     if config is None:
-        return xla.gated_linear(x, w)
+        return xla.gated_linear(x, w, activation)
     return _by_kernel(x, w, None, norm, config)
 
 
 def _by_kernel(
-    x: jax.Array, w: jax.Array, residual: jax.Array | None, norm: Norm | None, config: tuned.Config | tuned.Wide
+    x: jax.Array, w: Any, residual: jax.Array | None, norm: Norm | None, config: tuned.Config | tuned.Wide
 ) -> jax.Array:
+    """The product with an array w [n, k] or [2, n, k], which is all that `_config` has kernels for."""
+    planes = w if w.ndim == 3 else w[None]
     if isinstance(config, tuned.Wide):
-        return mosaic_hopper.product(x, w, residual, config)
-    return pallas_triton.product(x, w, residual, norm, config, interpret=jax.default_backend() != "gpu")
+        return mosaic_hopper.product(x, planes, residual, config)
+    return pallas_triton.product(x, planes, residual, norm, config, interpret=jax.default_backend() != "gpu")
 
 
 def _normalised(
@@ -104,15 +111,17 @@ def _normalised(
 ) -> tuple[jax.Array, Norm | None]:
     """x, and the normalisation that is left to the kernel."""
     # The kernel rounds rows before it divides by their size, which float16 may not survive.
-    if norm is None or (config is not None and config.normalises and x.dtype == jnp.bfloat16):
+    if norm is None or (config is not None and config.normalises and norm.in_kernels and x.dtype == jnp.bfloat16):
         return x, norm
-    return rms_norm(x, *norm, implementation="xla" if implementation == "xla" else None), None
+    return normalise(x, norm, implementation="xla" if implementation == "xla" else None), None
 
 
-def _config(implementation: Implementation, x: jax.Array, w: jax.Array) -> tuned.Config | tuned.Wide | None:
-    """The sizes of the kernel that takes this product, or None where XLA does."""
-    planes, n, k = w.shape
-    possible = x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
+def _config(
+    implementation: Implementation, x: jax.Array, w: jax.Array | QuantizedWeight, *, planes: int, possible: bool = True
+) -> tuned.Config | tuned.Wide | None:
+    """The sizes of the kernel that takes this product of `planes` matrices, or None where XLA does."""
+    n, k = w.shape[-2:]
+    possible = possible and x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
     if isinstance(implementation, tuned.Config | tuned.Wide):
         if not possible or not implementation.takes(x.shape[0], n, k):
             raise ValueError(f"{implementation} does not take x {x.shape} {x.dtype} and w {w.shape} {w.dtype}")

@@ -6,7 +6,8 @@ programs of a cluster work on neighbouring rows and each fetches half of the wei
 tiles, and its copies run ahead into the next one while the last is written.
 """
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import jax
 import jax.experimental.pallas as pl
@@ -44,124 +45,16 @@ def product(
         return (
             product(x, w, None, config, interpret=interpret).astype(jnp.float32) + residual.astype(jnp.float32)
         ).astype(x.dtype)
-    rows, columns, steps = pl.cdiv(m, ROWS * config.cluster), n // config.tile_n, k // DEPTH
+    rows, columns = pl.cdiv(m, ROWS * config.cluster), n // config.tile_n
     programs = min(MULTIPROCESSORS // config.cluster, rows * columns)
-    slots, out_slots = config.slots, min(2, config.tile_n // config.out_columns)
-
-    def slot_of(block: jax.Array) -> jax.Array:
-        return lax.rem(block, jnp.int32(slots))
-
-    def tile_of(index: jax.Array, program: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Row and column of a tile: a band of rows at a time, column by column, whose operands the L2 cache holds."""
-        linear = index * programs + program
-        band, within = lax.div(linear, config.band * columns), lax.rem(linear, config.band * columns)
-        height = jnp.minimum(rows - band * config.band, config.band)
-        return band * config.band + lax.rem(within, height), lax.div(within, height)
-
-    def kernel(x_ref: Ref, w_ref: Ref, residual_ref: Ref | None, out_ref: Ref, scratch: Any) -> None:
-        x_smem, w_smem, out_smem, full, free = scratch
-        program, warpgroup = lax.axis_index("programs"), lax.axis_index("warpgroups")
-        member = lax.axis_index("pair") if config.cluster == 2 else 0
-        tiles = lax.div(rows * columns - program + programs - 1, programs)
-
-        def multiply(index: jax.Array, *sum_refs: Ref) -> list[jax.Array]:
-            """The float32 sums of this warpgroup's rows, one for each plane."""
-
-            @pl.loop(0, steps)
-            def _block(step: jax.Array) -> None:
-                block = index * steps + step
-                slot = slot_of(block)
-                plgpu.barrier_wait(full.at[slot])
-                mine = x_smem.at[slot, pl.ds(warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)]
-                for plane, sum_ref in enumerate(sum_refs):
-                    plgpu.wgmma(sum_ref, mine, w_smem.at[slot, plane].transpose((1, 0)))
-                plgpu.wgmma_wait(planes)  # what still runs reads this block; the one before is free
-
-                @pl.when(step > 0)
-                def _release() -> None:
-                    plgpu.barrier_arrive(free.at[slot_of(block - 1)])
-
-            plgpu.wgmma_wait(0)
-            plgpu.barrier_arrive(free.at[slot_of((index + 1) * steps - 1)])
-            return [sum_ref[...] for sum_ref in sum_refs]
-
-        def write(sums: list[jax.Array], row: jax.Array, column: jax.Array) -> None:
-            mine = pl.ds((row * config.cluster + member) * ROWS + warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)
-            result = sums[0] if planes == 1 else sums[0] / (1.0 + jnp.exp(-sums[0])) * sums[1]
-            for part, first in enumerate(range(0, config.tile_n, config.out_columns)):
-                values = result[:, first : first + config.out_columns]
-                outputs = pl.ds(column * config.tile_n + first, config.out_columns)
-                if residual_ref is not None:
-                    added = load_rows(residual_ref.at[mine, outputs])
-                    values += added.astype(jnp.float32)
-                place = out_smem.at[warpgroup, part % out_slots]
-                plgpu.wait_smem_to_gmem(out_slots - 1, wait_read_only=True)
-                place[...] = values.astype(x.dtype)
-                plgpu.commit_smem()
-                plgpu.copy_smem_to_gmem(place, out_ref.at[mine, outputs])
-
-        @pl.when(warpgroup < MULTIPLYING)
-        def _multiply() -> None:
-            plgpu.set_max_registers(232, action="increase")
-
-            @pl.loop(0, tiles)
-            def _tile(index: jax.Array) -> None:
-                sums = [plgpu.WGMMAAccumulatorRef((WARPGROUP_ROWS, config.tile_n), jnp.float32)] * planes
-                write(pl.run_scoped(lambda *refs: multiply(index, *refs), *sums), *tile_of(index, program))
-
-            plgpu.wait_smem_to_gmem(0)
-
-        @pl.when(warpgroup == MULTIPLYING)
-        def _copy() -> None:
-            plgpu.set_max_registers(40, action="decrease")
-
-            @pl.loop(0, tiles)
-            def _tile(index: jax.Array) -> None:
-                row, column = tile_of(index, program)
-                mine = pl.ds((row * config.cluster + member) * ROWS, ROWS)
-                outputs = pl.ds(column * config.tile_n, config.tile_n)
-
-                @pl.loop(0, steps)
-                def _block(step: jax.Array) -> None:
-                    block = index * steps + step
-                    slot, inputs = slot_of(block), pl.ds(step * DEPTH, DEPTH)
-
-                    @pl.when(block >= slots)
-                    def _wait() -> None:
-                        plgpu.barrier_wait(free.at[slot])
-
-                    plgpu.copy_gmem_to_smem(x_ref.at[mine, inputs], x_smem.at[slot], full.at[slot])
-                    for plane in range(planes):
-                        plgpu.copy_gmem_to_smem(
-                            w_ref.at[plane, outputs, inputs],
-                            w_smem.at[slot, plane],
-                            full.at[slot],
-                            collective_axes="pair" if config.cluster == 2 else None,
-                        )
-
-            # A program must not end while the other one of its cluster may still signal to it.
-            @pl.loop(tiles * steps - slots, tiles * steps)
-            def _drain(block: jax.Array) -> None:
-                plgpu.barrier_wait(free.at[slot_of(block)])
+    sizes = _Sizes(planes, rows, columns, k // DEPTH, programs, x.dtype, config)
 
     def entry(*refs: Ref) -> None:
         x_ref, w_ref, *residual_refs, out_ref = refs
-        residual_ref = residual_refs[0] if residual_refs else None
-        out_bytes = config.out_columns * x.dtype.itemsize
-        out_swizzle = next(width for width in (128, 64, 32) if out_bytes % width == 0)
-        out_block = swizzled(out_swizzle // x.dtype.itemsize, out_swizzle)
-        free: Any
-        if config.cluster == 2:
-            free = plgpu.ClusterBarrier(collective_axes=("pair",), num_arrivals=MULTIPLYING, num_barriers=slots)
-        else:
-            free = plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=slots)
+        operands = _Operands(x_ref, w_ref, residual_refs[0] if residual_refs else None, out_ref)
         pl.run_scoped(
-            lambda *scratch: kernel(x_ref, w_ref, residual_ref, out_ref, scratch),
-            plgpu.SMEM((slots, ROWS, DEPTH), x.dtype, transforms=_BLOCK),
-            plgpu.SMEM((slots, planes, config.tile_n, DEPTH), x.dtype, transforms=_BLOCK),
-            plgpu.SMEM((MULTIPLYING, out_slots, WARPGROUP_ROWS, config.out_columns), x.dtype, transforms=out_block),
-            plgpu.Barrier(num_arrivals=1 + planes, num_barriers=slots),
-            free,
+            lambda *shared: _Program.begin(sizes, operands, _Shared(*shared)).run(),
+            *_Shared.of(sizes),
             collective_axes="warpgroups",
         )
 
@@ -179,3 +72,201 @@ def product(
     )
     result: jax.Array = run(*(array for array in (x, w, residual) if array is not None))
     return result
+
+
+@dataclass(frozen=True)
+class _Sizes:
+    """What is known when the kernel is compiled.
+
+    Attributes:
+        planes: 2 for a gated product, else 1.
+        rows: rows of tiles, those of a cluster counted once.
+        columns: columns of tiles.
+        steps: blocks of inputs.
+        programs: programs, those of a cluster counted once.
+        dtype: of the operands and the result.
+        config: how the product is divided.
+    """
+
+    planes: int
+    rows: int
+    columns: int
+    steps: int
+    programs: int
+    dtype: jnp.dtype
+    config: Wide
+
+    @property
+    def out_slots(self) -> int:
+        """Places for results that are being written."""
+        return min(2, self.config.tile_n // self.config.out_columns)
+
+    def slot_of(self, block: jax.Array) -> jax.Array:
+        """The place of a block of inputs in the ring."""
+        return lax.rem(block, jnp.int32(self.config.slots))
+
+    def tile_of(self, index: jax.Array, program: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Row and column of a tile: a band of rows at a time, column by column, whose operands the L2 cache holds."""
+        band_rows, columns = self.config.band, self.columns
+        linear = index * self.programs + program
+        band, within = lax.div(linear, band_rows * columns), lax.rem(linear, band_rows * columns)
+        height = jnp.minimum(self.rows - band * band_rows, band_rows)
+        return band * band_rows + lax.rem(within, height), lax.div(within, height)
+
+
+class _Operands(NamedTuple):
+    """References to global memory: `product`'s arguments and the result."""
+
+    x: Ref
+    w: Ref
+    residual: Ref | None
+    out: Ref
+
+
+class _Shared(NamedTuple):
+    """Shared memory, and the barriers that say which blocks of it are full and which are free.
+
+    Rows are [slots, ROWS, DEPTH], weights [slots, planes, tile_n, DEPTH], results [MULTIPLYING, out_slots,
+    WARPGROUP_ROWS, out_columns].
+    """
+
+    x: Ref
+    w: Ref
+    out: Ref
+    full: Ref
+    free: Ref
+
+    @classmethod
+    def of(cls, sizes: _Sizes) -> "_Shared":
+        """What the kernel asks for."""
+        config, dtype, slots = sizes.config, sizes.dtype, sizes.config.slots
+        out_bytes = config.out_columns * dtype.itemsize
+        out_swizzle = next(width for width in (128, 64, 32) if out_bytes % width == 0)
+        out_block = swizzled(out_swizzle // dtype.itemsize, out_swizzle)
+        free: Any
+        if config.cluster == 2:
+            free = plgpu.ClusterBarrier(collective_axes=("pair",), num_arrivals=MULTIPLYING, num_barriers=slots)
+        else:
+            free = plgpu.Barrier(num_arrivals=MULTIPLYING, num_barriers=slots)
+        out_shape = (MULTIPLYING, sizes.out_slots, WARPGROUP_ROWS, config.out_columns)
+        return cls(
+            x=plgpu.SMEM((slots, ROWS, DEPTH), dtype, transforms=_BLOCK),
+            w=plgpu.SMEM((slots, sizes.planes, config.tile_n, DEPTH), dtype, transforms=_BLOCK),
+            out=plgpu.SMEM(out_shape, dtype, transforms=out_block),
+            full=plgpu.Barrier(num_arrivals=1 + sizes.planes, num_barriers=slots),
+            free=free,
+        )
+
+
+@dataclass(frozen=True)
+class _Program:
+    """One warpgroup of one program: which part it takes, and what it works on."""
+
+    sizes: _Sizes
+    operands: _Operands
+    shared: _Shared
+    program: jax.Array
+    warpgroup: jax.Array
+    member: jax.Array | int
+    tiles: jax.Array
+
+    @classmethod
+    def begin(cls, sizes: _Sizes, operands: _Operands, shared: _Shared) -> "_Program":
+        """The warpgroup that runs."""
+        program, warpgroup = lax.axis_index("programs"), lax.axis_index("warpgroups")
+        member = lax.axis_index("pair") if sizes.config.cluster == 2 else 0
+        tiles = lax.div(sizes.rows * sizes.columns - program + sizes.programs - 1, sizes.programs)
+        return cls(sizes, operands, shared, program, warpgroup, member, tiles)
+
+    def run(self) -> None:
+        """Multiply the program's tiles, or copy what the others multiply."""
+
+        @pl.when(self.warpgroup < MULTIPLYING)
+        def _multiply() -> None:
+            plgpu.set_max_registers(232, action="increase")
+            shape = (WARPGROUP_ROWS, self.sizes.config.tile_n)
+
+            @pl.loop(0, self.tiles)
+            def _tile(index: jax.Array) -> None:
+                sums = [plgpu.WGMMAAccumulatorRef(shape, jnp.float32)] * self.sizes.planes
+                results = pl.run_scoped(lambda *refs: self._multiply(index, *refs), *sums)
+                self._write(results, *self.sizes.tile_of(index, self.program))
+
+            plgpu.wait_smem_to_gmem(0)
+
+        @pl.when(self.warpgroup == MULTIPLYING)
+        def _copy() -> None:
+            plgpu.set_max_registers(40, action="decrease")
+            pl.loop(0, self.tiles)(self._copy_tile)
+            self._see_all_free()
+
+    def _multiply(self, index: jax.Array, *sum_refs: Ref) -> list[jax.Array]:
+        """The float32 sums of this warpgroup's rows, one for each plane."""
+        sizes, shared = self.sizes, self.shared
+
+        @pl.loop(0, sizes.steps)
+        def _block(step: jax.Array) -> None:
+            block = index * sizes.steps + step
+            slot = sizes.slot_of(block)
+            plgpu.barrier_wait(shared.full.at[slot])
+            mine = shared.x.at[slot, pl.ds(self.warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)]
+            for plane, sum_ref in enumerate(sum_refs):
+                plgpu.wgmma(sum_ref, mine, shared.w.at[slot, plane].transpose((1, 0)))
+            plgpu.wgmma_wait(sizes.planes)  # what still runs reads this block; the one before is free
+
+            @pl.when(step > 0)
+            def _release() -> None:
+                plgpu.barrier_arrive(shared.free.at[sizes.slot_of(block - 1)])
+
+        plgpu.wgmma_wait(0)
+        plgpu.barrier_arrive(shared.free.at[sizes.slot_of((index + 1) * sizes.steps - 1)])
+        return [sum_ref[...] for sum_ref in sum_refs]
+
+    def _write(self, sums: list[jax.Array], row: jax.Array, column: jax.Array) -> None:
+        """Gate the sums or add the residual, and write this warpgroup's rows of a tile."""
+        config, operands, out_slots = self.sizes.config, self.operands, self.sizes.out_slots
+        mine = pl.ds((row * config.cluster + self.member) * ROWS + self.warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)
+        result = sums[0] if len(sums) == 1 else sums[0] / (1.0 + jnp.exp(-sums[0])) * sums[1]
+        for part, first in enumerate(range(0, config.tile_n, config.out_columns)):
+            values = result[:, first : first + config.out_columns]
+            outputs = pl.ds(column * config.tile_n + first, config.out_columns)
+            if operands.residual is not None:
+                values += load_rows(operands.residual.at[mine, outputs]).astype(jnp.float32)
+            place = self.shared.out.at[self.warpgroup, part % out_slots]
+            plgpu.wait_smem_to_gmem(out_slots - 1, wait_read_only=True)
+            place[...] = values.astype(self.sizes.dtype)
+            plgpu.commit_smem()
+            plgpu.copy_smem_to_gmem(place, operands.out.at[mine, outputs])
+
+    def _copy_tile(self, index: jax.Array) -> None:
+        """Copy a tile's rows and weights block by block, each as soon as its place is free."""
+        sizes, shared, config = self.sizes, self.shared, self.sizes.config
+        row, column = sizes.tile_of(index, self.program)
+        mine = pl.ds((row * config.cluster + self.member) * ROWS, ROWS)
+        outputs = pl.ds(column * config.tile_n, config.tile_n)
+
+        @pl.loop(0, sizes.steps)
+        def _block(step: jax.Array) -> None:
+            block = index * sizes.steps + step
+            slot, inputs = sizes.slot_of(block), pl.ds(step * DEPTH, DEPTH)
+
+            @pl.when(block >= config.slots)
+            def _wait() -> None:
+                plgpu.barrier_wait(shared.free.at[slot])
+
+            plgpu.copy_gmem_to_smem(self.operands.x.at[mine, inputs], shared.x.at[slot], shared.full.at[slot])
+            for plane in range(sizes.planes):
+                plgpu.copy_gmem_to_smem(
+                    self.operands.w.at[plane, outputs, inputs],
+                    shared.w.at[slot, plane],
+                    shared.full.at[slot],
+                    collective_axes="pair" if config.cluster == 2 else None,
+                )
+
+    def _see_all_free(self) -> None:
+        """A program must not end while the other one of its cluster may still signal to it."""
+        steps = self.sizes.steps
+
+        @pl.loop(self.tiles * steps - self.sizes.config.slots, self.tiles * steps)
+        def _see_free(block: jax.Array) -> None:
+            plgpu.barrier_wait(self.shared.free.at[self.sizes.slot_of(block)])

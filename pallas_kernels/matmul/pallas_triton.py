@@ -18,10 +18,9 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
 from pallas_kernels.matmul.tuned import Config
+from pallas_kernels.norm import Norm
 
 Ref = Any
-Norm = tuple[jax.Array, float]
-"""Of a root-mean-square normalisation: its weights [k], and what is added to the mean square."""
 
 
 def product(
@@ -35,11 +34,11 @@ def product(
 ) -> jax.Array:
     """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype.
 
-    Normalised rows are multiplied by their weights, rounded to x's dtype, and divided by their root mean square after
-    the product, whose sum of squares the same loop collects.
+    Rows to be normalised are multiplied by the weights of the norm, rounded to x's dtype, and divided by their root
+    mean square after the product, whose sum of squares the same loop collects.
     """
     (m, k), (planes, n, _) = x.shape, w.shape
-    gamma, eps = (None, 0.0) if norm is None else norm
+    gamma, eps, offset = (None, 0.0, 0.0) if norm is None else (norm.weight, norm.eps, norm.offset)
     whole_sums = config.splits == 1
     added = residual if whole_sums else None
     if whole_sums:
@@ -49,7 +48,7 @@ def product(
         if norm is not None:
             out_shape.append(jax.ShapeDtypeStruct((config.splits * m,), jnp.float32))
     results = pl.pallas_call(
-        partial(_kernel, planes=planes, eps=eps, config=config),
+        partial(_kernel, planes=planes, eps=eps, offset=offset, config=config),
         # Programs that share weights are neighbours, so that one of them finds what the other read in the L2 cache.
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n), config.splits),
         out_shape=out_shape,
@@ -78,11 +77,15 @@ def _finish(sums: Sequence[jax.Array], factor: jax.Array | None, residual: jax.A
 
 
 class _Tile(NamedTuple):
-    """Where a program works: its first row and output, of how many, and its part of the inputs, in blocks."""
+    """Where a program works: its first row and output, of how many, and its part of the inputs, in blocks.
+
+    `offset` is what is added to the weights of the normalisation.
+    """
 
     planes: int
     m: int
     n: int
+    offset: float
     row: jax.Array
     output: jax.Array
     first_block: jax.Array | int
@@ -99,6 +102,7 @@ def _kernel(
     *,
     planes: int,
     eps: float,
+    offset: float,
     config: Config,
 ) -> None:
     """One tile of the result, or one split's part of it."""
@@ -108,7 +112,7 @@ def _kernel(
     end: jax.Array | int = blocks
     if config.splits > 1:
         first, end = lax.div(split * blocks, config.splits), lax.div((split + 1) * blocks, config.splits)
-    tile = _Tile(planes, m, n, pl.program_id(0) * config.block_m, pl.program_id(1) * config.block_n, first, end)
+    tile = _Tile(planes, m, n, offset, pl.program_id(0) * config.block_m, pl.program_id(1) * config.block_n, first, end)
     sums, squares = (_dots if config.tensor_cores else _row_by_row)(x_ref, w_ref, gamma_ref, tile, config)
     rows, outputs = pl.ds(tile.row, config.block_m), pl.ds(tile.output, config.block_n)
     row_inside = tile.row + jnp.arange(config.block_m) < m
@@ -127,6 +131,12 @@ def _kernel(
         residual = plgpu.load(residual_ref.at[rows, outputs], mask=inside, other=0)
     result = _finish([plane.T for plane in sums], factor, residual)
     plgpu.store(out_ref.at[rows, outputs], result.astype(out_ref.dtype), mask=inside)
+
+
+def _load_gamma(gamma_ref: Ref, inputs: Any, tile: _Tile) -> jax.Array:
+    """The factors of a block of inputs in float32."""
+    gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
+    return gamma + tile.offset if tile.offset else gamma
 
 
 def _load_weights(w_ref: Ref, plane: int, tile: _Tile, inputs: Any, config: Config) -> jax.Array:
@@ -155,7 +165,7 @@ def _dots(
         if gamma_ref is not None:
             wide = x.astype(jnp.float32)
             squares += jnp.sum(wide * wide, axis=1)
-            gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
+            gamma = _load_gamma(gamma_ref, inputs, tile)
             x = (wide * gamma[None, :]).astype(x.dtype)
         blocks = [_load_weights(w_ref, plane, tile, inputs, config) for plane in planes]
         return [total + plgpu.dot(w, x, trans_b=True) for total, w in zip(sums, blocks, strict=True)], squares
@@ -182,7 +192,7 @@ def _row_by_row(
         if gamma_ref is not None:
             wide = [row.astype(jnp.float32) for row in rows]
             squares = [total + row * row for total, row in zip(squares, wide, strict=True)]
-            gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
+            gamma = _load_gamma(gamma_ref, inputs, tile)
             rows = [(row * gamma).astype(x_ref.dtype) for row in wide]
         factors = [row.astype(jnp.float32)[None, :] for row in rows]
         sums = [

@@ -5,23 +5,23 @@ from typing import Literal
 import jax
 
 from pallas_kernels.norm import pallas_triton, xla
+from pallas_kernels.norm.record import Norm
+
+Implementation = Literal["xla"] | None
+"""None takes a kernel on a GPU, for the norms that it computes; only XLA can be differentiated, mapped, partitioned."""
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float, implementation: Literal["xla"] | None = None) -> jax.Array:
-    """Root-mean-square normalisation over the last axis (Zhang and Sennrich 2019, arXiv:1910.07467), in float32.
-
-    x [..., n], weight [n]; the result has x's shape and dtype. A GPU runs a kernel unless `implementation` is "xla",
-    which alone can be differentiated, mapped and partitioned.
-    """
-    if implementation == "xla" or jax.default_backend() != "gpu":
-        return xla.rms_norm(x, weight, eps)
-    return pallas_triton.rms_norm(x, weight, eps)
+def normalise(x: jax.Array, norm: Norm, implementation: Implementation = None) -> jax.Array:
+    """`x` [..., n] normalised over its last axis, in float32 and rounded once to x's dtype."""
+    return (pallas_triton if _by_kernel(norm, implementation) else xla).normalise(x, norm)
 
 
-def add_rms_norm(
-    x: jax.Array, added: jax.Array, weight: jax.Array, eps: float, implementation: Literal["xla"] | None = None
+def add_and_normalise(
+    x: jax.Array, added: jax.Array, norm: Norm, implementation: Implementation = None
 ) -> tuple[jax.Array, jax.Array]:
-    """`x + added`, and its `rms_norm`; on a GPU both by one kernel. x and added [..., n] of one dtype, weight [n]."""
-    if implementation == "xla" or jax.default_backend() != "gpu":
-        return xla.add_rms_norm(x, added, weight, eps)
-    return pallas_triton.add_rms_norm(x, added, weight, eps)
+    """`x + added`, and that normalised; by a kernel both at once. x and added [..., n] of one dtype."""
+    return (pallas_triton if _by_kernel(norm, implementation) else xla).add_and_normalise(x, added, norm)
+
+
+def _by_kernel(norm: Norm, implementation: Implementation) -> bool:
+    return implementation is None and jax.default_backend() == "gpu" and norm.in_kernels

@@ -1,4 +1,4 @@
-"""Normalisation as one Pallas kernel on Triton, with the sum before it where there is one.
+"""Root-mean-square normalisation as one Pallas kernel on Triton, with the sum before it where there is one.
 
 XLA makes two or three kernels of it, and between the matmuls of a decode step each costs more to start than to run.
 """
@@ -12,24 +12,26 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
+from pallas_kernels.norm.record import Norm
+
 ELEMENTS_A_WARP = 1024
 
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float, *, interpret: bool = False) -> jax.Array:
+def normalise(x: jax.Array, norm: Norm, *, interpret: bool = False) -> jax.Array:
     """As the public function of this name: a program a row."""
-    (normed,) = _call((x,), weight, eps, interpret)
+    (normed,) = _call((x,), norm, interpret)
     return normed
 
 
-def add_rms_norm(
-    x: jax.Array, added: jax.Array, weight: jax.Array, eps: float, *, interpret: bool = False
+def add_and_normalise(
+    x: jax.Array, added: jax.Array, norm: Norm, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
     """As the public function of this name: a program a row."""
-    total, normed = _call((x, added), weight, eps, interpret)
+    total, normed = _call((x, added), norm, interpret)
     return total, normed
 
 
-def _call(summands: tuple[jax.Array, ...], weight: jax.Array, eps: float, interpret: bool) -> list[jax.Array]:
+def _call(summands: tuple[jax.Array, ...], norm: Norm, interpret: bool) -> list[jax.Array]:
     """The normalised sum, after the sum itself where there are several summands."""
     shape, dtype = summands[0].shape, summands[0].dtype
     width = shape[-1]
@@ -37,7 +39,7 @@ def _call(summands: tuple[jax.Array, ...], weight: jax.Array, eps: float, interp
     rows = [summand.reshape(-1, width) for summand in summands]
     row = pl.BlockSpec((None, width), lambda index: (index, 0))
     results: list[jax.Array] = pl.pallas_call(
-        partial(_kernel, summands=len(rows), width=width, padded=padded, eps=eps),
+        partial(_kernel, summands=len(rows), width=width, padded=padded, eps=norm.eps, offset=norm.offset),
         grid=(rows[0].shape[0],),
         in_specs=[*[row] * len(rows), pl.BlockSpec((width,), lambda index: (0,))],
         out_specs=[row] * len(rows),
@@ -45,11 +47,11 @@ def _call(summands: tuple[jax.Array, ...], weight: jax.Array, eps: float, interp
         compiler_params=plgpu.CompilerParams(num_warps=min(8, max(1, padded // ELEMENTS_A_WARP)), num_stages=1),
         interpret=interpret,
         name="rms_norm",
-    )(*rows, weight)
+    )(*rows, norm.weight)
     return [result.reshape(shape) for result in results]
 
 
-def _kernel(*refs: Any, summands: int, width: int, padded: int, eps: float) -> None:
+def _kernel(*refs: Any, summands: int, width: int, padded: int, eps: float, offset: float) -> None:
     """One row."""
     inputs, (weight_ref, *sum_refs, out_ref) = refs[:summands], refs[summands:]
     place = jnp.arange(padded)
@@ -62,5 +64,7 @@ def _kernel(*refs: Any, summands: int, width: int, padded: int, eps: float) -> N
         plgpu.store(sum_ref.at[place], row, mask=mask)
     wide = row.astype(jnp.float32)
     weight = plgpu.load(weight_ref.at[place], mask=mask, other=other).astype(jnp.float32)
+    if offset:
+        weight += offset
     scale = lax.rsqrt(jnp.sum(wide * wide, axis=0) / width + eps)
     plgpu.store(out_ref.at[place], (wide * scale * weight).astype(out_ref.dtype), mask=mask)

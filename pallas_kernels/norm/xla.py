@@ -4,15 +4,22 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.norm.record import Norm
 
-def rms_norm(x: jax.Array, weight: jax.Array, eps: float) -> jax.Array:
+
+def normalise(x: jax.Array, norm: Norm) -> jax.Array:
     """As the public function of this name."""
     wide = x.astype(jnp.float32)
-    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + eps)
-    return (normed * weight.astype(jnp.float32)).astype(x.dtype)
+    if norm.kind == "layer":
+        wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
+    normed = wide * lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + norm.eps)
+    normed = normed * (norm.weight.astype(jnp.float32) + norm.offset)
+    if norm.bias is not None:
+        normed = normed + norm.bias.astype(jnp.float32)
+    return normed.astype(x.dtype)
 
 
-def add_rms_norm(x: jax.Array, added: jax.Array, weight: jax.Array, eps: float) -> tuple[jax.Array, jax.Array]:
+def add_and_normalise(x: jax.Array, added: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
     """As the public function of this name."""
     total = x + added
-    return total, rms_norm(total, weight, eps)
+    return total, normalise(total, norm)

@@ -23,7 +23,18 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels.attention import Rotation, Scoring, append_and_attend, cache_shape, mosaic_hopper, tuned, xla
+from pallas_kernels.attention import (
+    PageLocations,
+    Rotation,
+    Scoring,
+    append_and_attend,
+    cache_shape,
+    mosaic_hopper,
+    pallas_decode,
+    pallas_ragged,
+    tuned,
+    xla,
+)
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
@@ -35,30 +46,26 @@ def by_kernels(decode: DecodeConfig, ragged: RaggedConfig) -> Attend:
     """The kernels, interpreted."""
 
     def attend(
-        qkv: jax.Array, cache: jax.Array, page: jax.Array, offset: jax.Array, page_table: jax.Array,
-        lengths: jax.Array, starts: jax.Array | None = None, **options: Any,
-    ) -> tuple[jax.Array, jax.Array]:  # fmt: skip
-        if starts is None:
-            return decode_attention(qkv, cache, page_table, lengths, config=decode, interpret=True, **options)
-        return ragged_attention(
-            qkv, cache, page, offset, page_table, lengths, starts, config=ragged, interpret=True, **options
-        )
+        qkv: jax.Array, cache: jax.Array, locations: PageLocations, **options: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        if locations.starts is None:
+            return decode_attention(qkv, cache, locations, config=decode, interpret=True, **options)
+        return ragged_attention(qkv, cache, locations, config=ragged, interpret=True, **options)
 
     return attend
 
 
 def compiled_as_for_long_contexts(
-    qkv: jax.Array, cache: jax.Array, page: jax.Array, offset: jax.Array, page_table: jax.Array, lengths: jax.Array,
-    starts: jax.Array | None = None, **options: Any,
-) -> tuple[jax.Array, jax.Array]:  # fmt: skip
+    qkv: jax.Array, cache: jax.Array, locations: PageLocations, **options: Any
+) -> tuple[jax.Array, jax.Array]:
     """The compiled kernels with the largest tiles and the most splits, which tests' batches are too small for."""
     tokens, heads, planes, dim = qkv.shape
     entry = max(qkv.dtype.itemsize, cache.dtype.itemsize)
-    if starts is None:
+    if locations.starts is None:
         decode = replace(tuned.decode_config(tokens, heads, dim, entry, 10**6), min_share=32)
-        return decode_attention(qkv, cache, page_table, lengths, config=decode, **options)
+        return decode_attention(qkv, cache, locations, config=decode, **options)
     ragged = tuned.ragged_config(tuned.LONG_STEP, planes - 2, dim, entry)
-    return ragged_attention(qkv, cache, page, offset, page_table, lengths, starts, config=ragged, **options)
+    return ragged_attention(qkv, cache, locations, config=ragged, **options)
 
 
 UNSEEN = np.nan
@@ -90,11 +97,11 @@ class Shape:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of attention."""
+    """A kind of attention; `rotated` is the share of each head's channels that is."""
 
     soft_cap: float | None = None
     window: int | None = None
-    rotated: bool = True
+    rotated: float = 1.0
     sinks: bool = False
     scale: float = 0.37
 
@@ -128,19 +135,20 @@ class Case:
         return self.qkv.shape[2] - 2
 
     def turned(self, heads: np.ndarray) -> np.ndarray:
-        """Heads [t, h, n, d] with channel i and i + d / 2 rotated as one complex number, in float64."""
+        """Heads [t, h, n, d] with channel i and i + r / 2 of the first r rotated as one complex number, in float64."""
         exact = heads.astype(np.float64)
-        if not self.kind.rotated:
-            return exact
-        first, second = np.split(exact, 2, axis=-1)
+        pairs = self.angles.shape[1]
+        first, second, still = np.split(exact, (pairs, 2 * pairs), axis=-1)
         turned = (first + 1j * second) * np.exp(1j * self.angles.astype(np.float64))[:, None, None]
-        return np.concatenate([turned.real, turned.imag], axis=-1)
+        return np.concatenate([turned.real, turned.imag, still], axis=-1)
+
+    def locations(self, *, decode: bool) -> PageLocations:
+        return PageLocations(self.page, self.offset, self.page_table, self.lengths, None if decode else self.starts)
 
     def run(self, attend: Attend, *, decode: bool) -> tuple[jax.Array, jax.Array]:
         angles = self.angles
         return attend(
-            self.qkv, self.cache, self.page, self.offset, self.page_table, self.lengths,
-            None if decode else self.starts, scoring=self.kind.scoring,
+            self.qkv, self.cache, self.locations(decode=decode), scoring=self.kind.scoring,
             rotation=Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None,
             sinks=self.sinks if self.kind.sinks else None,
         )  # fmt: skip
@@ -221,7 +229,7 @@ def make_case(
 
     qkv = rng.normal(size=(size, shape.heads, shape.group + 2, shape.head_dim)).astype(np.float32)
     qkv[page == 0] = UNSEEN
-    angles = (positions[:, None] * rng.uniform(0.01, 1, shape.head_dim // 2)).astype(np.float32)
+    angles = (positions[:, None] * rng.uniform(0.01, 1, int(shape.head_dim * kind.rotated) // 2)).astype(np.float32)
     sinks = rng.normal(size=(shape.heads, shape.group)).astype(np.float32) * 2
     return Case(kind, qkv, jnp.asarray(cache, dtype), page, offset, table, lengths, starts, angles, sinks, keys, values)
 
@@ -319,7 +327,7 @@ def small_case(rows: Sequence[Row], kind: Kind = PLAIN, *, tokens: int | None = 
 
 def narrow_case(dtype: npt.DTypeLike, decode: bool) -> Case:
     """Heads that are not rotated, in a cache of a narrow dtype."""
-    kind = Kind(rotated=False)
+    kind = Kind(rotated=0.0)
     if decode:
         return small_case([Row(141), Row(4), Row(100), Row(1), Row(40)], kind, dtype=dtype)
     return small_case([chunk(90, 45), chunk(0, 3), chunk(17, 1)], kind, tokens=TOKENS, dtype=dtype)
@@ -423,6 +431,33 @@ def test_one_token_after_another_sees_what_the_ones_before_wrote(attend: Attend)
     np.testing.assert_allclose(np.asarray(cache)[1:], whole.expected_cache()[1:], rtol=1e-5, atol=1e-5)
 
 
+PARTLY_ROTATED = Kind(rotated=0.25)
+
+
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+@pytest.mark.parametrize("name", ["xla", pytest.param("gpu", marks=pytest.mark.gpu)])
+def test_only_the_first_channels_of_a_head_are_rotated(name: str, decode: bool) -> None:
+    rows = [Row(41), Row(4), Row(0), Row(1), Row(90)] if decode else [chunk(20, 9), chunk(0, 3)]
+    check(compiled(name), small_case(rows, PARTLY_ROTATED, tokens=None if decode else TOKENS), decode=decode)
+
+
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernels that it would choose, interpreted."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    for module, name in ((pallas_decode, "decode_attention"), (pallas_ragged, "ragged_attention")):
+        monkeypatch.setattr(module, name, partial(getattr(module, name), interpret=True))
+    rows = [Row(41), Row(4), Row(0), Row(1), Row(90)] if decode else [chunk(20, 9), chunk(0, 3)]
+    case = small_case(rows, PARTLY_ROTATED, tokens=None if decode else TOKENS)
+    check(jax.jit(append_and_attend, static_argnames="scoring"), case, decode=decode)
+
+
+def test_pages_are_for_causal_attention() -> None:
+    case = small_case([Row(4)])
+    with pytest.raises(ValueError, match=r"scoring\.causal is False"):
+        append_and_attend(case.qkv, case.cache, case.locations(decode=True), scoring=Scoring(1.0, causal=False))
+
+
 HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
 
 
@@ -439,13 +474,15 @@ def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: np
         True: partial(decode_attention, config=tuned.decode_config(2, 2, head_dim, itemsize, 4096)),
         False: partial(ragged_attention, config=tuned.ragged_config(4096, 4, head_dim, itemsize)),
     }
-    places = (case.page_table, case.lengths)
     options = {"scoring": case.kind.scoring, "rotation": Rotation(case.angles, case.angles), "sinks": case.sinks}
     with jax.sharding.use_abstract_mesh(mesh):
         for decode, kernel in kernels.items():
-            arguments = places if decode else (case.page, case.offset, *places, case.starts)
             traced = jax.jit(partial(kernel, scoring=options["scoring"])).trace(
-                case.qkv, case.cache, *arguments, rotation=options["rotation"], sinks=options["sinks"]
+                case.qkv,
+                case.cache,
+                case.locations(decode=decode),
+                rotation=options["rotation"],
+                sinks=options["sinks"],
             )
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert "triton" in text
@@ -475,9 +512,9 @@ def check_on_hopper(case: Case, *, interpret: bool = False) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rotated", [True, False])
+@pytest.mark.parametrize("rotated", [1.0, 0.0])
 @pytest.mark.parametrize("shape", ON_HOPPER)
-def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: bool) -> None:
+def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: float) -> None:
     """More tiles than multiprocessors, rows that end inside a tile, in a block, at its end, and none at all."""
     rows = [chunk(0, 512), chunk(100, 33), Row(77), NO_ROW, Row(0, 40), chunk(0, 128), chunk(0, 5), chunk(3000, 300)]
     check_on_hopper(make_bfloat16_case(rows, shape, Kind(rotated=rotated, scale=0.1), tokens=1100))
@@ -534,11 +571,11 @@ def test_the_kernel_for_hopper_interpreted(shape: str, monkeypatch: pytest.Monke
 def test_the_kernel_for_hopper_lowers(shape: str) -> None:
     """Lowering refuses what the interpreter forgives."""
     case = make_case([chunk(9, 1), chunk(40, 1)], ON_HOPPER[shape], dtype=jnp.bfloat16)
-    arrays = (case.qkv.astype(jnp.bfloat16), case.cache, case.page, case.offset, case.page_table, case.lengths)
+    arrays = (case.qkv.astype(jnp.bfloat16), case.cache, case.locations(decode=False))
     run = jax.jit(partial(ragged_attention, scoring=case.kind.scoring, sinks=None, config=None))
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
-        traced = run.trace(*arrays, case.starts, rotation=Rotation(case.angles, case.angles))
+        traced = run.trace(*arrays, rotation=Rotation(case.angles, case.angles))
         assert "mosaic_gpu" in traced.lower(lowering_platforms=("cuda",)).as_text()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pallas_kernels.attention import Rotation, Scoring, attend
+from pallas_kernels.attention import Rotation, Scoring, attend, rotate
 
 SEQUENCES, TOKENS, HEADS, GROUP, DIM = 2, 13, 3, 2, 8
 
@@ -20,6 +20,13 @@ SCORINGS = {
     "window": Scoring(0.4, window=5),
     "soft cap": Scoring(0.7, soft_cap=2.0),
     "window of one": Scoring(1.0, window=1),
+}
+
+
+ENCODERS = {
+    "both ways": Scoring(0.5, causal=False),
+    "both ways in a window": Scoring(0.4, window=4, causal=False),
+    "both ways, soft cap": Scoring(0.7, soft_cap=2.0, causal=False),
 }
 
 
@@ -33,7 +40,7 @@ ROTATION = Rotation(jnp.cos(ANGLES).astype(jnp.float32), jnp.sin(ANGLES).astype(
 SINKS = random(HEADS, GROUP)
 
 
-def expected(scoring: Scoring, rotation: bool, sinks: bool) -> np.ndarray:
+def expected(scoring: Scoring, rotation: bool, sinks: bool, lengths: tuple[int, ...] = ()) -> np.ndarray:
     """One query at a time, by the definitions, channel i paired with channel i + d / 2."""
     turned = QKV.copy()
     if rotation:
@@ -43,15 +50,16 @@ def expected(scoring: Scoring, rotation: bool, sinks: bool) -> np.ndarray:
     out = np.zeros((SEQUENCES * TOKENS, HEADS, GROUP, DIM))
     for token, head, member in np.ndindex(out.shape[:3]):
         first = token - token % TOKENS
+        end = token + 1 if scoring.causal else first + (lengths[token // TOKENS] if lengths else TOKENS)
         if scoring.window is not None:
-            first = max(first, token - scoring.window + 1)
-        seen = turned[first : token + 1, head]
+            first, end = max(first, token - scoring.window + 1), min(end, token + scoring.window)
+        seen = turned[first:end, head]
         scores = scoring.scale * seen[:, GROUP] @ turned[token, head, member]
         if scoring.soft_cap is not None:
             scores = scoring.soft_cap * np.tanh(scores / scoring.soft_cap)
         weights = np.exp(scores)
         total = weights.sum() + (np.exp(SINKS[head, member]) if sinks else 0)
-        out[token, head, member] = weights @ seen[:, GROUP + 1] / total
+        out[token, head, member] = weights @ seen[:, GROUP + 1] / total if len(seen) else np.nan
     return out
 
 
@@ -66,6 +74,27 @@ def test_every_query_by_itself(scoring: Scoring, rotated: bool, sinks: bool) -> 
         sinks=jnp.asarray(SINKS) if sinks else None,
     )
     np.testing.assert_allclose(out, expected(scoring, rotated, sinks), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", ENCODERS.values(), ids=ENCODERS)
+def test_a_query_sees_both_ways_but_no_padding(scoring: Scoring) -> None:
+    """What lies in the padding may not even be a number."""
+    lengths = (TOKENS, 6)
+    whole = attend(jnp.asarray(QKV, jnp.float32), SEQUENCES, scoring=scoring, rotation=ROTATION)
+    np.testing.assert_allclose(whole, expected(scoring, True, False), rtol=1e-4, atol=1e-5)
+    real = np.concatenate([np.arange(TOKENS) < length for length in lengths])
+    padded = jnp.where(real[:, None, None, None], jnp.asarray(QKV, jnp.float32), jnp.nan)
+    out = attend(padded, SEQUENCES, scoring=scoring, rotation=ROTATION, lengths=jnp.array(lengths))
+    np.testing.assert_allclose(out[real], expected(scoring, True, False, lengths)[real], rtol=1e-4, atol=1e-5)
+
+
+def test_some_channels_may_be_rotated() -> None:
+    """Those of the halves of the first four, channel i paired with channel i + 2."""
+    angles = ANGLES[:, :2]
+    rotation = Rotation(jnp.cos(angles).astype(jnp.float32), jnp.sin(angles).astype(jnp.float32))
+    pairs = (QKV[..., :2] + 1j * QKV[..., 2:4]) * np.exp(1j * angles)[:, None, None]
+    turned = np.concatenate([pairs.real, pairs.imag, QKV[..., 4:]], axis=-1)
+    np.testing.assert_allclose(rotate(jnp.asarray(QKV, jnp.float32), rotation), turned, rtol=1e-4, atol=1e-5)
 
 
 def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
@@ -97,6 +126,7 @@ def test_a_gpu_asks_cudnn_for_the_same(scoring: Scoring, monkeypatch: pytest.Mon
         (jnp.float32, SCORINGS["causal"], False),
         (jnp.bfloat16, SCORINGS["soft cap"], False),
         (jnp.bfloat16, SCORINGS["causal"], True),
+        (jnp.bfloat16, ENCODERS["both ways"], False),
     ],
 )
 def test_a_gpu_computes_in_xla_what_cudnn_cannot(
@@ -118,7 +148,7 @@ def test_xla_may_be_asked_for(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_cudnn_refuses_what_it_cannot() -> None:
-    with pytest.raises(ValueError, match=r"no soft cap and no sinks: use implementation='xla'"):
+    with pytest.raises(ValueError, match=r"is causal, has no soft cap and no sinks: use implementation='xla'"):
         attend(jnp.asarray(QKV), SEQUENCES, scoring=SCORINGS["soft cap"], implementation="cudnn")
 
 

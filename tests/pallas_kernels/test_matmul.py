@@ -10,9 +10,23 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import torch
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from pallas_kernels.matmul import Config, Wide, gated_linear, linear, mosaic_hopper, pallas_triton, tuned
+from pallas_kernels.matmul import (
+    ACTIVATIONS,
+    Activation,
+    Config,
+    Wide,
+    adds_residual,
+    gated_linear,
+    linear,
+    mosaic_hopper,
+    pallas_triton,
+    tuned,
+)
+from pallas_kernels.norm import Norm
+from pallas_kernels.weights import QuantizedWeight, quantize_int8
 
 EPS = 0.1
 ONE_WAVE = Config(block_n=32, block_m=16, block_k=64, splits=1, num_warps=4, num_stages=3)
@@ -63,7 +77,7 @@ def relative_error(got: jax.Array, expected: np.ndarray) -> float:
 def test_linear_adds_the_residual_to_the_product(m: int, implementation: Any, normed: bool) -> None:
     """80 outputs are no multiple of any tile, and 320 inputs are 5 or 10 blocks, no multiple of the splits."""
     numbers = Numbers(m, 80, 320, jnp.float16)
-    norm = (numbers.gamma, EPS) if normed else None
+    norm = Norm(numbers.gamma, EPS) if normed else None
     run = jax.jit(partial(linear, norm=norm, implementation=implementation))
     added = run(numbers.x, numbers.w[0], residual=numbers.residual)
     assert added.dtype == jnp.float16
@@ -74,7 +88,7 @@ def test_linear_adds_the_residual_to_the_product(m: int, implementation: Any, no
 @pytest.mark.parametrize(("m", "implementation"), ALSO_ON_A_GPU)
 def test_rows_that_are_no_numbers_change_no_other_row(m: int, implementation: Any) -> None:
     numbers = Numbers(m, 80, 320, jnp.float16)
-    run = jax.jit(partial(gated_linear, norm=(numbers.gamma, EPS), implementation=implementation))
+    run = jax.jit(partial(gated_linear, norm=Norm(numbers.gamma, EPS), implementation=implementation))
     whole = np.arange(m) % 3 != 1
     got = run(jnp.where(whole[:, None], numbers.x, jnp.nan), numbers.w)
     np.testing.assert_array_equal(got[whole], run(numbers.x, numbers.w)[whole])
@@ -83,10 +97,85 @@ def test_rows_that_are_no_numbers_change_no_other_row(m: int, implementation: An
 @pytest.mark.parametrize(("m", "implementation"), ALSO_ON_A_GPU)
 def test_a_gated_product_of_normalised_rows(m: int, implementation: Any) -> None:
     numbers = Numbers(m, 80, 320, jnp.float16)
-    run = jax.jit(partial(gated_linear, norm=(numbers.gamma, EPS), implementation=implementation))
+    run = jax.jit(partial(gated_linear, norm=Norm(numbers.gamma, EPS), implementation=implementation))
     got = run(numbers.x, numbers.w)
     gate, up = numbers.product(0, True), numbers.product(1, True)
     assert relative_error(got, gate / (1 + np.exp(-gate)) * up) < 1e-3
+
+
+@pytest.mark.parametrize(("m", "implementation"), [(1, "xla"), (3, ONE_WAVE), (3, BY_ROW)])
+def test_the_weights_of_a_norm_may_be_stored_less_one(m: int, implementation: Any) -> None:
+    """In bfloat16 it is the kernel that normalises; in float16 what comes before it."""
+    for dtype in (jnp.float16, jnp.bfloat16):
+        numbers = Numbers(m, 80, 320, dtype)
+        less = Norm((numbers.gamma.astype(jnp.float32) - 1).astype(dtype), EPS, offset=1.0)
+        got = linear(numbers.x, numbers.w[0], norm=less, implementation=implementation)
+        assert relative_error(got, numbers.product(0, True)) < (1e-3 if dtype == jnp.float16 else 8e-3)
+
+
+@pytest.mark.parametrize("implementation", ["xla", ONE_WAVE])
+def test_a_norm_that_the_kernel_does_not_make_comes_before_it(implementation: Any) -> None:
+    numbers = Numbers(3, 80, 320, jnp.bfloat16)
+    norm = Norm(numbers.gamma, EPS, bias=numbers.x[0], kind="layer")
+    got = linear(numbers.x, numbers.w[0], norm=norm, implementation=implementation)
+    x, gamma, bias = (np.asarray(array, np.float64) for array in (numbers.x, numbers.gamma, numbers.x[0]))
+    x = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + EPS) * gamma + bias
+    assert relative_error(got, x @ np.asarray(numbers.w[0], np.float64).T) < 8e-3
+
+
+GATES = {
+    "silu": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    "relu": torch.relu,
+    "relu_squared": lambda x: torch.relu(x) ** 2,
+}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gates_are_those_of_torch(activation: Activation) -> None:
+    numbers = Numbers(5, 80, 320, jnp.float32)
+    gate, up = (torch.from_numpy(numbers.product(plane, False)) for plane in range(2))
+    got = gated_linear(numbers.x, numbers.w, activation=activation)
+    assert relative_error(got, (GATES[activation](gate) * up).numpy()) < 1e-5
+
+
+def test_the_kernels_gate_by_silu_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = Numbers(16, 80, 320, jnp.bfloat16)
+    with pytest.raises(ValueError, match="does not take"):
+        gated_linear(numbers.x, numbers.w, activation="relu", implementation=ONE_WAVE)
+    monkeypatch.setattr(tuned, "choose", lambda *_: ONE_WAVE)
+    text = jax.jit(partial(gated_linear, activation="relu")).lower(numbers.x, numbers.w).as_text()
+    assert "dot_general" in text, "XLA's, whatever was measured"
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("m", [1, 5])
+def test_products_with_int8_weights(m: int, dtype: Any) -> None:
+    """Against float64 products with the weights that the record stands for."""
+    numbers = Numbers(m, 80, 320, dtype)
+    quantized = quantize_int8(numbers.w)
+    planes = np.asarray(quantized.values, np.float64) * np.asarray(quantized.scales, np.float64)[..., None]
+    x, gamma = (np.asarray(array, np.float64) for array in (numbers.x, numbers.gamma))
+    tolerance = 1e-6 if dtype == jnp.float32 else 4e-3
+    first = QuantizedWeight(quantized.values[0], quantized.scales[0])
+    added = linear(numbers.x, first, residual=numbers.residual)
+    assert added.dtype == dtype
+    assert relative_error(added, x @ planes[0].T + np.asarray(numbers.residual, np.float64)) < tolerance
+    normed = x / np.sqrt(np.mean(x**2, axis=1, keepdims=True) + EPS) * gamma
+    gate, up = normed @ planes[0].T, normed @ planes[1].T
+    gated = gated_linear(numbers.x, quantized, norm=Norm(numbers.gamma, EPS))
+    assert relative_error(gated, gate / (1 + np.exp(-gate)) * up) < 3 * tolerance
+
+
+def test_no_kernel_takes_a_quantised_weight(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = Numbers(16, 80, 320, jnp.bfloat16)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(tuned, "choose", lambda *_: ONE_WAVE)
+    assert adds_residual(numbers.x, numbers.w[0])
+    assert not adds_residual(numbers.x, quantize_int8(numbers.w[0]))
+    with pytest.raises(ValueError, match="does not take"):
+        linear(numbers.x, quantize_int8(numbers.w[0]), implementation=ONE_WAVE)
 
 
 @pytest.mark.gpu
@@ -95,7 +184,7 @@ def test_a_gated_product_of_normalised_rows(m: int, implementation: Any) -> None
 def test_compiled_tiles_stay_inside_the_result(implementation: Config, m: int) -> None:
     """The interpreter drops what is written beyond an array; compiled, it would land in the next row."""
     numbers = Numbers(m, 80, 320, jnp.bfloat16)
-    norm = (numbers.gamma, EPS)
+    norm = Norm(numbers.gamma, EPS)
     added = linear(numbers.x, numbers.w[0], residual=numbers.residual, norm=norm, implementation=implementation)
     gate, up = numbers.product(0, True), numbers.product(1, True)
     assert relative_error(added, gate + np.asarray(numbers.residual, np.float64)) < 8e-3
@@ -246,7 +335,7 @@ def test_the_kernel_lowers_for_hopper(name: str, m: int, config: Config) -> None
 
     def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
         added = residual if planes == 1 else None
-        return pallas_triton.product(x, w, added, (gamma, EPS), config)
+        return pallas_triton.product(x, w, added, Norm(gamma, EPS), config)
 
     shapes = [jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in ((m, k), (planes, n, k), (k,), (m, n))]
     with jax.sharding.use_abstract_mesh(HOPPER):

@@ -1,4 +1,4 @@
-"""Root-mean-square normalisation against float64: by XLA, by the interpreted kernel, and by the compiled one."""
+"""Normalisation against float64: by XLA, by the interpreted kernel, and by the compiled one."""
 
 from collections.abc import Callable
 from functools import partial
@@ -8,41 +8,43 @@ import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
 
-from pallas_kernels.norm import add_rms_norm, pallas_triton, rms_norm, xla
+from pallas_kernels.norm import Norm, add_and_normalise, normalise, pallas_triton, xla
 
-Norm = Callable[[jax.Array, jax.Array, float], jax.Array]
+Normalise = Callable[[jax.Array, Norm], jax.Array]
+AddAndNormalise = Callable[[jax.Array, jax.Array, Norm], tuple[jax.Array, jax.Array]]
 
-AddNorm = Callable[[jax.Array, jax.Array, jax.Array, float], tuple[jax.Array, jax.Array]]
-
-IMPLEMENTATIONS: dict[str, tuple[Norm, AddNorm]] = {
-    "xla": (xla.rms_norm, xla.add_rms_norm),
+IMPLEMENTATIONS: dict[str, tuple[Normalise, AddAndNormalise]] = {
+    "xla": (xla.normalise, xla.add_and_normalise),
     "pallas_triton": (
-        partial(pallas_triton.rms_norm, interpret=True),
-        partial(pallas_triton.add_rms_norm, interpret=True),
+        partial(pallas_triton.normalise, interpret=True),
+        partial(pallas_triton.add_and_normalise, interpret=True),
     ),
-    "gpu": (rms_norm, add_rms_norm),
+    "gpu": (normalise, add_and_normalise),
 }
 NAMES = ["xla", "pallas_triton", pytest.param("gpu", marks=pytest.mark.gpu)]
 
 
 @pytest.fixture(params=NAMES)
-def norm(request: pytest.FixtureRequest) -> Norm:
-    return jax.jit(IMPLEMENTATIONS[request.param][0], static_argnums=2)
+def norm(request: pytest.FixtureRequest) -> Normalise:
+    return jax.jit(IMPLEMENTATIONS[request.param][0])
 
 
 @pytest.fixture(params=NAMES)
-def add_norm(request: pytest.FixtureRequest) -> AddNorm:
-    return jax.jit(IMPLEMENTATIONS[request.param][1], static_argnums=3)
+def add_norm(request: pytest.FixtureRequest) -> AddAndNormalise:
+    return jax.jit(IMPLEMENTATIONS[request.param][1])
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (5, 576), (3, 2, 96), (2, 4096)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_rows_have_the_root_mean_square_of_the_weight(norm: Norm, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+def test_rows_have_the_root_mean_square_of_the_weight(
+    norm: Normalise, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
     rng = np.random.default_rng(0)
     x = jnp.asarray(rng.normal(size=shape) * 3, dtype)
     weight = jnp.asarray(rng.normal(size=shape[-1]), dtype)
-    out = norm(x, weight, 1e-5)
+    out = norm(x, Norm(weight, 1e-5))
     exact = np.asarray(x, np.float64)
     exact = exact / np.sqrt((exact**2).mean(-1, keepdims=True) + 1e-5) * np.asarray(weight, np.float64)
     assert (out.shape, out.dtype) == (shape, dtype)
@@ -50,22 +52,24 @@ def test_rows_have_the_root_mean_square_of_the_weight(norm: Norm, shape: tuple[i
     np.testing.assert_allclose(np.asarray(out, np.float64), exact, rtol=tolerance, atol=1e-6)
 
 
-def test_eps_keeps_a_row_of_zeros_at_zero(norm: Norm) -> None:
-    assert not norm(jnp.zeros((2, 128)), jnp.ones(128), 1e-6).any()
+def test_eps_keeps_a_row_of_zeros_at_zero(norm: Normalise) -> None:
+    assert not norm(jnp.zeros((2, 128)), Norm(jnp.ones(128), 1e-6)).any()
 
 
-def test_small_rows_feel_eps(norm: Norm) -> None:
+def test_small_rows_feel_eps(norm: Normalise) -> None:
     x = jnp.full((1, 128), 1e-3)
-    np.testing.assert_allclose(norm(x, jnp.ones(128), 1e-6), x / np.sqrt(2e-6), rtol=1e-6)
+    np.testing.assert_allclose(norm(x, Norm(jnp.ones(128), 1e-6)), x / np.sqrt(2e-6), rtol=1e-6)
 
 
 @pytest.mark.parametrize("shape", [(1, 64), (3, 2, 96), (2, 4096)], ids=str)
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_a_sum_is_returned_and_normalised(add_norm: AddNorm, shape: tuple[int, ...], dtype: npt.DTypeLike) -> None:
+def test_a_sum_is_returned_and_normalised(
+    add_norm: AddAndNormalise, shape: tuple[int, ...], dtype: npt.DTypeLike
+) -> None:
     rng = np.random.default_rng(1)
     x, added = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
     weight = jnp.asarray(rng.normal(size=shape[-1]), dtype)
-    total, normed = add_norm(x, added, weight, 1e-5)
+    total, normed = add_norm(x, added, Norm(weight, 1e-5))
     assert (total.dtype, normed.dtype) == (dtype, dtype)
     np.testing.assert_array_equal(total, x + added)
     exact = np.asarray(total, np.float64)
@@ -73,3 +77,32 @@ def test_a_sum_is_returned_and_normalised(add_norm: AddNorm, shape: tuple[int, .
     # XLA may normalise the sum before it is rounded.
     tolerance = 2**-7 if dtype == jnp.bfloat16 else 2e-6
     np.testing.assert_allclose(np.asarray(normed, np.float64), exact, rtol=tolerance, atol=1e-6)
+
+
+def test_the_weight_may_be_stored_less_one(norm: Normalise, add_norm: AddAndNormalise) -> None:
+    """What is left of 1 + weight in bfloat16 would not be; the sum is made in float32."""
+    rng = np.random.default_rng(2)
+    x, weight = rng.normal(size=(3, 96)), (rng.normal(size=96) / 64).astype(jnp.bfloat16)
+    record = Norm(jnp.asarray(weight), 1e-5, offset=1.0)
+    exact = x / np.sqrt((x**2).mean(-1, keepdims=True) + 1e-5) * (1 + weight.astype(np.float64))
+    half = jnp.asarray(x / 2, jnp.float32)
+    np.testing.assert_allclose(norm(2 * half, record), exact, rtol=2e-6)
+    np.testing.assert_allclose(add_norm(half, half, record)[1], exact, rtol=2e-6)
+
+
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_layer_norm_is_that_of_torch(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU too it is XLA's."""
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    rng = np.random.default_rng(3)
+    x, added, weight, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 96), (4, 96), 96, 96))
+    record = Norm(jnp.asarray(weight), 1e-5, bias=jnp.asarray(bias) if biased else None, kind="layer")
+
+    def expected(rows: np.ndarray) -> np.ndarray:
+        arrays = map(torch.from_numpy, (rows, weight, bias if biased else np.zeros_like(bias)))
+        return torch.nn.functional.layer_norm(next(arrays), (96,), *arrays, eps=1e-5).numpy()
+
+    np.testing.assert_allclose(normalise(jnp.asarray(x), record), expected(x), rtol=1e-5, atol=1e-5)
+    total, normed = add_and_normalise(jnp.asarray(x), jnp.asarray(added), record)
+    np.testing.assert_allclose(total, x + added, rtol=1e-6)
+    np.testing.assert_allclose(normed, expected(x + added), rtol=1e-5, atol=1e-5)

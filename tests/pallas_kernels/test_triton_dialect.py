@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
-from pallas_kernels.norm import pallas_triton
+from pallas_kernels.norm import Norm, pallas_triton
 
 
 class Watch:
@@ -35,7 +35,7 @@ def test_the_dialect_is_not_searched_for(watch: Watch) -> None:
     mesh = AbstractMesh((1,), ("x",), abstract_device=device, axis_types=(AxisType.Auto,))
     x, weight = jax.ShapeDtypeStruct((32, 256), jnp.bfloat16), jax.ShapeDtypeStruct((256,), jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(mesh):
-        norm = jax.jit(lambda x, weight: pallas_triton.rms_norm(x, weight, 1e-5))
+        norm = jax.jit(lambda x, weight: pallas_triton.normalise(x, Norm(weight, 1e-5)))
         text = norm.trace(x, weight).lower(lowering_platforms=("cuda",)).as_text()
     assert "triton" in text
     assert not [name for name in watch.searches if name.endswith(".tt")]

@@ -63,7 +63,7 @@ def build_engine(
     Raises:
         MemoryError: the cache does not fit; names the knob.
     """
-    weight_dtype = params["embed"].dtype
+    weight_dtype = model.weight_dtype(params)
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
@@ -109,7 +109,7 @@ def build_engine(
 def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec, on_cpu: bool) -> Sizes:
     width = -(-limits.max_seq_len // spec.page_size)
     new_pages = pages_per_dispatch(limits, spec.page_size)
-    return Sizes(model, limits, (width,) * len(spec.groups), new_pages, on_cpu)
+    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages, on_cpu)
 
 
 def _size(

@@ -81,6 +81,7 @@ class Sizes:
     Attributes:
         model: the pure functions.
         limits: sizes that bound a step.
+        page_size: tokens of a page.
         table_widths: for each cache group the pages of a row.
         new_pages: pages that a decode dispatch may add to a row.
         on_cpu: whether programs may look at their data to decide what they compute, which makes a GPU's host wait.
@@ -88,6 +89,7 @@ class Sizes:
 
     model: Model
     limits: SchedulerLimits
+    page_size: int
     table_widths: tuple[int, ...]
     new_pages: int
     on_cpu: bool
@@ -163,7 +165,7 @@ def _packed(layout: Layout) -> dict[str, HostArray]:
 def _ragged(sizes: Sizes, tokens: int) -> Program:
     layout = steps.ragged_layout(tokens, sizes.rows_of(tokens), sizes.table_widths)
     return Program(
-        function=partial(steps.ragged_step, sizes.model, layout),
+        function=partial(steps.ragged_step, sizes.model, layout, sizes.page_size),
         inputs=_packed(layout),
         reads=("params", "caches", "state"),
         donated=("caches", "state"),
@@ -174,7 +176,7 @@ def _ragged(sizes: Sizes, tokens: int) -> Program:
 
 def _decode(sizes: Sizes, rows: int, how: Draw) -> Program:
     layout = steps.decode_layout(rows, sizes.new_pages, len(sizes.table_widths), how)
-    what = sizes.model, layout, how, sizes.limits.max_decode_steps
+    what = sizes.model, layout, how, sizes.limits.max_decode_steps, sizes.page_size
     kept: tuple[str, ...] = ("caches", "state")
     if how.extras == 0:
         loop = partial(steps.decode_loop, *what)

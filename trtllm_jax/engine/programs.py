@@ -17,7 +17,7 @@ from trtllm_jax.engine.edit_list import EDITS_PER_ROW, room_for
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.program_table import HostArray, Program, Sizes, programs
 from trtllm_jax.engine.row_state import RowState
-from trtllm_jax.nn.layers import activation_dtype
+from trtllm_jax.nn.dtypes import activation_dtype
 
 LONG_STEP = 1024
 """Tokens from which on a step's kernels take longer than their launches."""
@@ -141,7 +141,8 @@ class Programs:
         return jax.tree.map(lambda leaf: leaf.sharding.spec, self._registers[name]) if name == "caches" else P()
 
     def _last(self) -> jax.ShapeDtypeStruct:
-        dtype = activation_dtype(self.params["embed"].dtype)
+        """The residual stream of each row's last token, as a ragged step leaves it."""
+        dtype = activation_dtype(self.sizes.model.weight_dtype(self.params))
         return self._array((self.sizes.limits.max_batch_size, self.sizes.model.config.embed), dtype)
 
     def _penalties(self) -> Penalties:

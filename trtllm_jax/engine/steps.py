@@ -13,13 +13,12 @@ from jax import lax
 
 from pallas_kernels import sampling
 from trtllm_jax.engine import sampler
-from trtllm_jax.engine.block_pool import PADDING_PAGE
 from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.extras import Rows, Scores, alternatives, draw_extras, extra_fields, no_scores, outcome_of
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import NO_TOKEN, RowSamplingParams, RowState, sampling_fields
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.model import Caches, Model
 
 
@@ -64,7 +63,7 @@ def extras_layout(rows: int) -> Layout:
 
 
 def ragged_step(
-    model: Model, layout: Layout, params: Any, caches: Caches, state: RowState, packed: jax.Array
+    model: Model, layout: Layout, page_size: int, params: Any, caches: Caches, state: RowState, packed: jax.Array
 ) -> tuple[Caches, RowState, jax.Array, jax.Array]:
     """Compute every token of a flat batch of prompt chunks and decoding rows; draw a token where a row wants one.
 
@@ -79,20 +78,12 @@ def ragged_step(
     )
     starts, first = plan["starts"], plan["first"]
     decoding = first < 0
-    counts = starts[1:] - starts[:-1]
-    active = (counts > 0) & ~(decoding & rows.done)
+    active = (starts[1:] - starts[:-1] > 0) & ~(decoding & rows.done)
     first = jnp.where(decoding, rows.position, first)
-    lengths = jnp.where(active, first + counts, 0)
-
-    places = jnp.arange(plan["tokens"].shape[0])
-    row = jnp.searchsorted(starts[1:], places, side="right", method="compare_all")
-    row = jnp.minimum(row, starts.shape[0] - 2)
-    inside = (places < starts[-1]) & active[row]
-    positions = jnp.where(inside, first[row] + places - starts[row], 0)
-    tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[row], plan["tokens"])
-    batch = _batch(
-        tokens, positions, inside, row, rows.page_tables[0], lengths, starts, plan["prompt"][row], _page_size(caches)
-    )
+    ragged = RaggedRows.of(plan["tokens"].shape[0], starts, first, active)
+    lengths = ragged.lengths
+    tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[ragged.row], plan["tokens"])
+    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_tables, plan["prompt"], page_size)
     x, caches = model.hidden(params, batch, caches)
 
     last = x[jnp.maximum(starts[1:] - 1, 0)]
@@ -109,6 +100,7 @@ def decode_loop(
     layout: Layout,
     how: Draw,
     max_steps: int,
+    page_size: int,
     params: Any,
     caches: Caches,
     state: RowState,
@@ -118,7 +110,7 @@ def decode_loop(
 
     Returns the caches, the state, and int32 [r, 1 + max_steps]: tokens gained, then the tokens.
     """
-    done = _decode(model, layout, how, max_steps, params, caches, state, None, packed)
+    done = _decode(model, layout, how, max_steps, page_size, params, caches, state, None, packed)
     return done.caches, done.rows, done.out
 
 
@@ -127,6 +119,7 @@ def decode_loop_with_extras(
     layout: Layout,
     how: Draw,
     max_steps: int,
+    page_size: int,
     params: Any,
     caches: Caches,
     state: RowState,
@@ -137,7 +130,7 @@ def decode_loop_with_extras(
 
     Returns the penalties after the state, and last packed `Scores` [max_steps, ...] of those rows.
     """
-    done = _decode(model, layout, how, max_steps, params, caches, state, penalties, packed)
+    done = _decode(model, layout, how, max_steps, page_size, params, caches, state, penalties, packed)
     return done.caches, done.rows, done.penalties, done.out, done.scores
 
 
@@ -146,6 +139,7 @@ def _decode(
     layout: Layout,
     how: Draw,
     max_steps: int,
+    page_size: int,
     params: Any,
     caches: Caches,
     state: RowState,
@@ -154,7 +148,6 @@ def _decode(
 ) -> "_Carry":
     """What a decode loop leaves; its `rows` are the whole state. `penalties` are None without room for extras."""
     plan = layout.unpack(packed)
-    page_size = _page_size(caches)
     rows = _with_newest_pages(_rows_of(state, plan["slots"]), plan)
 
     def unfinished(carry: _Carry) -> jax.Array:
@@ -164,11 +157,7 @@ def _decode(
         step, caches, rows, penalties, out, scores = carry
         active = ~rows.done
         positions = jnp.where(active, rows.position, 0)
-        lengths = jnp.where(active, positions + 1, 0)
-        batch = _batch(
-            rows.token, positions, active, jnp.arange(active.shape[0]), rows.page_tables[0], lengths, None, lengths,
-            page_size,
-        )  # fmt: skip
+        batch = Batch.of_decoding_rows(rows.token, positions, active, rows.page_tables, page_size)
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
         drawn = sampler.sample(logits, rows.sampling, positions + 1) if how.sampled else sampling.greedy(logits)
@@ -303,36 +292,8 @@ def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
     return sampler.sample(logits, _row_sampling(plan), plan["position"])
 
 
-def _batch(
-    tokens: jax.Array,
-    positions: jax.Array,
-    inside: jax.Array,
-    row: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array | None,
-    prompt: jax.Array,
-    page_size: int,
-) -> Batch:
-    """The model's batch; tokens that are not `inside` any running row write to the padding page."""
-    return Batch(
-        tokens=tokens,
-        positions=positions,
-        page=jnp.where(inside, page_table[row, positions // page_size], PADDING_PAGE),
-        offset=positions % page_size,
-        rope_lengths=jnp.maximum(prompt, positions + 1),
-        page_table=page_table,
-        lengths=lengths,
-        starts=starts,
-    )
-
-
 def _row_sampling(plan: dict[str, jax.Array]) -> RowSamplingParams:
     return RowSamplingParams(**{name: plan[name] for name in RowSamplingParams.__dataclass_fields__})
-
-
-def _page_size(caches: Caches) -> int:
-    return caches[0].shape[3]
 
 
 def _rows_of(state: RowState, slots: jax.Array) -> RowState:

@@ -55,7 +55,7 @@ class DecodeLoop:
         max_new_tokens: how many tokens a row gains at most.
         end_ids: ids that end a row.
         pad_id: what follows a row's last token.
-        plain: whether everything is computed by XLA alone.
+        xla_only: whether everything is computed by XLA alone.
     """
 
     model: Model
@@ -66,7 +66,7 @@ class DecodeLoop:
     max_new_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
-    plain: bool
+    xla_only: bool
 
     def first(self, x: jax.Array, caches: Caches) -> State:
         """The state with the first token of each row, after the residual stream [b, embed] of its prompt."""
@@ -105,23 +105,19 @@ class DecodeLoop:
 
     def _batch(self, state: State) -> Batch:
         """The newest token of each row; a row that has ended writes to the page of padding."""
-        rows = self.lengths.shape[0]
         positions = jnp.where(state.active, state.position, 0)
-        return Batch(
-            tokens=state.token,
-            positions=positions,
-            page=jnp.where(state.active, self.table[jnp.arange(rows), positions // PAGE_SIZE], 0),
-            offset=positions % PAGE_SIZE,
-            rope_lengths=jnp.maximum(self.lengths, positions + 1),
-            page_table=self.table,
-            lengths=jnp.where(state.active, positions + 1, 0),
-            starts=None,
-            plain=self.plain,
+        return Batch.of_decoding_rows(
+            state.token,
+            positions,
+            state.active,
+            (self.table,) * len(self.model.cache_groups),
+            PAGE_SIZE,
+            xla_only=self.xla_only,
         )
 
     def _choose(self, x: jax.Array, positions: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Tokens [b] to stand at `positions`, and their log-probabilities, after the residual stream [b, embed]."""
-        logits = self.model.logits(self.params, x, plain=self.plain)
+        logits = self.model.logits(self.params, x, xla_only=self.xla_only)
         drawn = self.draw(logits, positions)
         scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         own = jnp.take_along_axis(scores, drawn[:, None], axis=1)[:, 0]

@@ -21,7 +21,7 @@ def greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
     return sampling.greedy(logits)
 
 
-def sampler(key: jax.Array, rows: int, plain: bool, **settings: ArrayLike | None) -> Draw:
+def sampler(key: jax.Array, rows: int, xla_only: bool, **settings: ArrayLike | None) -> Draw:
     """What draws a token a row by its sampling parameters, from noise that the key and the row's number seed."""
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     each = {}
@@ -35,6 +35,8 @@ def sampler(key: jax.Array, rows: int, plain: bool, **settings: ArrayLike | None
     seed = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row), (2,), jnp.uint32))(jnp.arange(rows))
 
     def draw(logits: jax.Array, positions: jax.Array) -> jax.Array:
-        return sampling.sample(logits, **each, seed=seed, position=positions, implementation="xla" if plain else None)
+        return sampling.sample(
+            logits, **each, seed=seed, position=positions, implementation="xla" if xla_only else None
+        )
 
     return draw

@@ -77,7 +77,7 @@ def generate_fn(
     ends = tuple(sorted(model.end_ids if end_ids is None else end_ids))
     if kernels is None:
         kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
-    plain = not kernels
+    xla_only = not kernels
 
     def generate(
         params: Any,
@@ -95,9 +95,9 @@ def generate_fn(
             raise ValueError(f"generate got {given[0]} and no key: give a jax.random key, or leave {given[0]} out")
         refuse_explicit_axes(params)
         prompts, lengths = _checked_prompts(prompts, lengths, max_new_tokens, model.config.max_position)
-        draw = greedy if key is None else sampler(key, len(prompts), plain, **settings)
-        x, caches, table = prefill(model, params, prompts, lengths, max_new_tokens, plain)
-        loop = DecodeLoop(model, params, draw, lengths, table, max_new_tokens, ends, pad_id, plain)
+        draw = greedy if key is None else sampler(key, len(prompts), xla_only, **settings)
+        x, caches, table = prefill(model, params, prompts, lengths, max_new_tokens, xla_only)
+        loop = DecodeLoop(model, params, draw, lengths, table, max_new_tokens, ends, pad_id, xla_only)
         return lax.while_loop(loop.unfinished, loop.step, loop.first(x, caches)).out
 
     return generate

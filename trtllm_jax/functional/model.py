@@ -148,22 +148,11 @@ class Model(nn_model.Model):
         refuse_explicit_axes(params)
         *lead, width = tokens.shape
         length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
-        flat = tokens.reshape(-1).astype(jnp.int32)
-        batch = Batch(
-            tokens=flat,
-            positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (*lead, width)).reshape(-1),
-            page=None,
-            offset=None,
-            rope_lengths=jnp.repeat(length_of.reshape(-1).astype(jnp.int32), width),
-            page_table=None,
-            lengths=length_of.reshape(-1).astype(jnp.int32),
-            starts=None,
-            plain=True,
-            attention=self.attention,
-        )
+        flat = tokens.reshape(-1, width).astype(jnp.int32)
+        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self.attention)
         none = (None,) * len(params["layers"])
         x, _ = self.hidden(params, batch, none, remat=remat)
         return x.reshape(*lead, width, -1)
 
     def _scores(self, params: Any, x: jax.Array) -> jax.Array:
-        return self.logits(params, x, plain=True).astype(jnp.float32)
+        return self.logits(params, x, xla_only=True).astype(jnp.float32)

@@ -5,11 +5,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from checkpoints.table import expand
+from checkpoints.table import expand, leaf_of
 from trtllm_jax.functional.model import Model
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.cache_group import PageArray
-from trtllm_jax.nn.layers import activation_dtype
+from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.model import Caches
 
 PAGE_SIZE = 32
@@ -17,7 +17,7 @@ NO_TOKEN = -1
 
 
 def prefill(
-    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int, plain: bool
+    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int, xla_only: bool
 ) -> tuple[jax.Array, Caches, jax.Array]:
     """The residual stream [b, embed] of each prompt's last token, the caches, and every row's pages [b, p].
 
@@ -27,26 +27,19 @@ def prefill(
     rows, width = prompts.shape
     pages = -(-(width + new) // PAGE_SIZE)
     table = 1 + jnp.arange(rows * pages, dtype=jnp.int32).reshape(rows, pages)
-    row = jnp.repeat(jnp.arange(rows), width)
-    positions = jnp.tile(jnp.arange(width, dtype=jnp.int32), rows)
-    batch = Batch(
-        tokens=jnp.where(positions < lengths[row], prompts.reshape(-1).astype(jnp.int32), NO_TOKEN),
-        positions=positions,
-        page=table[row, positions // PAGE_SIZE],
-        offset=positions % PAGE_SIZE,
-        rope_lengths=jnp.maximum(lengths[row], positions + 1),
-        page_table=table,
-        lengths=jnp.full(rows, width, jnp.int32),
-        starts=width * jnp.arange(rows + 1, dtype=jnp.int32),
-        plain=plain,
-    )
+    starts = width * jnp.arange(rows + 1, dtype=jnp.int32)
+    ragged = RaggedRows.of(rows * width, starts, jnp.zeros(rows, jnp.int32), jnp.ones(rows, bool))
+    real = jnp.arange(width) < lengths[:, None]
+    tokens = jnp.where(real, prompts.astype(jnp.int32), NO_TOKEN).reshape(-1)
+    tables = (table,) * len(model.cache_groups)
+    batch = Batch.of_ragged_rows(tokens, ragged, tables, lengths, PAGE_SIZE, xla_only=xla_only)
     x, caches = model.hidden(params, batch, _empty_caches(model, params, 1 + rows * pages))
     return x.reshape(rows, width, -1)[jnp.arange(rows), jnp.maximum(lengths - 1, 0)], caches, table
 
 
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
     """A cache a layer, for the key-value heads that this device holds, padding included."""
-    dtype = activation_dtype(params["embed"].dtype)
+    dtype = activation_dtype(model.weight_dtype(params))
     heads = _extent_in(params, model, "kv_heads")
 
     def empty(array: PageArray) -> jax.Array:
@@ -64,8 +57,5 @@ def _extent_in(params: Any, model: Model, axis: str) -> int:
     """The extent that a logical axis has in the weights."""
     rows = expand(model.module.table(model.config), model.config.num_layers)
     row = next(row for row in rows if axis in row.axis_names)
-    leaf = params
-    for name in row.path.split("."):
-        leaf = leaf[int(name) if name.isdigit() else name]
-    extent: int = leaf.shape[row.axis_names.index(axis)]
+    extent: int = leaf_of(params, row.path).shape[row.axis_names.index(axis)]
     return extent

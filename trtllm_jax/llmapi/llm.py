@@ -71,7 +71,7 @@ class LLM(BaseLLM):
             model_type=loaded.model_type,
         )
         self._connect(loaded.tokenizer, chat, facts, self._engine)
-        self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.params["embed"].dtype.name)
+        self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.model.weight_dtype(loaded.params).name)
 
     @property
     def args(self) -> LlmArgs:

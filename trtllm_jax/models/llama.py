@@ -7,6 +7,7 @@ from typing import Any
 import jax
 
 from checkpoints.table import Stored, Weight
+from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch, Cache
@@ -16,6 +17,8 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, context_stretch
 
 ARCHITECTURES = ("LlamaForCausalLM",)
+
+HEADS = ("kv_heads", "group", "head_dim")
 
 
 @dataclass(frozen=True)
@@ -129,22 +132,22 @@ def embed(config: Config, params: Any, batch: Batch) -> Residual:
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, (p["attn_norm"], config.eps))
-    qkv = layers.linear(normed, p["qkv"], "embed", bias=p.get("qkv_bias"))
+    residual, normed = layers.normalised(residual, Norm(p["attn_norm"], config.eps), batch)
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
-    residual = layers.add_linear(residual, attended, p["o"], "kv_heads", "group", "head_dim", bias=p.get("o_bias"))
+    residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, (p["mlp_norm"], config.eps))
-        hidden = layers.gated(normed, p["gate_up"], p.get("gate_up_bias"))
-        return layers.add_linear(residual, hidden, p["down"], "mlp", bias=p.get("down_bias")), cache
+        residual, normed = layers.normalised(residual, Norm(p["mlp_norm"], config.eps), batch)
+        hidden = layers.gated(normed, p["gate_up"], batch, bias=p.get("gate_up_bias"))
+        return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p.get("down_bias")), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array, *, plain: bool = False) -> layers.Normed:
-    """What `head` reads of the residual stream [t, embed] after the last layer."""
-    return layers.Normed(x, (params["norm"], config.eps), plain)
+def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
+    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
+    return layers.Normed(x, Norm(params["norm"], config.eps))
 
 
-def head(config: Config, params: Any, x: jax.Array, *, plain: bool = False) -> jax.Array:
-    """Logits [t, vocab] of the residual stream after the last layer."""
+def head(config: Config, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer."""
     table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x, plain=plain), table, config.vocab)
+    return layers.logits(last_rows(config, params, x), table, config.vocab, xla_only=xla_only)

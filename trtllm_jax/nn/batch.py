@@ -1,44 +1,158 @@
 """The record that tells a model's layers which tokens they see and where their keys and values live."""
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import flax.struct
 import jax
+import jax.numpy as jnp
 
-from pallas_kernels.attention import Rotation
+from pallas_kernels.attention import PageLocations, Rotation
 
 Cache = jax.Array | None
 """One layer's cache; None where there is none."""
 
+_UNKEPT = 0
+"""The page of a token whose key and value must not be kept."""
+
+
+class RaggedRows(NamedTuple):
+    """Rows (sequences) of any number of consecutive tokens each, in a flat batch of t tokens.
+
+    Attributes:
+        starts: int32 [r + 1], where each row's tokens begin.
+        lengths: int32 [r], tokens of each row, those before the batch's included; 0 for a row that is padding.
+        row: int32 [t], each token's row; padding has any.
+        inside: bool [t], whether the token is one of a row that is no padding.
+        positions: int32 [t], each token's place in its sequence; 0 for padding.
+    """
+
+    starts: jax.Array
+    lengths: jax.Array
+    row: jax.Array
+    inside: jax.Array
+    positions: jax.Array
+
+    @classmethod
+    def of(cls, tokens: int, starts: jax.Array, first: jax.Array, active: jax.Array) -> "RaggedRows":
+        """Rows in a batch of so many tokens, whose first ones are at positions `first` [r]; padding is not `active`."""
+        lengths = jnp.where(active, first + (starts[1:] - starts[:-1]), 0)
+        places = jnp.arange(tokens)
+        row = jnp.searchsorted(starts[1:], places, side="right", method="compare_all")
+        row = jnp.minimum(row, starts.shape[0] - 2)
+        inside = (places < starts[-1]) & active[row]
+        return cls(starts, lengths, row, inside, jnp.where(inside, first[row] + places - starts[row], 0))
+
 
 @flax.struct.dataclass
 class Batch:
-    """A flat batch of tokens over a paged cache, or without one; t tokens, r rows (sequences), p pages of a row.
-
-    Without a cache (page, offset and page_table None) each row owns t / r consecutive tokens, its whole sequence.
+    """A flat batch of t tokens over a paged cache, or without one.
 
     Attributes:
         tokens: int32 [t], the ids; padding may hold any valid id.
         positions: int32 [t], each token's place in its sequence.
-        page: int32 [t], the page that takes the token's key and value; 0 for padding.
-        offset: int32 [t], the place within that page.
         rope_lengths: int32 [t], tokens the sequence had when the token entered it (dynamic rope depends on it).
-        page_table: int32 [r, p].
-        lengths: int32 [r], tokens of each row in the cache, this batch's included; 0 for padding.
-        starts: int32 [r + 1], where each row's tokens begin; None when every row owns one token (decoding).
+        locations: where keys and values live in the layer's cache group, and which tokens are whose; None without a
+            cache. The forward pass fills it in for each layer.
+        groups: the same for every cache group; empty without a cache.
+        lengths: int32 [b], without a cache: tokens of each sequence that are not padding. A sequence owns t / b tokens.
+        embeddings: [t, embed], what stands in the place of some tokens' embeddings; None for none.
+        embedded: bool [t], of which tokens.
         rotations: one of each rope the model names in `ropes`; the forward pass fills them in.
-        plain: whether everything is computed by XLA alone, which can be differentiated, mapped and partitioned; static.
+        xla_only: whether XLA computes everything, which can be differentiated, mapped and partitioned; static.
         attention: what computes attention without a cache, as `pallas_kernels.attention.attend` takes it; static.
+        dtype: of activations, None for the embeddings' own; the forward pass fills it in; static.
     """
 
     tokens: jax.Array
     positions: jax.Array
-    page: jax.Array | None
-    offset: jax.Array | None
     rope_lengths: jax.Array
-    page_table: jax.Array | None
-    lengths: jax.Array
-    starts: jax.Array | None
+    locations: PageLocations | None = None
+    groups: tuple[PageLocations, ...] = ()
+    lengths: jax.Array | None = None
+    embeddings: jax.Array | None = None
+    embedded: jax.Array | None = None
     rotations: tuple[Rotation, ...] = ()
-    plain: bool = flax.struct.field(pytree_node=False, default=False)
+    xla_only: bool = flax.struct.field(pytree_node=False, default=False)
     attention: Literal["xla", "cudnn"] | None = flax.struct.field(pytree_node=False, default=None)
+    dtype: jnp.dtype | None = flax.struct.field(pytree_node=False, default=None)
+
+    @classmethod
+    def of_sequences(
+        cls, tokens: jax.Array, lengths: jax.Array, attention: Literal["xla", "cudnn"] | None = None
+    ) -> "Batch":
+        """Whole sequences [b, s] of `lengths` [b] without a cache, computed by XLA only."""
+        count, width = tokens.shape
+        return cls(
+            tokens=tokens.reshape(-1),
+            positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (count, width)).reshape(-1),
+            rope_lengths=jnp.repeat(lengths, width),
+            lengths=lengths,
+            xla_only=True,
+            attention=attention,
+        )
+
+    @classmethod
+    def of_ragged_rows(
+        cls,
+        tokens: jax.Array,
+        rows: RaggedRows,
+        page_tables: Sequence[jax.Array],
+        prompt_lengths: jax.Array,
+        page_size: int,
+        *,
+        xla_only: bool = False,
+    ) -> "Batch":
+        """Rows of any number of tokens; `prompt_lengths` [r] are those of whole prompts.
+
+        `page_tables` are those of every cache group, int32 [r, p].
+        """
+        positions = rows.positions
+        return cls(
+            tokens=tokens,
+            positions=positions,
+            rope_lengths=jnp.maximum(prompt_lengths[rows.row], positions + 1),
+            groups=tuple(
+                PageLocations(
+                    page=jnp.where(rows.inside, table[rows.row, positions // page_size], _UNKEPT),
+                    offset=positions % page_size,
+                    page_table=table,
+                    lengths=rows.lengths,
+                    starts=rows.starts,
+                )
+                for table in page_tables
+            ),
+            xla_only=xla_only,
+        )
+
+    @classmethod
+    def of_decoding_rows(
+        cls,
+        tokens: jax.Array,
+        positions: jax.Array,
+        active: jax.Array,
+        page_tables: Sequence[jax.Array],
+        page_size: int,
+        *,
+        xla_only: bool = False,
+    ) -> "Batch":
+        """One new token a row at `positions` [r]; rows that are not `active` [r] are padding, at 0.
+
+        `page_tables` are those of every cache group, int32 [r, p].
+        """
+        row = jnp.arange(active.shape[0])
+        return cls(
+            tokens=tokens,
+            positions=positions,
+            rope_lengths=positions + 1,
+            groups=tuple(
+                PageLocations(
+                    page=jnp.where(active, table[row, positions // page_size], _UNKEPT),
+                    offset=positions % page_size,
+                    page_table=table,
+                    lengths=jnp.where(active, positions + 1, 0),
+                )
+                for table in page_tables
+            ),
+            xla_only=xla_only,
+        )

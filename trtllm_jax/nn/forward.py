@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import jax
 
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.dtypes import activation_dtype, weight_dtype
 from trtllm_jax.nn.rope import rotation
 
 C = TypeVar("C", jax.Array, None)
@@ -31,12 +32,16 @@ def hidden_states(
     Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
     """
     rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
-    batch = replace(batch, rotations=rotations)
+    dtype = activation_dtype(weight_dtype(model.table(config), params))
+    batch = replace(batch, rotations=rotations, dtype=dtype)
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer, remat)
     written = []
+    group_of = {index: number for number, group in enumerate(model.cache_spec(config)) for index in group.layers}
+    in_group = [replace(batch, groups=(), locations=locations) for locations in batch.groups]
     for index, (layer_params, cache) in enumerate(zip(params["layers"], caches, strict=True)):
+        of_layer = in_group[group_of[index]] if in_group else batch
         with jax.named_scope(f"layer_{index}"):
-            x, cache = layer(config, model.same_layer(config, index), layer_params, x, batch, cache)
+            x, cache = layer(config, model.same_layer(config, index), layer_params, x, of_layer, cache)
         written.append(cache)
     return x.total, tuple(written)

@@ -3,7 +3,7 @@
 Axes: t tokens, h key-value heads, g query heads of a key-value head, d head_dim. Inside `shard_map` a weight's split
 axes are local; the axis names passed to `linear` say which contraction needs a sum over devices.
 
-A batch that says so is computed `plain`, without kernels: the stream and its rows carry that from `embed` to `logits`.
+Every layer takes the batch, which says whether XLA computes it alone (`Batch.xla_only`).
 """
 
 from typing import Literal, NamedTuple
@@ -16,14 +16,13 @@ from jax import lax
 import sharding
 from pallas_kernels import matmul
 from pallas_kernels.attention import Rotation, Scoring, append_and_attend, attend
-from pallas_kernels.matmul import Norm
-from pallas_kernels.norm import add_rms_norm, rms_norm
+from pallas_kernels.matmul import ACTIVATIONS, Activation
+from pallas_kernels.norm import Norm, add_and_normalise, normalise
+from pallas_kernels.weights import QuantizedWeight
 from trtllm_jax.nn.batch import Batch, Cache
 
-
-def activation_dtype(weight_dtype: jnp.dtype) -> jnp.dtype:
-    """The dtype between matmuls: the weights' own on an accelerator, float32 on a CPU, which computes in it anyway."""
-    return jnp.dtype(jnp.float32) if jax.default_backend() == "cpu" else jnp.dtype(weight_dtype)
+AnyWeight = jax.Array | QuantizedWeight
+"""What a product takes as its weight."""
 
 
 @flax.struct.dataclass
@@ -32,7 +31,6 @@ class Residual:
 
     x: jax.Array
     added: jax.Array | None = None
-    plain: bool = flax.struct.field(pytree_node=False, default=False)
 
     @property
     def total(self) -> jax.Array:
@@ -45,23 +43,27 @@ class Normed(NamedTuple):
 
     x: jax.Array
     norm: Norm | None
-    plain: bool = False
 
 
-def _xla_if(plain: bool) -> Literal["xla"] | None:
-    return "xla" if plain else None
+def _xla_if(xla_only: bool) -> Literal["xla"] | None:
+    return "xla" if xla_only else None
 
 
-def embed(batch: Batch, table: jax.Array) -> Residual:
+def embed(batch: Batch, table: jax.Array, scale: float | None = None) -> Residual:
     """The stream that starts as the tokens' embeddings, from a `table` [vocab, embed] split by vocabulary.
 
-    An id outside the vocabulary has an embedding of zeros.
+    An id outside the vocabulary has an embedding of zeros. Those of the table are multiplied by `scale`, which is
+    rounded to their dtype as Gemma does; those that the batch brings are not.
     """
     local = batch.tokens - sharding.shard_index("vocab") * table.shape[0]
     inside = (local >= 0) & (local < table.shape[0])
     rows = _take_rows(table, jnp.where(inside, local, 0))
-    x = sharding.all_reduce(jnp.where(inside[:, None], rows, 0), "vocab").astype(activation_dtype(table.dtype))
-    return Residual(x, plain=batch.plain)
+    x = sharding.all_reduce(jnp.where(inside[:, None], rows, 0), "vocab")
+    x = x if batch.dtype is None else x.astype(batch.dtype)
+    x = x if scale is None else x * jnp.asarray(scale, x.dtype)
+    if batch.embeddings is not None and batch.embedded is not None:
+        x = jnp.where(batch.embedded[:, None], batch.embeddings.astype(x.dtype), x)
+    return Residual(x)
 
 
 def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
@@ -74,84 +76,131 @@ def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     return table.at[rows].get(mode="promise_in_bounds")
 
 
-def normalised(residual: Residual, norm: Norm) -> tuple[Residual, Normed]:
-    """The stream, summed, and its root-mean-square normalisation by a weight [embed] and an epsilon.
+def norm(x: jax.Array, norm: Norm, batch: Batch) -> jax.Array:
+    """Rows or heads [..., n], normalised over their channels."""
+    return normalise(x, norm, implementation=_xla_if(batch.xla_only))
 
-    (Zhang and Sennrich 2019, arXiv:1910.07467.)
-    """
+
+def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, Normed]:
+    """The stream, summed, and its rows as the next product normalises them."""
     if residual.added is None:
-        return residual, Normed(residual.x, norm, residual.plain)
-    total, normed = add_rms_norm(residual.x, residual.added, *norm, implementation=_xla_if(residual.plain))
-    return Residual(total, plain=residual.plain), Normed(normed, None, residual.plain)
+        return residual, Normed(residual.x, norm)
+    total, rows = add_and_normalise(residual.x, residual.added, norm, implementation=_xla_if(batch.xla_only))
+    return Residual(total), Normed(rows, None)
 
 
-def linear(x: jax.Array | Normed, weight: jax.Array, *contracted: str, bias: jax.Array | None = None) -> jax.Array:
+def linear(
+    x: jax.Array | Normed, weight: AnyWeight, batch: Batch, *contracted: str, bias: jax.Array | None = None
+) -> jax.Array:
     """`x` times `weight`, contracted along the logical axes `contracted`: the last ones of both, in order.
 
     x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
-    float32 and summed over the devices that split a contracted axis. An array that is no `Normed` is not plain.
+    float32 and summed over the devices that split a contracted axis.
     """
-    rows, norm, plain = x if isinstance(x, Normed) else Normed(x, None)
-    flat, matrix = _flat(rows, weight, len(contracted))
-    product = matmul.linear(flat, matrix, norm=norm, implementation=_xla_if(plain) or "measured")
-    product = sharding.all_reduce(product, *contracted)
-    product = product.reshape(rows.shape[0], *weight.shape[: weight.ndim - len(contracted)])
+    product = _product(x, weight, contracted, batch.xla_only)
     return product if bias is None else product + bias.astype(product.dtype)
 
 
 def add_linear(
-    residual: Residual, x: jax.Array, weight: jax.Array, *contracted: str, bias: jax.Array | None = None
+    residual: Residual,
+    x: jax.Array,
+    weight: AnyWeight,
+    batch: Batch,
+    *contracted: str,
+    bias: jax.Array | None = None,
 ) -> Residual:
-    """The stream after a block whose last product is `linear(x, weight, *contracted)` [t, embed]."""
-    flat, matrix = _flat(x, weight, len(contracted))
-    if bias is None and not sharding.is_split(*contracted) and (residual.plain or matmul.adds_residual(flat, matrix)):
-        implementation = _xla_if(residual.plain) or "measured"
-        total = matmul.linear(flat, matrix, residual=residual.total, implementation=implementation)
-        return Residual(total, plain=residual.plain)
-    product = linear(Normed(x, None, residual.plain), weight, *contracted, bias=bias)
-    return Residual(residual.total, product, residual.plain)
+    """The stream after a block whose last product is `linear(x, weight, batch, *contracted)` [t, embed]."""
+    if bias is None and not sharding.is_split(*contracted):
+        flat, matrix = _flat(x, weight)
+        if batch.xla_only or matmul.adds_residual(flat, matrix):
+            implementation = _xla_if(batch.xla_only) or "measured"
+            return Residual(matmul.linear(flat, matrix, residual=residual.total, implementation=implementation))
+    return add(residual, linear(x, weight, batch, *contracted, bias=bias))
 
 
-def _flat(x: jax.Array, weight: jax.Array, contracted: int) -> tuple[jax.Array, jax.Array]:
+def add(residual: Residual, rows: jax.Array) -> Residual:
+    """The stream after a block that gives `rows` [t, embed]; the next norm sums both."""
+    return Residual(residual.total, rows)
+
+
+def _product(x: jax.Array | Normed, weight: AnyWeight, contracted: tuple[str, ...], xla_only: bool) -> jax.Array:
+    """`linear` without a bias."""
+    rows, norm = x if isinstance(x, Normed) else Normed(x, None)
+    flat, matrix = _flat(rows, weight)
+    product = matmul.linear(flat, matrix, norm=norm, implementation=_xla_if(xla_only) or "measured")
+    product = sharding.all_reduce(product, *contracted)
+    return product.reshape(rows.shape[0], *weight.shape[: weight.ndim - len(contracted)])
+
+
+def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
     """Both as matrices whose last axis is contracted."""
     flat = x.reshape(x.shape[0], -1)
     return flat, weight.reshape(-1, flat.shape[1])
 
 
 def attention(
-    qkv: jax.Array, batch: Batch, cache: Cache, *, rotation: Rotation, scale: float
+    qkv: jax.Array,
+    batch: Batch,
+    cache: Cache,
+    *,
+    rotation: Rotation | None,
+    scale: float,
+    window: int | None = None,
+    soft_cap: float | None = None,
+    sinks: jax.Array | None = None,
+    causal: bool = True,
 ) -> tuple[jax.Array, Cache]:
-    """Rotated causal attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds them."""
-    scoring = Scoring(scale)
+    """Attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds their keys and values.
+
+    Args:
+        qkv: the query heads of a key-value head, its key, its value; not rotated yet.
+        batch: whose tokens they are.
+        cache: the layer's; None without one.
+        rotation: one of the batch's, None for heads that are not rotated.
+        scale: factor on the product of query and key.
+        window: how many positions a query sees, its own and those before it; None for all.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap); None for as they are.
+        sinks: [h, g], a score without a value for each query head; None for none.
+        causal: whether a query sees nothing behind its position; without a cache only it may be False.
+    """
+    scoring = Scoring(scale, soft_cap, window, causal)
     with jax.named_scope("attention"):
-        if cache is None or batch.page is None or batch.offset is None or batch.page_table is None:
-            sequences = batch.lengths.shape[0]
-            return attend(qkv, sequences, scoring=scoring, rotation=rotation, implementation=batch.attention), None
-        return append_and_attend(
-            qkv, cache, batch.page, batch.offset, batch.page_table, batch.lengths, batch.starts,
-            scoring=scoring, rotation=rotation, implementation=_xla_if(batch.plain),
+        if cache is not None and batch.locations is not None:
+            return append_and_attend(
+                qkv, cache, batch.locations, scoring=scoring, rotation=rotation, sinks=sinks,
+                implementation=_xla_if(batch.xla_only),
+            )  # fmt: skip
+        if batch.lengths is None:
+            raise ValueError("a batch without pages states the lengths of its sequences: Batch.of_sequences")
+        attended = attend(
+            qkv, batch.lengths.shape[0], scoring=scoring, rotation=rotation, sinks=sinks, lengths=batch.lengths,
+            implementation=batch.attention,
         )  # fmt: skip
+        return attended, None
 
 
-def gated(x: Normed, gate_up: jax.Array, bias: jax.Array | None = None) -> jax.Array:
-    """The hidden channels [t, mlp] of SwiGLU: gate_up [2, mlp, embed], bias [2, mlp].
+def gated(
+    x: Normed, gate_up: AnyWeight, batch: Batch, activation: Activation = "silu", bias: jax.Array | None = None
+) -> jax.Array:
+    """The hidden channels [t, mlp] of a gated MLP: gate_up [2, mlp, embed], bias [2, mlp].
 
     (Shazeer 2020, arXiv:2002.05202.)
     """
     if bias is None:
-        return matmul.gated_linear(x.x, gate_up, norm=x.norm, implementation=_xla_if(x.plain) or "measured")
-    both = linear(x, gate_up, "embed", bias=bias)
-    return jax.nn.silu(both[:, 0]) * both[:, 1]
+        implementation = _xla_if(batch.xla_only) or "measured"
+        return matmul.gated_linear(x.x, gate_up, norm=x.norm, activation=activation, implementation=implementation)
+    both = linear(x, gate_up, batch, "embed", bias=bias)
+    return ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
 
 
-def logits(x: Normed, table: jax.Array, vocab: int) -> jax.Array:
-    """Scores [t, vocab] in x's dtype, by a `table` [padded vocab, embed] split by vocabulary."""
+def logits(x: Normed, table: AnyWeight, vocab: int, *, xla_only: bool = False) -> jax.Array:
+    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary."""
     with jax.named_scope("logits"):
-        return sharding.all_gather(linear(x, table, "embed"), "vocab", 1)[:, :vocab]
+        return sharding.all_gather(_product(x, table, ("embed",), xla_only), "vocab", 1)[:, :vocab]
 
 
 def unit_rows(rows: Normed) -> jax.Array:
     """The rows [t, embed], normalised and then of length one, in float32 as everything on the way."""
     x = rows.x.astype(jnp.float32)
-    x = x if rows.norm is None else rms_norm(x, *rows.norm, implementation="xla")
+    x = x if rows.norm is None else normalise(x, rows.norm, implementation="xla")
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

@@ -5,10 +5,12 @@ from types import ModuleType
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.dtypes import weight_dtype
 from trtllm_jax.nn.forward import C, hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -33,6 +35,10 @@ class Model:
         trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
         return min(trained, default=None)
 
+    def weight_dtype(self, params: Any) -> jnp.dtype:
+        """The dtype of the weights, but for those whose rows in the table state their own."""
+        return weight_dtype(self.module.table(self.config), params)
+
     def hidden(
         self, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
     ) -> tuple[jax.Array, tuple[C, ...]]:
@@ -42,9 +48,9 @@ class Model:
         """
         return hidden_states(self.module, self.config, params, batch, caches, remat=remat)
 
-    def logits(self, params: Any, x: jax.Array, *, plain: bool = False) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere; `plain` as in a batch."""
-        scores: jax.Array = self.module.head(self.config, params, x, plain=plain)
+    def logits(self, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere; `xla_only` as in a batch."""
+        scores: jax.Array = self.module.head(self.config, params, x, xla_only=xla_only)
         return scores
 
     def embeddings(self, params: Any, x: jax.Array) -> jax.Array:

@@ -65,7 +65,8 @@ class Parts:
         model = loaded.model
         self.params, self.mesh = loaded.params, loaded.mesh
         self.spec = CacheSpec.of(model.cache_groups, model.config.sizes, PAGE_SIZE, jnp.dtype("float32"), self.mesh)
-        sizes = Sizes(model, LIMITS, (LIMITS.max_seq_len // PAGE_SIZE,), pages_per_dispatch(LIMITS, PAGE_SIZE), True)
+        width, new_pages = LIMITS.max_seq_len // PAGE_SIZE, pages_per_dispatch(LIMITS, PAGE_SIZE)
+        sizes = Sizes(model, LIMITS, PAGE_SIZE, (width,), new_pages, on_cpu=True)
         shapes = weights.shapes_of(self.params)
         self.programs = Programs(sizes, self.mesh, shapes, self.spec.arrays((PAGES,)))
         self.programs.compile(Compilation.BEFORE, lambda done, total: None)

@@ -82,7 +82,7 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -
     how = how._replace(extras=min(how.extras or 0, rows))
     known, loop = ((penalties(model),), steps.decode_loop_with_extras) if how.extras else ((), steps.decode_loop)
     layout = steps.decode_layout(rows, 1, 1, how)
-    text = lowered(partial(loop, model, layout, how, 1), layout, model, *known)
+    text = lowered(partial(loop, model, layout, how, 1, 32), layout, model, *known)
     assert "stablehlo.while" not in text, "a loop that the data ends makes the host wait"
     assert "stablehlo.case" not in text, "and so does a branch that the data chooses"
     assert ("_narrow" in text) == how.sampled, "greedy rows alone take no kernel that samples"
@@ -94,7 +94,7 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -
 @pytest.mark.parametrize("tokens", [16, 128, 2048])
 def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
     layout = steps.ragged_layout(tokens, min(tokens, SLOTS), (PAGES,))
-    text = lowered(partial(steps.ragged_step, model, layout), layout, model)
+    text = lowered(partial(steps.ragged_step, model, layout, 32), layout, model)
     assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
     assert ("ragged_attention" in text) == (tokens < 1024)
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"

@@ -253,9 +253,9 @@ def test_kernels_are_a_choice(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -
     module = ModuleType("spied")
     vars(module).update(vars(model.module))
 
-    def head(*arguments: Any, plain: bool) -> jax.Array:
-        chosen.append(plain)
-        scores: jax.Array = model.module.head(*arguments, plain=plain)
+    def head(*arguments: Any, xla_only: bool) -> jax.Array:
+        chosen.append(xla_only)
+        scores: jax.Array = model.module.head(*arguments, xla_only=xla_only)
         return scores
 
     vars(module)["head"] = head

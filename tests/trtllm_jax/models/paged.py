@@ -14,7 +14,7 @@ from checkpoints.load import load_params
 from checkpoints.source import TensorSource
 from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.steps import Caches, Model
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, RaggedRows
 
 Prompt = Sequence[int]
 Step = Sequence[range]
@@ -90,24 +90,20 @@ class PagedModel:
 
 def _batch(prompts: Sequence[Prompt], step: Step, table: np.ndarray, decode: bool) -> tuple[Batch, list[slice]]:
     """The batch of a step, and where each prompt's tokens are in it."""
-    counts = [len(positions) for positions in step]
-    starts = np.cumsum([0, *counts]).astype(np.int32)
+    counts = np.array([len(positions) for positions in step])
+    starts = np.cumsum([0, *counts], dtype=np.int32)
     firsts = np.arange(len(prompts)) if decode else starts[:-1]
     places = [slice(first, first + count) for first, count in zip(firsts, counts, strict=True)]
-    tokens, positions, page, rope_lengths = np.zeros((4, len(prompts) if decode else TOKENS), np.int32)
-    for row, (place, span) in enumerate(zip(places, step, strict=True)):
-        tokens[place] = prompts[row][span.start : span.stop]
-        positions[place] = span
-        page[place] = table[row, positions[place] // PAGE_SIZE]
-        rope_lengths[place] = len(prompts[row])
-    batch = Batch(
-        tokens=tokens,
-        positions=positions,
-        page=page,
-        offset=positions % PAGE_SIZE,
-        rope_lengths=rope_lengths,
-        page_table=table,
-        lengths=np.array([span.stop if span else 0 for span in step], np.int32),
-        starts=None if decode else starts,
+    tokens, lengths = (
+        np.zeros(len(prompts) if decode else TOKENS, np.int32),
+        np.array([len(prompt) for prompt in prompts]),
     )
-    return batch, places
+    for prompt, place, span in zip(prompts, places, step, strict=True):
+        tokens[place] = prompt[span.start : span.stop]
+    first = np.array([span.start for span in step], np.int32)
+    if not decode:
+        rows = RaggedRows.of(TOKENS, jnp.asarray(starts), first, jnp.asarray(counts > 0))
+        return Batch.of_ragged_rows(tokens, rows, (jnp.asarray(table),), jnp.asarray(lengths), PAGE_SIZE), places
+    batch = Batch.of_decoding_rows(tokens, jnp.asarray(first), counts > 0, (jnp.asarray(table),), PAGE_SIZE)
+    # As if the whole prompt had entered at once, which dynamic rope sees.
+    return batch.replace(rope_lengths=lengths), places

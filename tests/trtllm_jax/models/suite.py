@@ -12,7 +12,7 @@ import pytest
 from safetensors.numpy import load_file
 from transformers import PreTrainedConfig
 
-from checkpoints.table import Params, expand, to_stored
+from checkpoints.table import Params, expand, leaf_of, to_stored
 from sharding import Extents
 
 from .paged import Prompt, Step, relative_error
@@ -36,9 +36,7 @@ def stored_tensors(tiny: TinyModel, params: Params, extents: Extents) -> dict[st
     config = tiny.model.config
     stored: dict[str, np.ndarray] = {}
     for weight in expand(tiny.model.module.table(config), config.num_layers):
-        array = params
-        for key in weight.path.split("."):
-            array = array[int(key) if key.isdigit() else key]
+        array = leaf_of(params, weight.path)
         stored.update(to_stored(weight, jax.device_get(array), extents))
     return stored
 

@@ -14,8 +14,10 @@ import torch
 from jax.sharding import PartitionSpec as P
 
 import sharding
+from pallas_kernels.norm import Norm
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.layers import Normed, Residual
 
 VOCAB, EMBED, MLP = 22, 12, 20
@@ -50,7 +52,10 @@ TOKENS = np.array([3, 0, 21, 3, 11, 20])
 
 def batch_of(tokens: np.ndarray) -> Batch:
     """A batch of which only the tokens matter."""
-    return Batch(tokens, *[tokens] * 7)
+    return Batch(tokens, tokens, tokens, dtype=jnp.dtype(jnp.float32))
+
+
+BATCH = batch_of(np.zeros(1, np.int32))
 
 
 def test_an_id_outside_the_vocabulary_has_an_embedding_of_zeros() -> None:
@@ -62,7 +67,7 @@ def test_an_id_outside_the_vocabulary_has_an_embedding_of_zeros() -> None:
 def test_embedding_rows(dtype: npt.DTypeLike) -> None:
     table = random(VOCAB, EMBED, dtype=dtype)
     rows = layers.embed(batch_of(TOKENS), table).total
-    assert rows.dtype == layers.activation_dtype(table.dtype)
+    assert rows.dtype == jnp.float32
     np.testing.assert_array_equal(np.asarray(rows, np.float32), table[TOKENS].astype(np.float32))
 
 
@@ -74,7 +79,7 @@ def test_embedding_split_by_vocabulary() -> None:
 
 
 def test_activations_on_a_cpu_are_float32() -> None:
-    assert layers.activation_dtype(jnp.dtype(jnp.bfloat16)) == jnp.float32
+    assert activation_dtype(jnp.dtype(jnp.bfloat16)) == jnp.float32
 
 
 @pytest.mark.parametrize("bias", [False, True])
@@ -82,7 +87,7 @@ def test_activations_on_a_cpu_are_float32() -> None:
 def test_linear_contracts_the_last_axes(rows: int, bias: bool) -> None:
     x, weight = random(rows, 3, 2, 4), random(5, 2, 3, 2, 4)
     added = random(5, 2) if bias else None
-    out = layers.linear(x, weight, "kv_heads", "group", "head_dim", bias=added)
+    out = layers.linear(x, weight, BATCH, "kv_heads", "group", "head_dim", bias=added)
     expected = torch.einsum("thgd,onhgd->ton", to_torch(x), to_torch(weight))
     if added is not None:
         expected += to_torch(added)
@@ -94,7 +99,7 @@ def test_linear_contracts_the_last_axes(rows: int, bias: bool) -> None:
 def test_linear_with_narrow_weights_accumulates_in_float32(rows: int, activation: npt.DTypeLike) -> None:
     """Each product of two bfloat16 numbers is exact in float32; a sum in bfloat16 would be wrong in the third digit."""
     x, weight = random(rows, 512, dtype=jnp.bfloat16), random(7, 512, dtype=jnp.bfloat16)
-    out = layers.linear(jnp.asarray(x, activation), weight, "embed")
+    out = layers.linear(jnp.asarray(x, activation), weight, BATCH, "embed")
     assert out.dtype == activation
     assert out.shape == (rows, 7)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
@@ -106,7 +111,7 @@ def test_linear_with_narrow_weights_accumulates_in_float32(rows: int, activation
 def test_linear_split_along_its_contraction_adds_the_bias_once() -> None:
     x, weight, bias = random(3, MLP), random(EMBED, MLP), random(EMBED)
     out = split(
-        lambda x, weight, bias: layers.linear(x, weight, "mlp", bias=bias),
+        lambda x, weight, bias: layers.linear(x, weight, BATCH, "mlp", bias=bias),
         (x, "tokens mlp"),
         (weight, "embed mlp"),
         (bias, "embed"),
@@ -124,17 +129,17 @@ def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def test_linear_of_rows_that_are_to_be_normalised() -> None:
     x, weight, gamma = random(3, EMBED), random(4, 5, EMBED), random(EMBED)
-    residual, rows = layers.normalised(Residual(x), (gamma, EPS))
-    out = layers.linear(rows, weight, "embed")
+    residual, rows = layers.normalised(Residual(x), Norm(gamma, EPS), BATCH)
+    out = layers.linear(rows, weight, BATCH, "embed")
     np.testing.assert_allclose(out, np.einsum("te,abe->tab", normed(x, gamma), weight), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(residual.total, x)
 
 
 def test_normalising_a_stream_sums_it() -> None:
     x, added, weight, gamma = random(3, EMBED), random(4, EMBED)[:3], random(5, EMBED), random(EMBED)
-    residual, rows = layers.normalised(Residual(x, added), (gamma, EPS))
+    residual, rows = layers.normalised(Residual(x, added), Norm(gamma, EPS), BATCH)
     np.testing.assert_array_equal(residual.total, x + added)
-    out = layers.linear(rows, weight, "embed")
+    out = layers.linear(rows, weight, BATCH, "embed")
     np.testing.assert_allclose(out, normed(x + added, gamma) @ weight.T, rtol=1e-5, atol=1e-5)
 
 
@@ -142,7 +147,7 @@ def test_normalising_a_stream_sums_it() -> None:
 def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
     stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
-    out = layers.add_linear(stream, x, weight, "mlp")
+    out = layers.add_linear(stream, x, weight, BATCH, "mlp")
     assert (out.added is None) == summed
     np.testing.assert_allclose(out.total, stream.total + x @ weight.T, rtol=1e-5, atol=1e-5)
 
@@ -153,7 +158,7 @@ def test_a_split_product_is_added_to_the_stream_once(biased: bool) -> None:
     x, weight, bias, stream = random(3, MLP), random(EMBED, MLP), random(EMBED), random(3, EMBED)
     out = split(
         lambda x, weight, bias, stream: (
-            layers.add_linear(Residual(stream), x, weight, "mlp", bias=bias if biased else None).total
+            layers.add_linear(Residual(stream), x, weight, BATCH, "mlp", bias=bias if biased else None).total
         ),
         (x, "tokens mlp"),
         (weight, "embed mlp"),
@@ -174,9 +179,9 @@ GAMMA = random(EMBED)
 
 def block(x: Any, gate_up: Any, down: Any, gate_up_bias: Any = None, down_bias: Any = None) -> jax.Array:
     """x after the normalised MLP."""
-    residual, rows = layers.normalised(Residual(x), (jnp.asarray(GAMMA), EPS))
-    hidden = layers.gated(rows, gate_up, gate_up_bias)
-    return layers.add_linear(residual, hidden, down, "mlp", bias=down_bias).total
+    residual, rows = layers.normalised(Residual(x), Norm(jnp.asarray(GAMMA), EPS), BATCH)
+    hidden = layers.gated(rows, gate_up, BATCH, bias=gate_up_bias)
+    return layers.add_linear(residual, hidden, down, BATCH, "mlp", bias=down_bias).total
 
 
 def block_of_torch(x: np.ndarray, *weights: Any) -> np.ndarray:
@@ -221,7 +226,7 @@ def test_logits_are_float32_and_leave_padding_out() -> None:
 def test_logits_split_by_vocabulary_are_whole_on_every_device() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED)
     scores = split(
-        lambda x, table: layers.logits(Normed(x, (jnp.asarray(GAMMA), EPS)), table, VOCAB),
+        lambda x, table: layers.logits(Normed(x, Norm(jnp.asarray(GAMMA), EPS)), table, VOCAB),
         (x, "tokens embed"),
         (padded(table, 0, 24), "vocab embed"),
     )

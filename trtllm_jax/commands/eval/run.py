@@ -87,13 +87,13 @@ def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, An
             raise ValueError(f"model = {arguments['model']} has no chat template: leave --apply_chat_template out")
         began = time.perf_counter()
         results = measure(lm, tasks, options)
-        weight = llm.params["embed"]
+        devices = llm.params["embed"].sharding.device_set
         config = {
             "model": str(arguments["model"]),
             "engine": f"trtllm_jax {__version__}",
             "lm_eval": importlib.metadata.version("lm_eval"),
-            "device": f"{len(weight.sharding.device_set)} x {next(iter(weight.sharding.device_set)).device_kind}",
-            "dtype": weight.dtype.name,
+            "device": f"{len(devices)} x {next(iter(devices)).device_kind}",
+            "dtype": model.weight_dtype(llm.params).name,
             "max_length": length,
             "seconds": time.perf_counter() - began,
             "llm": dict(arguments),

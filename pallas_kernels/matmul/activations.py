@@ -1,0 +1,19 @@
+"""The functions that gate one product by another."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Literal
+
+import jax
+
+Activation = Literal["silu", "gelu", "gelu_tanh", "relu", "relu_squared"]
+
+ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "relu": jax.nn.relu,
+    "relu_squared": lambda x: jax.nn.relu(x) ** 2,
+}
+"""SiLU and GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), exact and by tanh; the square of ReLU is Primer's (So et
+al. 2021, arXiv:2109.08668)."""

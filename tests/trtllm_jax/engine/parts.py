@@ -58,7 +58,8 @@ def requests_of_every_kind() -> list[Request]:
     greedy = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
     sampled = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, greedy=False)
     by_hand = LogitEdits(processors=(lambda *_: None,))
-    first = Request(tuple(range(10)), 6, sampled)  # not whole pages, so that its fork copies one
+    # Longer than whole pages, and long at work: its fork copies the page that is full in part.
+    first = Request(tuple(range(10)), 20, sampled)
     return [
         first,
         Request(first.prompt, 6, sampled, parent=first),

@@ -19,12 +19,15 @@ import numpy as np
 
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager
 from trtllm_jax.engine.config import token_buckets
+from trtllm_jax.engine.flight import InFlight
+from trtllm_jax.engine.limits import SchedulerLimits
+from trtllm_jax.engine.packer import pack_decode, pack_ragged
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.programs import bucket_for
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.runner import InFlight, pack_decode, pack_ragged
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.requests.sampling_params import SamplingParams
 
 PARTS = ("schedule", "pack", "read", "commit")
@@ -39,9 +42,14 @@ class Step:
 
     def __init__(self, rows: int, max_decode_steps: int, max_seq_len: int) -> None:
         limits = SchedulerLimits(rows, MAX_NUM_TOKENS, max_seq_len, max_decode_steps)
-        self.scheduler = Scheduler(limits, BlockPool(2 * rows * max_seq_len // PAGE_SIZE, PAGE_SIZE))
+        pool = BlockPool(2 * rows * max_seq_len // PAGE_SIZE, PAGE_SIZE)
+        self.scheduler = Scheduler(limits, KVCacheManager(limits, [Group(pool)]))
         self.limits = limits
-        self.width = -(-max_seq_len // PAGE_SIZE)
+        self.decode_layout = steps.decode_layout(rows, 1, 1, steps.Draw(False, 0))
+        width = -(-max_seq_len // PAGE_SIZE)
+        self.ragged_layouts = {
+            tokens: steps.ragged_layout(tokens, rows, (width,)) for tokens in token_buckets(MAX_NUM_TOKENS)
+        }
         self.flight: InFlight | None = None
         self.milliseconds: dict[str, list[float]] = {part: [] for part in PARTS}
         self.rng = np.random.default_rng(0)
@@ -58,9 +66,9 @@ class Step:
         assert plan is not None
         self._timed("pack", lambda: self._pack(plan))
         if flight := self.flight:
-            output = self._timed("read", flight.output)
-            self._timed("commit", lambda: self.scheduler.commit(flight.plan, output.tokens))
-        self.flight = InFlight(plan, self._result(plan))
+            output = self._timed("read", lambda: flight.output(lambda results: results))
+            self._timed("commit", lambda: self.scheduler.commit(flight.plan, output))
+        self.flight = InFlight(plan, {"tokens": self._result(plan)})
 
     def _timed(self, part: str, work: Callable[[], Any]) -> Any:
         started = time.perf_counter()
@@ -71,9 +79,9 @@ class Step:
     def _pack(self, plan: StepPlan) -> np.ndarray:
         rows = self.limits.max_batch_size
         if plan.kind == "decode":
-            return pack_decode(plan, None, steps.decode_layout(rows, 1, steps.Draw(False, 0)), rows, rows)
+            return pack_decode(plan, (), self.decode_layout, rows, rows)
         bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS))
-        return pack_ragged(plan, steps.ragged_layout(bucket, rows, self.width), rows, rows)
+        return pack_ragged(plan, self.ragged_layouts[bucket], rows, rows)
 
     def _result(self, plan: StepPlan) -> Any:
         """What the device would return: every row gains all it may."""
@@ -93,7 +101,7 @@ def decoding(rows: int, max_decode_steps: int, max_seq_len: int) -> Iterator[Ste
         running = step.scheduler.running
         while len(running) < rows or running[-1].prefilling:
             step.run()
-        while all(request.limit - request.computed > 2 * max_decode_steps for request in running):
+        while all(request.limit - request.computed_max > 2 * max_decode_steps for request in running):
             yield step
 
 

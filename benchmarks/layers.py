@@ -59,7 +59,7 @@ def decode_case(rows: int, table: Table, name: str = "") -> Case:
     page_table[:, :pages] = held
     positions = np.full(rows, CONTEXT - 1, np.int32)
     tokens, active = jnp.arange(rows, dtype=jnp.int32), jnp.ones(rows, bool)
-    batch = Batch.of_decoding_rows(tokens, jnp.asarray(positions), active, jnp.asarray(page_table), PAGE)
+    batch = Batch.of_decoding_rows(tokens, jnp.asarray(positions), active, (jnp.asarray(page_table),), PAGE)
     return Case(name or f"decode {rows}", batch, 1 + rows * pages, table)
 
 
@@ -71,7 +71,7 @@ def prompt_case(tokens: int) -> Case:
     counts = jnp.array([tokens] + [0] * (rows - 1), jnp.int32)
     ragged = RaggedRows.of(tokens, jnp.array([0] + [tokens] * rows, jnp.int32), jnp.zeros_like(counts), counts > 0)
     ids = jnp.arange(tokens, dtype=jnp.int32)
-    batch = Batch.of_ragged_rows(ids, ragged, jnp.asarray(page_table), counts, PAGE)
+    batch = Batch.of_ragged_rows(ids, ragged, (jnp.asarray(page_table),), counts, PAGE)
     return Case(f"prompt {tokens}", batch, 1 + pages, tuned.MEASURED)
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -28,9 +28,8 @@ from llama_8b import LLAMA_8B
 
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine import config, engine
+from trtllm_jax.engine.packer import Packer
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import Logits, Request
-from trtllm_jax.engine.runner import StepOutput
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.serve.config import ServerOptions
 from trtllm_jax.serve.processes.frontends import Frontends
@@ -41,40 +40,43 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "nu
          "num_key_value_heads": 2}  # fmt: skip
 
 
-class SimulatedFlight:
+class SimulatedStep(NamedTuple):
     """A step that ends at a certain time."""
 
-    def __init__(self, plan: StepPlan, ends: float, rng: np.random.Generator) -> None:
-        self.plan = plan
-        self._ends = ends
-        self._ids = rng.integers(0, IDS, (len(plan.requests), max(plan.steps, 1))).tolist()
-
-    def output(self) -> StepOutput:
-        """Random ids, once it has ended."""
-        time.sleep(max(0.0, self._ends - time.perf_counter()))
-        ids = self._ids
-        if self.plan.kind == "step":
-            ids = [row if emits else [] for row, emits in zip(ids, self.plan.emits, strict=True)]
-        return StepOutput(ids, {}, {}, {}, {})
+    plan: StepPlan
+    ends: float
 
 
-class SimulatedRunner:
-    """A device whose steps run in order and take `seconds` each."""
+class SimulatedDevice:
+    """Packer and runner in one: steps run in order, take `seconds` each, and draw random ids."""
 
-    def __init__(self, seconds: float) -> None:
+    def __init__(self, packer: Packer, seconds: float) -> None:
+        self.vocab, self.edits_at_once = packer.vocab, packer.edits_at_once
+        self.params = None
         self._seconds = seconds
         self._free = 0.0
         self._rng = np.random.default_rng(0)
-        self.params = None
 
-    def dispatch(self, plan: StepPlan) -> SimulatedFlight:
+    def step(self, plan: StepPlan) -> StepPlan:
+        """The plan itself."""
+        return plan
+
+    def extras(self, plan: StepPlan) -> Sequence[int]:
+        """Nothing is scored."""
+        return ()
+
+    def run(self, plan: StepPlan) -> SimulatedStep:
         """Queue a step behind those before it."""
         self._free = max(self._free, time.perf_counter()) + self._seconds
-        return SimulatedFlight(plan, self._free, self._rng)
+        return SimulatedStep(plan, self._free)
 
-    def draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
-        """Nothing is drawn on the host."""
-        raise NotImplementedError
+    def read(self, step: SimulatedStep) -> dict[str, np.ndarray]:
+        """How many ids each row gained, and these, once the step has ended."""
+        time.sleep(max(0.0, step.ends - time.perf_counter()))
+        plan, rows = step.plan, len(step.plan.requests)
+        gained = plan.emits if plan.kind == "step" else np.full(rows, plan.steps)
+        ids = self._rng.integers(0, IDS, (rows, plan.steps))
+        return {"tokens": np.concatenate([gained[:, None], ids], axis=1)}
 
     def with_cause(self, failure: BaseException) -> BaseException:
         """As it is."""
@@ -110,7 +112,8 @@ def main() -> None:
         with LLM(**arguments) as llm:
             tell(start_s=time.perf_counter() - began)
             if args.simulate:
-                llm._engine._runner = SimulatedRunner(args.simulate / 1e3)
+                device = SimulatedDevice(llm._engine._packer, args.simulate / 1e3)
+                llm._engine._packer = llm._engine._runner = device
             compare(llm, arguments, args)
 
 

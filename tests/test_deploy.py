@@ -91,9 +91,9 @@ def test_values_that_expressions_ask_for_occur() -> None:
     jobs = {job["job_name"]: job for job in PROMETHEUS["scrape_configs"]}
     assert set(re.findall(r'job="(\w+)"', every)) <= set(jobs)
     assert set(re.findall(r'proxy="(\w+)"', every)) <= set(re.findall(r"^backend (\w+)$", HAPROXY, re.MULTILINE))
-    from trtllm_jax.serve.app import _ROUTES
+    from trtllm_jax.serve.app import ENDPOINTS
 
-    assert ("GET", jobs["trtllm"]["metrics_path"]) in [(method, path) for method, path, _ in _ROUTES]
+    assert ("GET", jobs["trtllm"]["metrics_path"]) in [(endpoint.method, endpoint.path) for endpoint in ENDPOINTS]
 
 
 def test_every_alert_is_tested_and_explained() -> None:
@@ -159,12 +159,12 @@ def test_whoever_stops_a_server_waits_for_its_drain() -> None:
 
 
 def test_checks_ask_what_needs_no_key() -> None:
-    from trtllm_jax.serve.http.front import _OPEN_PATHS
+    from trtllm_jax.serve.app import ENDPOINTS
 
     probes = {CONTAINER[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "readiness", "liveness")}
     (proxys,) = re.findall(r"http-check send .*uri (\S+)", HAPROXY)
     (images,) = re.findall(r"HEALTHCHECK(?:.|\n)*?:8000(/\w+)", CONTAINERFILE)
-    assert {*probes, proxys, images} <= _OPEN_PATHS
+    assert {*probes, proxys, images} <= {endpoint.path for endpoint in ENDPOINTS if endpoint.public}
 
 
 def test_kubernetes_objects_belong_together() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from trtllm_jax import LLM
+from trtllm_jax.engine.dispatch import Dispatch
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.runner import InFlight
 from trtllm_jax.llmapi import KvCacheConfig
 
 LENGTH = 160
@@ -30,21 +30,21 @@ FIRST_TOKENS = 2
 
 @contextmanager
 def held(llm: LLM, after: int = 0) -> Iterator[threading.Event]:
-    """After so many dispatches the engine computes nothing until the event is set, at the latest by the block's end.
+    """After so many steps the engine computes nothing until the event is set, at the latest by the block's end.
 
     So nothing that the test does before is too late, however slow the machine.
     """
-    runner, go_on, numbers = llm._engine._runner, threading.Event(), itertools.count()
-    dispatch = runner.dispatch
+    packer, go_on, numbers = llm._engine._packer, threading.Event(), itertools.count()
+    step = packer.step
 
-    def gated(plan: StepPlan) -> InFlight:
+    def gated(plan: StepPlan) -> list[Dispatch]:
         if next(numbers) >= after:
             go_on.wait()
-        return dispatch(plan)
+        return step(plan)
 
-    runner.dispatch = gated
+    packer.step = gated
     try:
         yield go_on
     finally:
         go_on.set()
-        runner.dispatch = dispatch
+        packer.step = step

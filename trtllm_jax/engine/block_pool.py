@@ -1,22 +1,15 @@
 """The pages of the KV cache: who holds them, and which finished ones can serve another prompt's prefix.
 
-A full page is found by a sha256 chain over its sequence's tokens. A page is free, held by one or more sequences, or
+A full page is found by its block's chain hash (`engine.prefix`). A page is free, held by one or more sequences, or
 idle: held by nobody, but still full of a known prefix. Idle pages are the cache, taken back least recently used first.
 """
 
-import hashlib
-from array import array
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 PADDING_PAGE = 0
 """The page that padding tokens write to; it belongs to nobody."""
-
-
-def block_hash(parent: bytes, tokens: Sequence[int]) -> bytes:
-    """The chain hash of a full block: its tokens, and through `parent` everything before them."""
-    return hashlib.sha256(parent + array("q", tokens).tobytes()).digest()
 
 
 class CacheObserver(Protocol):
@@ -45,7 +38,7 @@ class BlockPool:
         self.page_size = page_size
         self.capacity = num_pages - 1
         self.reuse = reuse
-        self._observer = observer
+        self.observer = observer
         self._free = list(range(num_pages - 1, PADDING_PAGE, -1))
         self._holders: dict[int, int] = {}
         self._idle: OrderedDict[int, None] = OrderedDict()
@@ -61,6 +54,10 @@ class BlockPool:
     def used(self) -> int:
         """Pages that some sequence holds."""
         return len(self._holders)
+
+    def find(self, block: bytes) -> int | None:
+        """The page that is full of a known block; nobody holds it by this."""
+        return self._page_of.get(block)
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
         """The pages of the longest known run of `hashes`, from the first on; nobody holds them by this."""
@@ -100,8 +97,8 @@ class BlockPool:
     def _forget(self, page: int) -> None:
         block = self._hash_of.pop(page)
         del self._page_of[block]
-        if self._observer:
-            self._observer.removed(block)
+        if self.observer:
+            self.observer.removed(block)
 
     def release(self, pages: Sequence[int]) -> None:
         """Let go of held pages; later pages of a prefix become the first to be taken back."""
@@ -119,8 +116,8 @@ class BlockPool:
         if self.reuse and block not in self._page_of and page not in self._hash_of:
             self._page_of[block] = page
             self._hash_of[page] = block
-            if self._observer:
-                self._observer.stored(parent, block, tokens)
+            if self.observer:
+                self.observer.stored(parent, block, tokens)
 
     def forget_all(self) -> None:
         """Make every known prefix unfindable, as when the weights change."""

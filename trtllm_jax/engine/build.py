@@ -8,19 +8,21 @@ from typing import Any
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from sharding import ShardingRules
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pages_per_dispatch
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.events import CacheEvents
-from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
+from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
+from trtllm_jax.engine.limits import SchedulerLimits
+from trtllm_jax.engine.packer import Packer
+from trtllm_jax.engine.program_table import Sizes
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.logger import logger
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.model import Model
 
 NOMINAL_PAGES = 1024
@@ -65,22 +67,23 @@ def build_engine(
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
     on_cpu = mesh.devices.flat[0].platform == "cpu"
     kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
-    spec = CacheSpec(_placed_group(model, mesh), config.page_size, kv_dtype)
+    spec = CacheSpec.of(model.cache_groups, model.config.sizes, config.page_size, kv_dtype, mesh)
     started = time.perf_counter()
     # Whatever keeps the weights themselves would keep their memory when others take their place.
     shapes = weights.shapes_of(params)
     limits, pages = _size(model, shapes, mesh, config, spec)
-    table_width = -(-limits.max_seq_len // spec.page_size)
-    programs = Programs(model, mesh, shapes, spec.arrays(pages, mesh), limits, table_width)
+    programs = Programs(_sizes(model, limits, spec, on_cpu), mesh, shapes, spec.arrays(pages))
     try:
         programs.compile(compilation(config.eager), progress)
         compile_seconds = time.perf_counter() - started
-        events = CacheEvents(config.event_buffer, pages - 1) if config.event_buffer else None
-        pool = BlockPool(pages, spec.page_size, reuse=config.reuse, observer=events)
-        runner = Runner(programs, params, spec.allocate(pages, mesh), mesh)
+        events = CacheEvents(config.event_buffer, pages[0] - 1) if config.event_buffer else None
+        pools = [BlockPool(count, spec.page_size, reuse=config.reuse) for count in pages]
+        pools[0].observer = events
+        groups = [Group(pool, group.window) for pool, group in zip(pools, spec.groups, strict=True)]
         engine = Engine(
-            Scheduler(limits, pool, config.policy, model.rope_stretch),
-            runner,
+            Scheduler(limits, KVCacheManager(limits, groups, model.rope_stretch), config.policy),
+            Packer(programs),
+            Runner(programs, params, spec.allocate(pages), mesh),
             sink,
             ended,
             overlap_scheduling=config.overlap_scheduling,
@@ -94,24 +97,25 @@ def build_engine(
         raise
     start_up = StartUp(
         limits=limits,
-        kv_tokens=(pages - 1) * spec.page_size,
+        kv_tokens=(max(pages) - 1) * spec.page_size,
         kv_dtype=kv_dtype.name,
-        token_buckets=programs.token_buckets,
-        row_buckets=programs.row_buckets,
+        token_buckets=programs.sizes.token_buckets,
+        row_buckets=programs.sizes.row_buckets,
         compile_seconds=compile_seconds,
     )
     return engine, start_up
 
 
-def _placed_group(model: Model, mesh: Mesh) -> CacheGroup:
-    """The model's cache group with its heads padded or repeated as those of its weights are."""
-    (group,) = model.module.cache_spec(model.config)
-    extents = ShardingRules(mesh).extents(model.config.sizes | {"kv_heads": group.kv_heads})
-    return CacheGroup(group.layers, extents["kv_heads"], group.head_dim)
+def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec, on_cpu: bool) -> Sizes:
+    width = -(-limits.max_seq_len // spec.page_size)
+    new_pages = pages_per_dispatch(limits, spec.page_size)
+    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages, on_cpu)
 
 
-def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec) -> tuple[SchedulerLimits, int]:
-    """The limits and the pages of the pool: what was asked for, clamped to what the memory holds, with a warning."""
+def _size(
+    model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
+) -> tuple[SchedulerLimits, tuple[int, ...]]:
+    """The limits and the pages of each group: what was asked for, clamped to what memory holds, with a warning."""
     defaults = backend_defaults()
     batch = config.max_batch_size or defaults.max_batch_size
     length = config.max_seq_len or model.config.max_position
@@ -122,11 +126,10 @@ def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: Cac
 
     temporary = 0
     if mesh.devices.flat[0].platform != "cpu":
-        width = -(-length // spec.page_size)
-        nominal = spec.arrays(NOMINAL_PAGES, mesh)
-        temporary = Programs(model, mesh, params, nominal, wanted, width).temporary_bytes()
-    pages = pool_pages(spec, mesh, config.kv_fraction, temporary, config.kv_tokens)
-    room = pages - 1
+        nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
+        temporary = Programs(_sizes(model, wanted, spec, on_cpu=False), mesh, params, nominal).temporary_bytes()
+    columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
+    room = columns - 1
     limits = replace(wanted, max_batch_size=min(batch, room), max_seq_len=min(length, room * spec.page_size))
     for name in ("max_batch_size", "max_seq_len"):
         if getattr(config, name) and getattr(limits, name) < getattr(config, name):
@@ -135,4 +138,4 @@ def _size(model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: Cac
                 "kv_cache_config.max_tokens or free_gpu_memory_fraction",
                 name, getattr(config, name), getattr(limits, name), room * spec.page_size, spec.page_size,
             )  # fmt: skip
-    return limits, pages
+    return limits, spec.pages(columns, wanted)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import jax
 
-from trtllm_jax.engine.scheduler import CapacityPolicy
+from trtllm_jax.engine.limits import CapacityPolicy
 
 
 class Compilation(enum.Enum):

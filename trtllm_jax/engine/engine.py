@@ -13,12 +13,14 @@ from typing import Any, NamedTuple
 
 from trtllm_jax.common.errors import EngineDeadError, RequestError
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
+from trtllm_jax.engine.flight import EditedDraw, InFlight
 from trtllm_jax.engine.host_sampling import draw_on_host
+from trtllm_jax.engine.packer import Packer
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import FinishReason, Request, Update
-from trtllm_jax.engine.runner import InFlight, Runner
+from trtllm_jax.engine.request import FinishReason, Logits, Request, Update
+from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler
-from trtllm_jax.engine.step_edits import follow, step_edits
+from trtllm_jax.engine.step_edits import advance_matchers, step_edits
 from trtllm_jax.logger import logger
 
 _running: set["Engine"] = set()
@@ -39,7 +41,8 @@ class Engine:
 
     Args:
         scheduler: decides what runs; used by the engine's thread alone from now on, and so is the runner.
-        runner: has steps computed.
+        packer: writes the dispatches of a step.
+        runner: has them computed.
         sink: called from the engine's thread with the updates of each step; must not block.
         ended: called from the engine's thread after the last update.
         overlap_scheduling: whether a step is dispatched before the one before it was read.
@@ -51,6 +54,7 @@ class Engine:
     def __init__(
         self,
         scheduler: Scheduler,
+        packer: Packer,
         runner: Runner,
         sink: Callable[[Sequence[Update]], None],
         ended: Callable[[], None] = lambda: None,
@@ -63,6 +67,7 @@ class Engine:
         self.limits = scheduler.limits
         self.cache_events = cache_events
         self._scheduler = scheduler
+        self._packer = packer
         self._runner = runner
         self._sink = sink
         self._ended = ended
@@ -84,12 +89,12 @@ class Engine:
     @property
     def kv_pages(self) -> int:
         """Pages that sequences can hold."""
-        return self._scheduler.pool.capacity
+        return self._scheduler.cache.stats.capacity
 
     @property
     def page_size(self) -> int:
         """Tokens of a page."""
-        return self._scheduler.pool.page_size
+        return self._scheduler.cache.stats.page_size
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue sequences; their updates go to the sink.
@@ -276,22 +281,22 @@ class Engine:
             del command
 
     def _dispatch(self, plan: StepPlan) -> InFlight:
-        flight = self._runner.dispatch(plan)
-        if not plan.edited:
-            return flight
-        # While the device computes the step: only the draw needs them.
-        return self._runner.draw_edited(flight, step_edits(plan, self._runner.vocab, self._runner.edits_at_once))
+        results, dispatched = self._runner.run(self._packer.step(plan)), time.perf_counter()
+        draws: tuple[EditedDraw, ...] = ()
+        if plan.edited:
+            # While the device computes the step: only the draw needs them.
+            draws = tuple(
+                EditedDraw(edits, self._runner.run(self._packer.edited(plan, edits)))
+                for edits in step_edits(plan, self._packer.vocab, self._packer.edits_at_once)
+            )
+        return InFlight(plan, results, self._packer.extras(plan), draws, dispatched)
 
     def _commit(self, flight: InFlight) -> None:
-        plan, (tokens, logprobs, logits, embeddings, failures) = flight.plan, self._runner.read(flight)
+        plan, output = flight.plan, flight.output(self._runner.read)
         if plan.drawn_on_host:
-            drawn = draw_on_host(plan, logits, self._runner.draw, self._batched_processor)
-            failures |= drawn.failures
-            for row in plan.drawn_on_host:
-                tokens[row] = [drawn.tokens[row]] if row in drawn.tokens else []
-            logprobs |= {row: [found] for row, found in drawn.logprobs.items()}
-        failures = follow(plan, tokens, failures)
-        self._tell(self._scheduler.commit(plan, tokens, logprobs, logits, failures, embeddings))
+            draw_on_host(plan, output, self._draw, self._batched_processor)
+        advance_matchers(plan, output)
+        self._tell(self._scheduler.commit(plan, output))
         self._iteration += 1
         ended = time.perf_counter()
         if self._stats.maxlen:
@@ -299,6 +304,11 @@ class Engine:
             seconds = ended - max(flight.dispatched, self._last_commit)
             self._stats.append(iteration_stats(self._iteration, seconds, plan, self._scheduler))
         self._last_commit = ended
+
+    def _draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
+        """A token for each row of logits that users' functions have changed; waits for the device."""
+        drawn = self._runner.read(self._runner.run(self._packer.draw(logits, requests)))["drawn"]
+        return drawn[: len(requests)].tolist()
 
     def _tell(self, updates: Sequence[Update]) -> None:
         if not updates:

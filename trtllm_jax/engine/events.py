@@ -6,7 +6,6 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
-from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.scheduler import Scheduler
 
@@ -67,9 +66,8 @@ def _readable(block: bytes) -> int | None:
 
 def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: Scheduler) -> Record:
     """One step's statistics with TensorRT-LLM's field names."""
-    pool: BlockPool = scheduler.pool
-    counters = scheduler.counters
-    looked_up = counters.reused_pages + counters.missed_pages
+    cache, counters = scheduler.cache.stats, scheduler.counters
+    looked_up = cache.reused + cache.missed
     # A sequence may have several rows, and one that the host draws for has a known token in each step.
     prompt_rows = [row for row, first in enumerate(plan.first.tolist()) if 0 <= first < plan.requests[row].prefill_end]
     scheduled, prompts = set(plan.requests), {plan.requests[row] for row in prompt_rows}
@@ -83,15 +81,15 @@ def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: S
         "maxNumActiveRequests": scheduler.limits.max_batch_size,
         "cpuMemUsage": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "kvCacheStats": {
-            "maxNumBlocks": pool.capacity,
-            "freeNumBlocks": pool.available,
-            "usedNumBlocks": pool.used,
-            "tokensPerBlock": pool.page_size,
-            "allocTotalBlocks": counters.allocated_pages + counters.reused_pages,
-            "allocNewBlocks": counters.allocated_pages,
-            "reusedBlocks": counters.reused_pages,
-            "missedBlocks": counters.missed_pages,
-            "cacheHitRate": counters.reused_pages / looked_up if looked_up else 0.0,
+            "maxNumBlocks": cache.capacity,
+            "freeNumBlocks": cache.available,
+            "usedNumBlocks": cache.used,
+            "tokensPerBlock": cache.page_size,
+            "allocTotalBlocks": cache.allocated + cache.reused,
+            "allocNewBlocks": cache.allocated,
+            "reusedBlocks": cache.reused,
+            "missedBlocks": cache.missed,
+            "cacheHitRate": cache.reused / looked_up if looked_up else 0.0,
         },
         "inflightBatchingStats": {
             "numScheduledRequests": len(scheduled),

@@ -1,7 +1,6 @@
 """Drawing for sequences whose logits the host must see: users' functions, penalties, bans, then the device's draw."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,59 +8,56 @@ from trtllm_jax.common.errors import RequestError, detached
 from trtllm_jax.engine.logit_edits import INVALID, NOTHING_LEFT, top_logprobs
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Logits, Request, TokenLogprobs
+from trtllm_jax.engine.step_output import StepOutput
 
 Draw = Callable[[Logits, Sequence[Request]], list[int]]
 """One token for each row of logits [n, vocab], by the sampling parameters of its sequence."""
 
 
-@dataclass
-class HostDraws:
-    """What the host drew in one step: by row of the plan, the token, its log-probabilities, or the failure."""
+def draw_on_host(plan: StepPlan, output: StepOutput, draw: Draw, batched: Callable[..., object] | None) -> None:
+    """Add to a step's output a token for each row of `plan.drawn_on_host`, drawn from its logits in `output`.
 
-    tokens: dict[int, int] = field(default_factory=dict)
-    logprobs: dict[int, TokenLogprobs] = field(default_factory=dict)
-    failures: dict[int, Exception] = field(default_factory=dict)
-
-
-def draw_on_host(
-    plan: StepPlan, logits: Mapping[int, Logits], draw: Draw, batched: Callable[..., object] | None
-) -> HostDraws:
-    """A token for each row of `plan.drawn_on_host`, from these rows' logits [vocab], which stay as they are.
-
-    A user's function that raises fails its own sequences only.
+    These stay as they are. A user's function that raises fails its own sequences only.
     """
-    drawn = HostDraws()
+    for row in plan.drawn_on_host:
+        output.tokens[row] = []
     rows = [row for row in plan.drawn_on_host if plan.requests[row].finished is None]
-    changed = {row: logits[row].copy() for row in rows}
+    changed = {row: output.logits[row].copy() for row in rows}
     if batched is not None:
-        _call_batched(batched, plan, changed, drawn)
+        _call_batched(batched, plan, changed, output)
     for row in rows:
-        request = plan.requests[row]
-        if request.edits is None or row in drawn.failures:
-            continue
-        try:
-            for processor in request.edits.processors:
-                processor(request.id, changed[row][None, None], _tokens(request), None, None)
-            request.edits.apply(changed[row], request.prompt, request.generated)
-            if request.matcher is not None:
-                request.matcher.restrict(changed[row], logits[row])
-            _check(changed[row])
-        except BaseException as failure:
-            drawn.failures[row] = detached(failure)
-    alive = [row for row in rows if row not in drawn.failures]
+        if row not in output.failures:
+            try:
+                _change(plan.requests[row], changed[row], output.logits[row])
+            except BaseException as failure:
+                output.failures[row] = detached(failure)
+    alive = [row for row in rows if row not in output.failures]
     if not alive:
-        return drawn
+        return
     tokens = draw(np.stack([changed[row] for row in alive]), [plan.requests[row] for row in alive])
-    drawn.tokens = dict(zip(alive, tokens, strict=True))
-    for row, token in drawn.tokens.items():
+    for row, token in zip(alive, tokens, strict=True):
+        output.tokens[row] = [token]
         count = plan.requests[row].num_logprobs
         if count is not None:
-            top, own, rank = top_logprobs(logits[row], count, token)
-            drawn.logprobs[row] = TokenLogprobs(token, own, rank, tuple(top))
-    return drawn
+            top, own, rank = top_logprobs(output.logits[row], count, token)
+            output.logprobs[row] = [TokenLogprobs(token, own, rank, tuple(top))]
 
 
-def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], drawn: HostDraws) -> None:
+def _change(request: Request, logits: Logits, original: Logits) -> None:
+    """Change a sequence's logits [vocab] in place as it asks; raises where nothing can be drawn from them then."""
+    if request.edits is None:
+        return
+    for processor in request.edits.processors:
+        processor(request.id, logits[None, None], _tokens(request), None, None)
+    request.edits.apply(logits, request.prompt, request.generated)
+    if request.matcher is not None:
+        request.matcher.restrict(logits, original)
+    _check(logits)
+
+
+def _call_batched(
+    batched: Callable[..., object], plan: StepPlan, changed: dict[int, Logits], output: StepOutput
+) -> None:
     asking = [row for row in changed if (edits := plan.requests[row].edits) is not None and edits.batched]
     if not asking:
         return
@@ -75,7 +71,7 @@ def _call_batched(batched: Callable[..., object], plan: StepPlan, changed: dict[
             [None] * len(requests),
         )
     except BaseException as failure:
-        drawn.failures |= dict.fromkeys(asking, detached(failure))
+        output.failures.update(dict.fromkeys(asking, detached(failure)))
 
 
 def _tokens(request: Request) -> list[list[int]]:

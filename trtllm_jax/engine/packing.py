@@ -1,6 +1,7 @@
 """Many small host arrays as one int32 vector, because each array passed to a compiled step costs its own transfer."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 
 import jax
@@ -24,7 +25,12 @@ class Layout:
 
     fields: tuple[Field, ...]
 
-    @property
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The fields' names."""
+        return frozenset(field.name for field in self.fields)
+
+    @cached_property
     def size(self) -> int:
         """Length of the vector."""
         return sum(prod(field.shape) for field in self.fields)

@@ -1,56 +1,64 @@
-"""The record that says what one dispatch of the device does; it holds every choice that depends on clock or arrival.
-
-Plain data, so that a leader can send it to followers that replay it.
-"""
+"""The scheduler's record of one step: whose rows it has, and what each of them computes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from operator import attrgetter
 from typing import Literal
 
 import numpy as np
 
+from trtllm_jax.engine.cache_manager import Copy
 from trtllm_jax.engine.request import Request
 
 _HAS_EXTRAS = attrgetter("has_extras")
 
 
+_NOTHING = np.zeros(0, np.int32)
+
+
+def _nothing() -> np.ndarray:
+    return _NOTHING
+
+
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """One dispatch: a ragged step of prefill chunks and decoding rows, or a decode loop of up to `steps` tokens a row.
+    """One step: a ragged step of prefill chunks and decoding rows, or a decode loop.
 
-    Axes: r rows, t tokens of a ragged step, p pages of a row.
+    Axes: r rows, t tokens of a ragged step, p pages of a row, n pages that a dispatch may add to a row.
 
     Attributes:
         kind: "step" or "decode".
-        requests: whose rows these are; read for their sampling, never changed through the plan.
+        requests: whose rows these are; read for their sampling parameters, never changed through the plan.
         slots: int32 [r], each sequence's row of the device's state.
-        page_table: int32 [r, p], every page of every row. Empty for "decode".
-        newest_pages: int32 [r, n, 2], the last pages of each row: their columns in the page table, and the pages. The
-            device knows those before: a dispatch brings a row no more than n. Empty for "step".
+        page_tables: for each cache group int32 [r, p], every page of every row. Empty for "decode".
+        newest_pages: for each cache group int32 [r, n, 2], the last pages of each row: their columns in the page
+            table, and the pages. The device knows those before: a dispatch brings a row no more than n. Empty for
+            "step".
         tokens: int32 [t], known ids to compute; -1 where the device holds the id (a decoding row). Empty for "decode".
         starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
         first: int32 [r], position of a row's first token; -1 where the device knows it. Empty for "decode".
         emits: bool [r], whether a token is drawn after the row's last one. Empty for "decode".
         context: bool [r], whether the logits after the row's last token are the prompt's to report. Empty for "decode".
-        steps: tokens each row may gain; 1 for a ragged step.
-        copies: (source, destination) pages to copy before anything else.
+        steps: iterations of the decode loop; 1 for a ragged step.
+        gains: for each row the fewest and the most tokens that it may gain, where these differ; else empty.
+        copies: for each cache group the pages to copy before anything else, as (source, destination).
         penalised: admitted with this plan; the device is to know their tokens and penalties first.
     """
 
     kind: Literal["step", "decode"]
     requests: tuple[Request, ...]
     slots: np.ndarray
-    page_table: np.ndarray
-    newest_pages: np.ndarray
-    tokens: np.ndarray
-    starts: np.ndarray
-    first: np.ndarray
-    emits: np.ndarray
-    context: np.ndarray
-    steps: int
-    copies: tuple[tuple[int, int], ...] = ()
+    page_tables: tuple[np.ndarray, ...] = ()
+    newest_pages: tuple[np.ndarray, ...] = ()
+    tokens: np.ndarray = field(default_factory=_nothing)
+    starts: np.ndarray = field(default_factory=_nothing)
+    first: np.ndarray = field(default_factory=_nothing)
+    emits: np.ndarray = field(default_factory=_nothing)
+    context: np.ndarray = field(default_factory=_nothing)
+    steps: int = 1
+    gains: tuple[tuple[int, int], ...] = ()
+    copies: tuple[tuple[Copy, ...], ...] = ()
     penalised: tuple[Request, ...] = ()
 
     @property

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from trtllm_jax.engine.blocks import Blocks
 from trtllm_jax.engine.grammar import GrammarMatcher
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.occurrences import Occurrences
+from trtllm_jax.engine.prefix import MediaSpan
 from trtllm_jax.engine.sampling import Sampling
 
 Logits = npt.NDArray[np.float32]
@@ -99,7 +101,9 @@ class Request:
         sampling: how to draw; its seed is resolved to a number already.
         stop_ids: ids that end the sequence.
         num_logprobs: alternatives to report a position, None for no log-probabilities.
-        salt: what, besides its tokens, must agree before a prefix is shared (cache_salt, adapter, ...).
+        salt: the hash of what the user gave to keep prefixes apart; empty for none.
+        adapter: the LoRA adapter's name, which its keys and values depend on; None for none.
+        media: positions of the prompt that stand for images and the like.
         parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
         owner: whoever submitted it; the engine only hands it back.
         edits: changes to its logits before a draw, None for none.
@@ -124,25 +128,26 @@ class Request:
     keep_context: bool = False
     keep_embedding: bool = False
     id: int = 0
+    adapter: str | None = None
+    media: Sequence[MediaSpan] = ()
 
     generated: list[int] = field(default_factory=list)
     occurrences: Occurrences = field(default_factory=Occurrences)
     """Of its tokens, as far as its penalties asked."""
     slot: int | None = None
     """Row of the device's state while the sequence is scheduled; None while it waits."""
-    pages: list[int] = field(default_factory=list)
+    blocks: Blocks | None = None
+    """What it holds of the KV cache while it is scheduled."""
     hashes: list[bytes] = field(default_factory=list)
     """Chain hashes of the full blocks of known tokens, as far as they were needed."""
-    weights: int = 0
-    """Which weights, in the scheduler's count, were in place when it was last admitted."""
-    registered: int = 0
-    """Leading pages that the prefix cache was told about."""
-    computed: int = 0
-    """Tokens whose keys and values every dispatched step will have written, if nothing ends the sequence early."""
+    computed_min: int = 0
+    """Tokens whose keys and values the dispatched steps will have written at least, if nothing ends the sequence."""
+    computed_max: int = 0
+    """The same at most: while a prompt is computed, and once no step is in flight, both are equal."""
     prefill_end: int = 0
     """Tokens to compute before the first draw: the prompt, or after a preemption everything known at that time."""
     dispatched: int = 0
-    """`computed` at the last dispatch: what a page copy in the next dispatch finds written."""
+    """`computed_min` at the last dispatch: what a page copy in the next dispatch finds written."""
     in_flight: int = 0
     """Dispatched steps that hold this sequence and are not committed yet."""
     submitted: float = field(default_factory=time.perf_counter)
@@ -206,12 +211,12 @@ class Request:
     @property
     def prefilling(self) -> bool:
         """Whether known tokens are left to compute before one can be drawn."""
-        return self.computed < self.prefill_end
+        return self.computed_max < self.prefill_end
 
     @property
     def exhausted(self) -> bool:
         """Whether the dispatched steps reach the token limit, so that only their commit is left."""
-        return self.computed >= self.limit - 1 and not self.prefilling
+        return self.computed_min >= self.limit - 1 and not self.prefilling
 
     def tokens(self, first: int, last: int) -> list[int]:
         """Known token ids from position `first` up to but not including `last`."""

@@ -47,19 +47,19 @@ class RowState:
         token: int32 [s], the last token, whose key and value are not written yet.
         position: int32 [s], its place in the sequence.
         done: bool [s], whether the sequence ended on the device.
-        page_table: int32 [s, p], the pages of the sequence, in order.
+        page_tables: for each cache group int32 [s, p], the pages of the sequence, in order.
         sampling: each [s, ...].
     """
 
     token: jax.Array
     position: jax.Array
     done: jax.Array
-    page_table: jax.Array
+    page_tables: tuple[jax.Array, ...]
     sampling: RowSamplingParams
 
     @classmethod
-    def empty(cls, slots: int, pages: int) -> "RowState":
-        """`slots` rows of up to `pages` pages and the padding row, none of them running."""
+    def empty(cls, slots: int, pages: tuple[int, ...]) -> "RowState":
+        """`slots` rows of up to `pages` pages in each cache group, and the padding row, none of them running."""
         rows = slots + 1
         integers = jnp.zeros(rows, jnp.int32)
         floats = jnp.zeros(rows, jnp.float32)
@@ -67,7 +67,7 @@ class RowState:
             token=integers,
             position=integers,
             done=jnp.ones(rows, jnp.bool_),
-            page_table=jnp.zeros((rows, pages), jnp.int32),
+            page_tables=tuple(jnp.zeros((rows, width), jnp.int32) for width in pages),
             sampling=RowSamplingParams(
                 limit=integers,
                 stop_ids=jnp.full((rows, MAX_DEVICE_STOPS), NO_TOKEN, jnp.int32),

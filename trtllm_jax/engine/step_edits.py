@@ -10,6 +10,7 @@ from trtllm_jax.common.errors import detached
 from trtllm_jax.engine.edit_list import EditList, edit_list
 from trtllm_jax.engine.grammar import GrammarMatcher, mask_words
 from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.step_output import StepOutput
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,15 +84,13 @@ def _one_by_one(matchers: Sequence[GrammarMatcher], vocab: int) -> tuple[npt.NDA
     return words, failures
 
 
-def follow(plan: StepPlan, tokens: Sequence[Sequence[int]], failures: Mapping[int, Exception]) -> dict[int, Exception]:
-    """Tell the matchers of a plan what their rows drew; by row, the failures so far and those that this finds."""
-    found = dict(failures)
+def advance_matchers(plan: StepPlan, output: StepOutput) -> None:
+    """Tell the matchers of a plan's rows what was drawn; failures that this finds are added to the others."""
     for row in (*plan.edited, *plan.drawn_on_host):
         request = plan.requests[row]
-        if request.matcher is None or request.finished is not None or row in found:
+        if request.matcher is None or request.finished is not None or row in output.failures:
             continue
         try:
-            request.matcher.accept(tokens[row][0])
+            request.matcher.accept(output.tokens[row][0])
         except BaseException as failure:
-            found[row] = detached(failure)
-    return found
+            output.failures[row] = detached(failure)

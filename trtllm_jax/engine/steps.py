@@ -4,7 +4,6 @@ Axes: t tokens of a ragged step, r rows, p pages of a row, s slots of the device
 """
 
 from dataclasses import replace
-from functools import cache
 from typing import Any, NamedTuple
 
 import jax
@@ -15,7 +14,7 @@ from jax import lax
 from pallas_kernels import sampling
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.edit_list import edit_fields, edited
-from trtllm_jax.engine.extras import Rows, alternatives, draw_extras, extra_fields, no_scores, outcome_of
+from trtllm_jax.engine.extras import Rows, Scores, alternatives, draw_extras, extra_fields, no_scores, outcome_of
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import NO_TOKEN, RowSamplingParams, RowState, sampling_fields
@@ -23,7 +22,7 @@ from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.model import Caches, Model
 
 
-def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
+def ragged_layout(tokens: int, rows: int, pages: tuple[int, ...]) -> Layout:
     """What the host sends with a ragged step; names as in `StepPlan`."""
     return Layout(
         (
@@ -33,7 +32,7 @@ def ragged_layout(tokens: int, rows: int, pages: int) -> Layout:
             Field("emits", (rows,), np.bool_),
             Field("slots", (rows,)),
             Field("prompt", (rows,)),
-            Field("page_table", (rows, pages)),
+            *(Field(f"page_table_{group}", (rows, width)) for group, width in enumerate(pages)),
             *sampling_fields(rows),
         )
     )
@@ -51,11 +50,11 @@ class Draw(NamedTuple):
     extras: int | None
 
 
-@cache
-def decode_layout(rows: int, new_pages: int, how: Draw) -> Layout:
+def decode_layout(rows: int, new_pages: int, groups: int, how: Draw) -> Layout:
     """What the host sends with a decode loop; it is small, because it is sent for every token."""
     extras = extra_fields(rows) if how.extras != 0 else ()
-    return Layout((Field("steps", ()), Field("slots", (rows,)), Field("newest_pages", (rows, new_pages, 2)), *extras))
+    pages = (Field(f"newest_pages_{group}", (rows, new_pages, 2)) for group in range(groups))
+    return Layout((Field("steps", ()), Field("slots", (rows,)), *pages, *extras))
 
 
 def extras_layout(rows: int) -> Layout:
@@ -64,7 +63,7 @@ def extras_layout(rows: int) -> Layout:
 
 
 def ragged_step(
-    model: Model, layout: Layout, params: Any, caches: Caches, state: RowState, packed: jax.Array
+    model: Model, layout: Layout, page_size: int, params: Any, caches: Caches, state: RowState, packed: jax.Array
 ) -> tuple[Caches, RowState, jax.Array, jax.Array]:
     """Compute every token of a flat batch of prompt chunks and decoding rows; draw a token where a row wants one.
 
@@ -74,7 +73,7 @@ def ragged_step(
     plan = layout.unpack(packed)
     rows = replace(
         _rows_of(state, plan["slots"]),
-        page_table=plan["page_table"],
+        page_tables=tuple(plan[f"page_table_{group}"] for group in range(len(state.page_tables))),
         sampling=_row_sampling(plan),
     )
     starts, first = plan["starts"], plan["first"]
@@ -84,7 +83,7 @@ def ragged_step(
     ragged = RaggedRows.of(plan["tokens"].shape[0], starts, first, active)
     lengths = ragged.lengths
     tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[ragged.row], plan["tokens"])
-    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_table, plan["prompt"], _page_size(caches))
+    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_tables, plan["prompt"], page_size)
     x, caches = model.hidden(params, batch, caches)
 
     last = x[jnp.maximum(starts[1:] - 1, 0)]
@@ -101,23 +100,55 @@ def decode_loop(
     layout: Layout,
     how: Draw,
     max_steps: int,
+    page_size: int,
+    params: Any,
+    caches: Caches,
+    state: RowState,
+    packed: jax.Array,
+) -> tuple[Caches, RowState, jax.Array]:
+    """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
+
+    Returns the caches, the state, and int32 [r, 1 + max_steps]: tokens gained, then the tokens.
+    """
+    done = _decode(model, layout, how, max_steps, page_size, params, caches, state, None, packed)
+    return done.caches, done.rows, done.out
+
+
+def decode_loop_with_extras(
+    model: Model,
+    layout: Layout,
+    how: Draw,
+    max_steps: int,
+    page_size: int,
+    params: Any,
+    caches: Caches,
+    state: RowState,
+    penalties: Penalties,
+    packed: jax.Array,
+) -> tuple[Caches, RowState, Penalties | None, jax.Array, jax.Array | None]:
+    """As `decode_loop`, with room for rows with extras.
+
+    Returns the penalties after the state, and last packed `Scores` [max_steps, ...] of those rows.
+    """
+    done = _decode(model, layout, how, max_steps, page_size, params, caches, state, penalties, packed)
+    return done.caches, done.rows, done.penalties, done.out, done.scores
+
+
+def _decode(
+    model: Model,
+    layout: Layout,
+    how: Draw,
+    max_steps: int,
+    page_size: int,
     params: Any,
     caches: Caches,
     state: RowState,
     penalties: Penalties | None,
     packed: jax.Array,
-) -> tuple[Caches, RowState, Penalties | None, jax.Array, jax.Array | None]:
-    """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
-
-    `penalties` are None where there is no room for extras. Returns the caches, the state, the penalties, int32
-    [r, 1 + max_steps] (tokens gained, then the tokens), and packed `Scores` [max_steps, ...] of the rows with extras.
-    """
+) -> "_Carry":
+    """What a decode loop leaves; its `rows` are the whole state. `penalties` are None without room for extras."""
     plan = layout.unpack(packed)
-    page_size = _page_size(caches)
-    rows = _rows_of(state, plan["slots"])
-    columns, pages = plan["newest_pages"][..., 0], plan["newest_pages"][..., 1]
-    row = jnp.arange(columns.shape[0])[:, None]
-    rows = replace(rows, page_table=rows.page_table.at[row, columns].set(pages))
+    rows = _with_newest_pages(_rows_of(state, plan["slots"]), plan)
 
     def unfinished(carry: _Carry) -> jax.Array:
         return (carry.step < plan["steps"]) & ~carry.rows.done.all()
@@ -126,7 +157,7 @@ def decode_loop(
         step, caches, rows, penalties, out, scores = carry
         active = ~rows.done
         positions = jnp.where(active, rows.position, 0)
-        batch = Batch.of_decoding_rows(rows.token, positions, active, rows.page_table, page_size)
+        batch = Batch.of_decoding_rows(rows.token, positions, active, rows.page_tables, page_size)
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
         drawn = sampler.sample(logits, rows.sampling, positions + 1) if how.sampled else sampling.greedy(logits)
@@ -146,7 +177,17 @@ def decode_loop(
     carry = _Carry(jnp.int32(0), caches, rows, penalties, out, scores)
     # A loop whose end the data decides makes a GPU's host wait for every iteration: one step needs none.
     carry = one_token(carry) if max_steps == 1 else lax.while_loop(unfinished, one_token, carry)
-    return carry.caches, _put_rows(state, plan["slots"], carry.rows), carry.penalties, carry.out, carry.scores
+    return carry._replace(rows=_put_rows(state, plan["slots"], carry.rows))
+
+
+def _with_newest_pages(rows: RowState, plan: dict[str, jax.Array]) -> RowState:
+    """The rows with the pages that a decode dispatch brings them."""
+    tables = []
+    for group, table in enumerate(rows.page_tables):
+        newest = plan[f"newest_pages_{group}"]
+        columns, pages = newest[..., 0], newest[..., 1]
+        tables.append(table.at[jnp.arange(columns.shape[0])[:, None], columns].set(pages))
+    return replace(rows, page_tables=tuple(tables))
 
 
 class _Carry(NamedTuple):
@@ -184,16 +225,19 @@ def ragged_extras(
     return _put_rows(state, plan["slots"], rows), penalties, scores[None]
 
 
-def copy_pages(caches: Caches, pairs: jax.Array) -> Caches:
-    """The caches with page pairs[i, 1] holding what page pairs[i, 0] held: pairs int32 [n, 2]."""
-    return tuple(cache.at[pairs[:, 1]].set(cache[pairs[:, 0]]) for cache in caches)
+def copy_pages(model: Model, group: int, caches: Caches, pairs: jax.Array) -> Caches:
+    """The caches in which page pairs[i, 1] of a group's layers holds what page pairs[i, 0] held: pairs int32 [n, 2]."""
+    copied = list(caches)
+    for layer in model.cache_groups[group].layers:
+        copied[layer] = jax.tree.map(lambda array: array.at[pairs[:, 1]].set(array[pairs[:, 0]]), caches[layer])
+    return tuple(copied)
 
 
-def token_logprobs(
-    model: Model, params: Any, last: jax.Array, rows: jax.Array, out: jax.Array
-) -> tuple[jax.Array, ...]:
-    """`sampler.logprobs` of the tokens out[:, 1] [r, 2] that were drawn for some `rows` [r] of a ragged step."""
-    return sampler.logprobs(model.logits(params, last[rows]), out[:, 1], alternatives(model.config.vocab))
+def token_logprobs(model: Model, params: Any, last: jax.Array, drawn: jax.Array, rows: jax.Array) -> jax.Array:
+    """Packed `Scores` [1, ...] of what was drawn, `drawn` [r, 2], for some `rows` [r] of a ragged step."""
+    outcomes, tokens = drawn[:, 0], drawn[:, 1]
+    scored = sampler.logprobs(model.logits(params, last[rows]), tokens, alternatives(model.config.vocab))
+    return Scores(tokens, outcomes, *scored).packed[None]
 
 
 def last_logits(model: Model, params: Any, last: jax.Array, rows: jax.Array) -> jax.Array:
@@ -250,10 +294,6 @@ def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
 
 def _row_sampling(plan: dict[str, jax.Array]) -> RowSamplingParams:
     return RowSamplingParams(**{name: plan[name] for name in RowSamplingParams.__dataclass_fields__})
-
-
-def _page_size(caches: Caches) -> int:
-    return caches[0].shape[3]
 
 
 def _rows_of(state: RowState, slots: jax.Array) -> RowState:

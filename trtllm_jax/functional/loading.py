@@ -1,19 +1,18 @@
 """From an opened checkpoint to weights on the devices."""
 
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from checkpoints.checkpoint import Checkpoint
 from checkpoints.dummy import dummy_params
 from checkpoints.load import ignorable, load_params
 from checkpoints.table import param_shapes
 from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
+from trtllm_jax.functional.model import Model
 from trtllm_jax.logger import progress
 
 
@@ -42,17 +41,15 @@ def _cpu_has_bfloat16() -> bool:
     return "avx512_bf16" in flags or "amx_bf16" in flags
 
 
-def load_weights(
-    checkpoint: Checkpoint, module: ModuleType, config: Any, mesh: Mesh, *, dtype: str, load_format: str
-) -> Any:
-    """The weights of an architecture's `module` and `config`, placed on `mesh` by the default sharding rules.
+def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> Any:
+    """The weights of a model that was opened from a checkpoint, placed on `mesh` by the default sharding rules.
 
     `dtype` as `resolve_dtype` takes it; `load_format` "dummy" draws them at random. MemoryError where they do not fit.
     """
-    table = module.table(config)
+    checkpoint, table = model.files, model.module.table(model.config)
     rules = ShardingRules(mesh)
     where: dict[str, Any] = {
-        "extents": rules.extents(config.sizes),
+        "extents": rules.extents(model.config.sizes),
         "rules": rules,
         "dtype": resolve_dtype(dtype, checkpoint.config),
     }

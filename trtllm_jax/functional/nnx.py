@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jax.typing import ArrayLike
 
-from trtllm_jax.functional.research import Model
+from trtllm_jax.functional.model import Model
 
 
 class CausalLM(nnx.Module):

@@ -8,7 +8,7 @@ from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine import compilation_cache, device_memory
 from trtllm_jax.engine.build import build_engine
 from trtllm_jax.engine.config import EngineConfig
-from trtllm_jax.engine.scheduler import CapacityPolicy
+from trtllm_jax.engine.limits import CapacityPolicy
 from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.llmapi.llm_args import LlmArgs, parse_llm_args
 from trtllm_jax.llmapi.loading import load

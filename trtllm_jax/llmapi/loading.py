@@ -1,18 +1,17 @@
 """From the arguments of an `LLM` to what its engine needs: a model, its weights on the devices, a tokenizer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from jax.sharding import Mesh
 
 import sharding
-from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax.functional.loading import load_weights
+from trtllm_jax.functional.model import Model
+from trtllm_jax.functional.research import open_model
 from trtllm_jax.llmapi.llm_args import LlmArgs
-from trtllm_jax.models import architecture
-from trtllm_jax.nn.model import Model
 from trtllm_jax.text.tokenizer import Tokenizer
-from trtllm_jax.text.tokenizer_loading import load_tokenizer, stated_end_ids
+from trtllm_jax.text.tokenizer_loading import load_tokenizer
 
 
 @dataclass(frozen=True)
@@ -38,9 +37,7 @@ class LoadedModel:
 
 def load(args: LlmArgs) -> LoadedModel:
     """Everything `args` names, read and placed; configuration and lengths are checked before any weight is read."""
-    checkpoint = open_checkpoint(args.model, revision=args.revision)
-    module = architecture(checkpoint.config)
-    model = Model(module, module.Config.from_hf(checkpoint.config))
+    model = open_model(args.model, revision=args.revision)
     if args.max_seq_len is not None and args.max_seq_len > model.config.max_position:
         raise ValueError(
             f"LLM.max_seq_len = {args.max_seq_len} exceeds the {model.config.max_position} positions of the model: use "
@@ -49,14 +46,14 @@ def load(args: LlmArgs) -> LoadedModel:
     mesh = sharding.make_mesh(args.tensor_parallel_size)
     tokenizer = None
     if not args.skip_tokenizer_init:
-        tokenizer = load_tokenizer(checkpoint, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
-    ends = stated_end_ids(checkpoint) | frozenset(tokenizer.eos_ids if tokenizer else ())
+        tokenizer = load_tokenizer(model.files, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
+    ends = model.end_ids | frozenset(tokenizer.eos_ids if tokenizer else ())
     return LoadedModel(
-        model=model,
-        params=load_weights(checkpoint, module, model.config, mesh, dtype=args.dtype, load_format=args.load_format),
+        model=replace(model, checkpoint=None),  # no file stays open while an engine runs
+        params=load_weights(model, mesh, dtype=args.dtype, load_format=args.load_format),
         mesh=mesh,
         tokenizer=tokenizer,
         # Others, which an embedding without their rows never draws, could not be forbidden either.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
-        model_type=str(checkpoint.config.get("model_type") or ""),
+        model_type=str(model.files.config.get("model_type") or ""),
     )

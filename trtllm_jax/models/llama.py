@@ -11,7 +11,7 @@ from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive, require
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, context_stretch
@@ -112,7 +112,7 @@ def table(config: Config) -> tuple[Weight, ...]:
 
 def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
     """One group: every layer keeps every token's key and value."""
-    return (CacheGroup(layers=tuple(range(config.num_layers)), kv_heads=config.kv_heads, head_dim=config.head_dim),)
+    return (CacheGroup(tuple(range(config.num_layers)), KeysAndValues(config.kv_heads, config.head_dim)),)
 
 
 def same_layer(config: Config, index: int) -> int:

@@ -1,5 +1,6 @@
 """The record that tells a model's layers which tokens they see and where their keys and values live."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import flax.struct
@@ -51,7 +52,9 @@ class Batch:
         tokens: int32 [t], the ids; padding may hold any valid id.
         positions: int32 [t], each token's place in its sequence.
         rope_lengths: int32 [t], tokens the sequence had when the token entered it (dynamic rope depends on it).
-        locations: where keys and values live, and which tokens are whose; None without a cache.
+        locations: where keys and values live in the layer's cache group, and which tokens are whose; None without a
+            cache. The forward pass fills it in for each layer.
+        groups: the same for every cache group; empty without a cache.
         lengths: int32 [b], without a cache: tokens of each sequence that are not padding. A sequence owns t / b tokens.
         embeddings: [t, embed], what stands in the place of some tokens' embeddings; None for none.
         embedded: bool [t], of which tokens.
@@ -65,6 +68,7 @@ class Batch:
     positions: jax.Array
     rope_lengths: jax.Array
     locations: PageLocations | None = None
+    groups: tuple[PageLocations, ...] = ()
     lengths: jax.Array | None = None
     embeddings: jax.Array | None = None
     embedded: jax.Array | None = None
@@ -93,24 +97,30 @@ class Batch:
         cls,
         tokens: jax.Array,
         rows: RaggedRows,
-        page_table: jax.Array,
+        page_tables: Sequence[jax.Array],
         prompt_lengths: jax.Array,
         page_size: int,
         *,
         xla_only: bool = False,
     ) -> "Batch":
-        """Rows of any number of tokens over pages; `prompt_lengths` [r] are those of whole prompts."""
+        """Rows of any number of tokens; `prompt_lengths` [r] are those of whole prompts.
+
+        `page_tables` are those of every cache group, int32 [r, p].
+        """
         positions = rows.positions
         return cls(
             tokens=tokens,
             positions=positions,
             rope_lengths=jnp.maximum(prompt_lengths[rows.row], positions + 1),
-            locations=PageLocations(
-                page=jnp.where(rows.inside, page_table[rows.row, positions // page_size], _UNKEPT),
-                offset=positions % page_size,
-                page_table=page_table,
-                lengths=rows.lengths,
-                starts=rows.starts,
+            groups=tuple(
+                PageLocations(
+                    page=jnp.where(rows.inside, table[rows.row, positions // page_size], _UNKEPT),
+                    offset=positions % page_size,
+                    page_table=table,
+                    lengths=rows.lengths,
+                    starts=rows.starts,
+                )
+                for table in page_tables
             ),
             xla_only=xla_only,
         )
@@ -121,22 +131,28 @@ class Batch:
         tokens: jax.Array,
         positions: jax.Array,
         active: jax.Array,
-        page_table: jax.Array,
+        page_tables: Sequence[jax.Array],
         page_size: int,
         *,
         xla_only: bool = False,
     ) -> "Batch":
-        """One new token a row at `positions` [r] over pages; rows that are not `active` [r] are padding, at 0."""
+        """One new token a row at `positions` [r]; rows that are not `active` [r] are padding, at 0.
+
+        `page_tables` are those of every cache group, int32 [r, p].
+        """
         row = jnp.arange(active.shape[0])
         return cls(
             tokens=tokens,
             positions=positions,
             rope_lengths=positions + 1,
-            locations=PageLocations(
-                page=jnp.where(active, page_table[row, positions // page_size], _UNKEPT),
-                offset=positions % page_size,
-                page_table=page_table,
-                lengths=jnp.where(active, positions + 1, 0),
+            groups=tuple(
+                PageLocations(
+                    page=jnp.where(active, table[row, positions // page_size], _UNKEPT),
+                    offset=positions % page_size,
+                    page_table=table,
+                    lengths=jnp.where(active, positions + 1, 0),
+                )
+                for table in page_tables
             ),
             xla_only=xla_only,
         )

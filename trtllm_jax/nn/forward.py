@@ -37,8 +37,11 @@ def hidden_states(
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer, remat)
     written = []
+    group_of = {index: number for number, group in enumerate(model.cache_spec(config)) for index in group.layers}
+    in_group = [replace(batch, groups=(), locations=locations) for locations in batch.groups]
     for index, (layer_params, cache) in enumerate(zip(params["layers"], caches, strict=True)):
+        of_layer = in_group[group_of[index]] if in_group else batch
         with jax.named_scope(f"layer_{index}"):
-            x, cache = layer(config, model.same_layer(config, index), layer_params, x, batch, cache)
+            x, cache = layer(config, model.same_layer(config, index), layer_params, x, of_layer, cache)
         written.append(cache)
     return x.total, tuple(written)

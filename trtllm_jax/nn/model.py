@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.dtypes import weight_dtype
-from trtllm_jax.nn.forward import hidden_states
+from trtllm_jax.nn.forward import C, hidden_states
 
 Caches = tuple[jax.Array, ...]
 
@@ -23,6 +24,12 @@ class Model:
     config: Any
 
     @property
+    def cache_groups(self) -> tuple[CacheGroup, ...]:
+        """The layers whose caches are allocated, freed and reused together."""
+        groups: tuple[CacheGroup, ...] = self.module.cache_spec(self.config)
+        return groups
+
+    @property
     def rope_stretch(self) -> int | None:
         """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
         trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
@@ -32,13 +39,18 @@ class Model:
         """The dtype of the weights, but for those whose rows in the table state their own."""
         return weight_dtype(self.module.table(self.config), params)
 
-    def hidden(self, params: Any, batch: Batch, caches: Caches) -> tuple[jax.Array, Caches]:
-        """The residual stream [t, embed] after the last layer, and the caches with this batch's tokens."""
-        return hidden_states(self.module, self.config, params, batch, caches)
+    def hidden(
+        self, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
+    ) -> tuple[jax.Array, tuple[C, ...]]:
+        """The residual stream [t, embed] after the last layer, and the caches, if any, with this batch's tokens.
 
-    def logits(self, params: Any, x: jax.Array) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
-        scores: jax.Array = self.module.head(self.config, params, x)
+        With `remat` a backward pass computes each layer again instead of keeping what is inside it.
+        """
+        return hidden_states(self.module, self.config, params, batch, caches, remat=remat)
+
+    def logits(self, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere; `xla_only` as in a batch."""
+        scores: jax.Array = self.module.head(self.config, params, x, xla_only=xla_only)
         return scores
 
     def embeddings(self, params: Any, x: jax.Array) -> jax.Array:

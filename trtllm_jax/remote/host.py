@@ -1,4 +1,4 @@
-"""The engine's side: takes sequences from other processes, and sends back what every step brought them."""
+"""The engine's side: submits the sequences of other processes, and sends each of them its steps."""
 
 import queue
 import socket
@@ -14,7 +14,7 @@ from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Upda
 from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.logger import logger
 from trtllm_jax.remote import wire
-from trtllm_jax.remote.errors import described
+from trtllm_jax.remote.errors import encode_error
 from trtllm_jax.requests.output_processor import PromptLogprobs
 from trtllm_jax.structured.matcher import LLGuidanceMatcher
 
@@ -26,12 +26,12 @@ class EngineHost:
 
     Args:
         llm: generates; it may be used here as well.
-        max_queue_size: sequences that may wait, besides those that run; further ones are refused as busy.
+        max_queue_size: sequences that may wait besides those that run; further ones are refused as busy.
     """
 
     def __init__(self, llm: BaseLLM, max_queue_size: int) -> None:
         self.llm = llm
-        self.most = llm.facts.max_batch_size + max_queue_size
+        self.max_sequences = llm.facts.max_batch_size + max_queue_size
         self._lock = threading.Lock()
         self._unfinished = 0
         self._connections: set[_Connection] = set()
@@ -39,7 +39,7 @@ class EngineHost:
         self.compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="trtllm_jax-constraints")
 
     def connect(self, connected: socket.socket) -> None:
-        """Serve this socket, in threads of its own, until it ends."""
+        """Serve this socket in threads of its own until it is closed."""
         connection = _Connection(self, connected)
         with self._lock:
             self._connections.add(connection)
@@ -47,7 +47,7 @@ class EngineHost:
 
     @property
     def unfinished(self) -> int:
-        """Sequences that were taken and have not ended."""
+        """Sequences that were accepted and have not ended."""
         return self._unfinished
 
     def close(self) -> None:
@@ -60,59 +60,70 @@ class EngineHost:
 
     def reserve(self, count: int) -> None:
         """Make room for `count` sequences. EngineBusyError where there is none, RequestError where there never is."""
-        if count > self.most:
-            raise RequestError(f"{count} sequences are asked for at once, and at most {self.most} may run and wait")
+        if count > self.max_sequences:
+            raise RequestError(
+                f"{count} sequences are asked for at once, and at most {self.max_sequences} may run and wait"
+            )
         with self._lock:
-            if self._unfinished + count > self.most:
+            if self._unfinished + count > self.max_sequences:
                 raise EngineBusyError(
-                    f"{self._unfinished} sequences run or wait, and at most {self.most} may: try again later"
+                    f"{self._unfinished} sequences run or wait, and at most {self.max_sequences} may: try again later"
                 )
             self._unfinished += count
 
     def release(self, count: int) -> None:
-        """Give room back."""
+        """Give back the room of `count` sequences."""
         with self._lock:
             self._unfinished -= count
 
-    def forget(self, connection: "_Connection") -> None:
-        """A connection has ended."""
+    def remove(self, connection: "_Connection") -> None:
+        """Drop a connection that has ended."""
         with self._lock:
             self._connections.discard(connection)
 
 
-class _Sequence:
-    """The owner of a request that came from elsewhere; called from the postprocessing thread."""
+class _RemoteSequence:
+    """The owner of another process's request: sends its steps, and nothing after its end.
+
+    Several threads may call `take` at one moment: the engine's postprocessing, the connection's reader where the
+    client ends the request, and a compiler whose constraint fails.
+    """
 
     def __init__(self, connection: "_Connection", new: wire.NewSequence, prompt_logprobs: PromptLogprobs) -> None:
         self._connection = connection
         self._number = new.number
         self._wants_prompt = new.prompt_logprobs is not None
-        self._first = new.parent < 0
+        self._is_first_sample = new.parent < 0
         self.prompt_logprobs = prompt_logprobs
+        self._lock = threading.Lock()
         self._ended = False
 
     def take(self, update: Update) -> None:
-        if self._ended:
-            return
-        self._ended = update.finish is not None or update.error is not None
-        self._connection.put(
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = ended = update.finish is not None or update.error is not None
+            self._send(update)
+        if ended:
+            self._connection.finished(self._number)
+
+    def _send(self, update: Update) -> None:
+        self._connection.enqueue(
             wire.SequenceStep(
                 self._number,
                 list(update.tokens),
                 update.finish.value if update.finish else None,
-                wire.positions_on_wire(update.logprobs),
-                wire.positions_on_wire(self._prompt_entries(update)),
-                None if update.error is None else described(update.error),
+                wire.encode_logprobs(update.logprobs),
+                wire.encode_logprobs(self._prompt_logprobs(update)),
+                None if update.error is None else encode_error(update.error),
                 update.admission,
                 None if update.embedding is None else update.embedding.tobytes(),
             )
         )
-        if self._ended:
-            self._connection.ended(self._number)
 
-    def _prompt_entries(self, update: Update) -> Sequence[TokenLogprobs]:
-        """Those that the first sample computes, and of every other one the last, which has its own first token."""
-        if self._first:
+    def _prompt_logprobs(self, update: Update) -> Sequence[TokenLogprobs]:
+        """Those that the first sample computes; of every other sample the last, which scores its own first token."""
+        if self._is_first_sample:
             return self.prompt_logprobs.take(update.context, update.tokens)
         if not self._wants_prompt or not update.tokens:
             return ()
@@ -121,7 +132,7 @@ class _Sequence:
 
 
 class _Connection:
-    """One process that sends sequences: a thread that reads, one that writes."""
+    """One process that sends sequences, with a thread that reads and one that writes."""
 
     def __init__(self, host: EngineHost, connected: socket.socket) -> None:
         self._host = host
@@ -130,18 +141,18 @@ class _Connection:
         self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
         self._compiling: set[int] = set()
-        """Those that the engine does not know yet."""
+        """Numbers of the sequences that the engine does not have yet."""
 
     def start(self) -> None:
-        self.put(wire.Welcome(self._host.llm.facts))
+        self.enqueue(wire.Handshake(self._host.llm.facts))
         for task in (self._read, self._write):
             threading.Thread(target=task, name=f"trtllm_jax-host{task.__name__}", daemon=True).start()
 
-    def put(self, message: Any) -> None:
-        """Have it sent; never blocks."""
+    def enqueue(self, message: Any) -> None:
+        """Have a message sent by the writing thread; never blocks."""
         self._outgoing.put(message)
 
-    def ended(self, number: int) -> None:
+    def finished(self, number: int) -> None:
         with self._lock:
             known = self._requests.pop(number, None)
         if known is not None:
@@ -153,26 +164,26 @@ class _Connection:
     def _read(self) -> None:
         try:
             while (message := self._channel.receive()) is not None:
-                self._run_commands(message)
+                self._handle(message)
         except Exception:
-            logger.exception("a connection to the engine ends: what it sent cannot be understood")
+            logger.exception("a connection to the engine ends: its messages cannot be decoded")
         finally:
             self._channel.close()
-            self._host.forget(self)
+            self._host.remove(self)
             with self._lock:
                 left = list(self._requests)
             for number in left:
                 self._finish(number, FinishReason.CANCELLED)
-            self.put(None)
+            self.enqueue(None)
 
-    def _run_commands(self, message: Any) -> None:
+    def _handle(self, message: Any) -> None:
         match message:
             case wire.Submit(sequences):
                 self._submit(sequences)
             case wire.Finish(number, reason):
                 self._finish(number, FinishReason(reason))
-            case wire.Ask(number, what):
-                self.put(wire.Reply(number, getattr(self._host.llm, QUESTIONS[what])()))
+            case wire.Query(number, name):
+                self.enqueue(wire.QueryResult(number, getattr(self._host.llm, QUERIES[name])()))
 
     def _finish(self, number: int, reason: FinishReason) -> None:
         with self._lock:
@@ -190,12 +201,12 @@ class _Connection:
     def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
         made: dict[int, Request] = {}
         for new in sequences:
-            made[new.number] = self._request(new, made.get(new.parent))
+            made[new.number] = self._build_request(new, made.get(new.parent))
         try:
             self._host.reserve(len(sequences))
         except Exception as failure:
             for new in sequences:
-                self.put(wire.SequenceStep(new.number, [], error=described(failure)))
+                self.enqueue(wire.SequenceStep(new.number, [], error=encode_error(failure)))
             return
         with self._lock:
             self._requests |= made
@@ -206,7 +217,7 @@ class _Connection:
             self._start(made)
 
     def _start(self, made: Mapping[int, Request]) -> None:
-        """Give sequences their matchers, and to the engine what has not ended meanwhile."""
+        """Give the sequences their matchers, and submit those that have not ended meanwhile."""
         try:
             matchers: dict[str | None, LLGuidanceMatcher | None] = {None: None}
             for request in made.values():
@@ -215,7 +226,7 @@ class _Connection:
                     matchers[constraint] = self._host.llm.builder.matcher(request.edits)
                 matcher = matchers[constraint]
                 request.matcher = matcher and matcher.copy()
-            # Under the lock, so that the engine hears of no end before it has the sequence.
+            # Under the lock, so that the engine is not asked to finish a sequence before it has it.
             with self._lock:
                 begun = [number for number in made if number in self._compiling]
                 self._compiling.difference_update(begun)
@@ -226,7 +237,7 @@ class _Connection:
             for request in made.values():
                 request.owner.take(Update(request, error=failure))
 
-    def _request(self, new: wire.NewSequence, parent: Request | None) -> Request:
+    def _build_request(self, new: wire.NewSequence, parent: Request | None) -> Request:
         prompt = tuple(np.frombuffer(new.prompt, np.int32).tolist())
         prompt_logprobs = parent.owner.prompt_logprobs if parent else PromptLogprobs(prompt, new.prompt_logprobs)
         return Request(
@@ -237,15 +248,15 @@ class _Connection:
             num_logprobs=new.num_logprobs,
             salt=new.salt,
             parent=parent,
-            owner=_Sequence(self, new, prompt_logprobs),
-            edits=wire.edits_from_wire(new.edits),
+            owner=_RemoteSequence(self, new, prompt_logprobs),
+            edits=wire.decode_edits(new.edits),
             keep_context=parent is None and new.prompt_logprobs is not None,
             keep_embedding=new.embedding,
             id=new.request_id,
         )
 
     def _write(self) -> None:
-        """Send what is there, all steps in one message."""
+        """Send what is queued, all steps in one message."""
         while True:
             batch = [self._outgoing.get()]
             while not self._outgoing.empty():
@@ -259,10 +270,10 @@ class _Connection:
                 if steps:
                     self._channel.send(wire.Steps(steps))
             except OSError:
-                return  # the reading thread sees the end, too
+                return  # the reading thread notices the end as well
             if None in others:
                 return
 
 
-QUESTIONS = {"stats": "get_stats", "events": "get_kv_cache_events", "capacity": "get_kv_cache_capacity"}
-"""What may be asked, and the method that answers."""
+QUERIES = {"stats": "get_stats", "events": "get_kv_cache_events", "capacity": "get_kv_cache_capacity"}
+"""The names of queries, and the methods of `LLM` that answer them."""

@@ -1,4 +1,4 @@
-"""The requests' side: an `LLM` that sends its sequences to an engine in another process. Knows no jax."""
+"""The requests' side: an `LLM` that sends its sequences to an engine in another process, without jax."""
 
 import asyncio
 import contextlib
@@ -18,7 +18,7 @@ from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.llmapi.llm_args import LlmArgs
 from trtllm_jax.logger import logger
 from trtllm_jax.remote import wire
-from trtllm_jax.remote.errors import as_exception
+from trtllm_jax.remote.errors import decode_error
 from trtllm_jax.requests.output_processor import OutputProcessor, deliver
 from trtllm_jax.text.chat import Chat, read_template
 from trtllm_jax.text.tokenizer_loading import load_tokenizer
@@ -47,40 +47,40 @@ class RemoteLLM(BaseLLM):
             given = args.tokenizer, args.tokenizer_mode, args.tokenizer_revision
             tokenizer = load_tokenizer(_checkpoint(args), *given)
         chat = Chat(tokenizer, read_template(args.chat_template), args.allow_request_chat_template)
-        self._line = _Line(connected, loop)
-        self._connect(tokenizer, chat, self._line.welcome.facts, self._line)
+        self._connection = _EngineConnection(connected, loop)
+        self._connect(tokenizer, chat, self._connection.handshake.facts, self._connection)
 
     @property
     def failure(self) -> EngineDeadError | None:
         """Why the engine is gone, None while it is there."""
-        return self._line.failure
+        return self._connection.failure
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """The statistics of the engine's steps since anybody asked last; TimeoutError after `timeout` seconds."""
-        stats: list[dict[str, Any]] = self._line.ask("stats", timeout)
+        stats: list[dict[str, Any]] = self._connection.query("stats", timeout)
         return stats
 
     def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
         """The prefix cache's events since anybody asked last; TimeoutError after `timeout` seconds."""
-        events: list[dict[str, Any]] = self._line.ask("events", timeout)
+        events: list[dict[str, Any]] = self._connection.query("events", timeout)
         return events
 
     def get_kv_cache_capacity(self) -> dict[str, int]:
         """The KV pool's size in blocks and in tokens."""
-        capacity: dict[str, int] = self._line.ask("capacity", None)
+        capacity: dict[str, int] = self._connection.query("capacity", None)
         return capacity
 
     def shutdown(self) -> None:
         """End the connection, and with it every request; the engine goes on for others."""
-        self._line.close()
+        self._connection.close()
 
 
 def _checkpoint(args: LlmArgs) -> Any:
     return open_checkpoint(args.model, revision=args.revision, weights=False)
 
 
-class _Line:
-    """The connection: sequences and questions out, steps and answers in."""
+class _EngineConnection:
+    """The connection to the engine's process: sequences and queries out, steps and results in."""
 
     def __init__(self, connected: socket.socket, loop: asyncio.AbstractEventLoop | None) -> None:
         self._channel = wire.Channel(connected, wire.FromEngine)
@@ -89,23 +89,23 @@ class _Line:
         self._numbers = itertools.count()
         self._requests: dict[int, Request] = {}
         self._number_of: dict[int, int] = {}
-        self._questions: dict[int, Future[Any]] = {}
+        self._pending_queries: dict[int, Future[Any]] = {}
         self.failure: EngineDeadError | None = None
-        welcome = self._channel.receive()
-        if not isinstance(welcome, wire.Welcome):
-            raise EngineDeadError("the engine's process ended before it said anything")
-        self.welcome = welcome
+        handshake = self._channel.receive()
+        if not isinstance(handshake, wire.Handshake):
+            raise EngineDeadError("the engine's process ended before it sent anything")
+        self.handshake = handshake
         self._receiver: threading.Thread | None = None
         if loop is None:
-            self._receiver = threading.Thread(target=self._run, name="trtllm_jax-remote", daemon=True)
+            self._receiver = threading.Thread(target=self._receive_messages, name="trtllm_jax-remote", daemon=True)
             self._receiver.start()
         else:
-            loop.add_reader(self._channel.fileno(), self._take_what_came, loop)
+            loop.add_reader(self._channel.fileno(), self._on_readable, loop)
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Send sequences. EngineDeadError where the engine is gone, ValueError where one cannot be sent."""
         numbers = {id(request): next(self._numbers) for request in requests}
-        message = wire.Submit([_on_wire(request, numbers) for request in requests])
+        message = wire.Submit([_encode_request(request, numbers) for request in requests])
         with self._lock:
             if self.failure is not None:
                 raise self.failure
@@ -122,71 +122,71 @@ class _Line:
         if number is not None:
             self._send(wire.Finish(number, reason.value))
 
-    def ask(self, what: str, timeout: float | None) -> Any:
-        """What the engine answers."""
-        number, answer = next(self._numbers), Future[Any]()
+    def query(self, name: str, timeout: float | None) -> Any:
+        """The engine's answer to one of `host.QUERIES`; TimeoutError after `timeout` seconds."""
+        number, result = next(self._numbers), Future[Any]()
         with self._lock:
             if self.failure is not None:
                 raise self.failure
-            self._questions[number] = answer
-        self._send(wire.Ask(number, what))
+            self._pending_queries[number] = result
+        self._send(wire.Query(number, name))
         try:
-            return answer.result(timeout)
+            return result.result(timeout)
         finally:
             with self._lock:
-                self._questions.pop(number, None)
+                self._pending_queries.pop(number, None)
 
     def close(self) -> None:
         self._channel.close()
 
     def refuse_own_thread(self) -> None:
-        """RuntimeError in the thread that receives results, which would wait for itself."""
+        """RuntimeError in the thread that receives results, because it would wait for itself."""
         if self._receiver is threading.current_thread():
             raise RuntimeError("this runs in the thread that receives results, and would wait for itself")
 
     def _send(self, message: Any) -> None:
-        # The receiving thread sees the end, too, and tells everybody.
+        # Whoever receives notices the end as well, and fails all requests.
         with self._sending, contextlib.suppress(OSError):
             self._channel.send(message)
 
-    def _run(self) -> None:
+    def _receive_messages(self) -> None:
         try:
             while (message := self._channel.receive()) is not None:
-                self._take([message])
-                del message  # what has ended is its owner's alone, also while this thread waits
+                self._handle([message])
+                del message  # an ended request is kept by its owner alone, also while this thread waits
         finally:
-            self._end()
+            self._disconnected()
 
-    def _take_what_came(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _on_readable(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             messages = self._channel.receive_all()
             if messages is not None:
-                self._take(messages)
+                self._handle(messages)
                 return
         except Exception:
-            logger.exception("the connection to the engine ends: what it sent cannot be understood")
+            logger.exception("the connection to the engine ends: its messages cannot be decoded")
         loop.remove_reader(self._channel.fileno())
-        self._end()
+        self._disconnected()
 
-    def _take(self, messages: Sequence[Any]) -> None:
+    def _handle(self, messages: Sequence[Any]) -> None:
         for message in messages:
             match message:
                 case wire.Steps(steps):
                     with self._lock:
-                        known = [(request, step) for step in steps if (request := self._owner(step)) is not None]
-                    deliver(map(self._update, known))
-                case wire.Reply(number, value):
+                        known = [(request, step) for step in steps if (request := self._request_of(step)) is not None]
+                    deliver(map(self._decode_step, known))
+                case wire.QueryResult(number, value):
                     with self._lock:
-                        question = self._questions.pop(number, None)
-                    if question is not None:
-                        question.set_result(value)
+                        query = self._pending_queries.pop(number, None)
+                    if query is not None:
+                        query.set_result(value)
 
-    def _end(self) -> None:
+    def _disconnected(self) -> None:
         self._channel.close()
-        self._fail(self.failure or EngineDeadError("the engine's process is gone"))
+        self._fail_all(self.failure or EngineDeadError("the engine's process is gone"))
 
-    def _owner(self, step: wire.SequenceStep) -> Request | None:
-        """Whose step this is; None for a sequence that has ended here. The lock is the caller's to hold."""
+    def _request_of(self, step: wire.SequenceStep) -> Request | None:
+        """The request of a step, None where it has ended here; the caller holds the lock."""
         if step.finish is None and step.error is None:
             return self._requests.get(step.number)
         request = self._requests.pop(step.number, None)
@@ -194,36 +194,36 @@ class _Line:
             del self._number_of[id(request)]
         return request
 
-    def _update(self, known: tuple[Request, wire.SequenceStep]) -> Update:
-        """A step as this process's postprocessing knows it."""
+    def _decode_step(self, known: tuple[Request, wire.SequenceStep]) -> Update:
+        """A request's step as the `Update` that this process's postprocessing takes."""
         request, step = known
-        error = None if step.error is None else as_exception(step.error)
+        error = None if step.error is None else decode_error(step.error)
         if isinstance(error, EngineDeadError):
             self.failure = error
         return Update(
             request,
             step.tokens,
-            wire.positions_from_wire(step.logprobs) if step.logprobs else (),
+            wire.decode_logprobs(step.logprobs) if step.logprobs else (),
             None if step.finish is None else FinishReason(step.finish),
             error,
-            prompt_logprobs=wire.positions_from_wire(step.prompt_logprobs) if step.prompt_logprobs else (),
+            prompt_logprobs=wire.decode_logprobs(step.prompt_logprobs) if step.prompt_logprobs else (),
             admission=None if step.admission is None else Admission(*step.admission),
             embedding=None if step.embedding is None else np.frombuffer(step.embedding, np.float32),
         )
 
-    def _fail(self, failure: EngineDeadError) -> None:
-        """Everybody who waits is told."""
+    def _fail_all(self, failure: EngineDeadError) -> None:
+        """End all requests and queries with this failure."""
         with self._lock:
             self.failure = failure
             requests, self._requests = list(self._requests.values()), {}
             self._number_of.clear()
-            questions, self._questions = list(self._questions.values()), {}
+            queries, self._pending_queries = list(self._pending_queries.values()), {}
         deliver(Update(request, error=failure) for request in requests)
-        for question in questions:
-            question.set_exception(failure)
+        for query in queries:
+            query.set_exception(failure)
 
 
-def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
+def _encode_request(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
     owner: OutputProcessor = request.owner
     if request.keep_logits or owner.params.return_context_logits:
         raise ValueError(
@@ -239,7 +239,7 @@ def _on_wire(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
         num_logprobs=request.num_logprobs,
         salt=request.salt,
         parent=-1 if request.parent is None else numbers[id(request.parent)],
-        edits=wire.edits_on_wire(request.edits),
+        edits=wire.encode_edits(request.edits),
         prompt_logprobs=owner.params.prompt_logprobs,
         embedding=request.keep_embedding,
         request_id=request.id,

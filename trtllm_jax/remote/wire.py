@@ -1,4 +1,4 @@
-"""What an engine's process and those that send it requests say to each other, over a connected socket.
+"""The messages between an engine's process and those that send it requests, over a connected socket.
 
 A message is its length in four bytes, then msgpack. Nothing in it is code, and a peer's end is seen at once, whatever
 ended it, because its socket closes.
@@ -19,12 +19,12 @@ from trtllm_jax.engine.request import TokenLogprobs
 from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.requests.builder import EngineFacts
 
-Positions = list[tuple[int, float, int, list[tuple[int, float]]]]
-"""`TokenLogprobs`, one a position."""
+EncodedLogprobs = list[tuple[int, float, int, list[tuple[int, float]]]]
+"""One `TokenLogprobs` a position, as plain tuples."""
 
 
 class NewSequence(msgspec.Struct, array_like=True):
-    """What was asked of an `engine.request.Request`; the sender numbers its sequences.
+    """The fields of an `engine.request.Request`; the sender numbers its sequences.
 
     `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
     logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `embedding` whether to
@@ -52,27 +52,27 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
 
 
 class Finish(msgspec.Struct, array_like=True, tag="finish"):
-    """A sequence to end soon."""
+    """A sequence that is to end soon, and why."""
 
     number: int
     reason: str
 
 
-class Ask(msgspec.Struct, array_like=True, tag="ask"):
-    """A question about the engine, which a `Reply` of the same number answers."""
+class Query(msgspec.Struct, array_like=True, tag="ask"):
+    """A query about the engine, answered by the `QueryResult` of the same number."""
 
     number: int
-    what: str
+    name: str
 
 
-class Welcome(msgspec.Struct, array_like=True, tag="welcome"):
-    """The first message of an engine."""
+class Handshake(msgspec.Struct, array_like=True, tag="welcome"):
+    """The engine's first message, with the facts of its model."""
 
     facts: EngineFacts
 
 
 class SequenceStep(msgspec.Struct, array_like=True):
-    """What a step of the engine brought a sequence.
+    """One sequence's part of an engine step.
 
     `error` is the kind of failure and its message; `admission` an `Admission`; `embedding` is float32.
     """
@@ -80,28 +80,28 @@ class SequenceStep(msgspec.Struct, array_like=True):
     number: int
     tokens: list[int]
     finish: str | None = None
-    logprobs: Positions = []
-    prompt_logprobs: Positions = []
+    logprobs: EncodedLogprobs = []
+    prompt_logprobs: EncodedLogprobs = []
     error: tuple[str, str] | None = None
     admission: tuple[int, float] | None = None
     embedding: bytes | None = None
 
 
 class Steps(msgspec.Struct, array_like=True, tag="steps"):
-    """What came since the last message."""
+    """The steps since the last message."""
 
     steps: list[SequenceStep]
 
 
-class Reply(msgspec.Struct, array_like=True, tag="reply"):
-    """An answer."""
+class QueryResult(msgspec.Struct, array_like=True, tag="reply"):
+    """The result of a `Query`."""
 
     number: int
     value: Any
 
 
-ToEngine = Submit | Finish | Ask
-FromEngine = Welcome | Steps | Reply
+ToEngine = Submit | Finish | Query
+FromEngine = Handshake | Steps | QueryResult
 Message = TypeVar("Message")
 
 
@@ -139,18 +139,18 @@ class Channel:
         return messages if alive or messages else None
 
     def _read(self, flags: int) -> bool:
-        """Take in what has come; False at the connection's end, which is also the end of sense."""
+        """Decode the bytes that are there; False once the connection has ended or its bytes cannot be decoded."""
         try:
             data = self._socket.recv(1 << 18, flags)
             self._bytes += data
-            self._split()
+            self._decode_messages()
         except BlockingIOError:
             return True
         except (OSError, msgspec.DecodeError):
             return False
         return bool(data)
 
-    def _split(self) -> None:
+    def _decode_messages(self) -> None:
         begin = 0
         while len(self._bytes) >= begin + 4:
             end = begin + 4 + int.from_bytes(self._bytes[begin : begin + 4], "big")
@@ -161,13 +161,13 @@ class Channel:
         del self._bytes[:begin]
 
     def close(self) -> None:
-        """Both ends see the connection's end."""
-        with contextlib.suppress(OSError):  # the other end was faster
+        """End the connection, which both ends notice."""
+        with contextlib.suppress(OSError):  # the other end has closed it already
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
-def edits_on_wire(edits: LogitEdits | None) -> dict[str, Any] | None:
+def encode_edits(edits: LogitEdits | None) -> dict[str, Any] | None:
     """The fields of `edits`. ValueError if users' functions are among them: they cannot leave their process."""
     if edits is None:
         return None
@@ -180,8 +180,8 @@ def edits_on_wire(edits: LogitEdits | None) -> dict[str, Any] | None:
     return named | {"bias": None if edits.bias is None else edits.bias.tobytes()}
 
 
-def edits_from_wire(named: dict[str, Any] | None) -> LogitEdits | None:
-    """What `edits_on_wire` took apart."""
+def decode_edits(named: dict[str, Any] | None) -> LogitEdits | None:
+    """The inverse of `encode_edits`."""
     if named is None:
         return None
     bias = named["bias"]
@@ -195,11 +195,11 @@ def edits_from_wire(named: dict[str, Any] | None) -> LogitEdits | None:
     )
 
 
-def positions_on_wire(entries: Sequence[TokenLogprobs]) -> Positions:
+def encode_logprobs(entries: Sequence[TokenLogprobs]) -> EncodedLogprobs:
     """Log-probabilities as plain tuples."""
     return [(entry.token, entry.logprob, entry.rank, list(entry.top)) for entry in entries]
 
 
-def positions_from_wire(positions: Positions) -> list[TokenLogprobs]:
-    """What `positions_on_wire` took apart."""
+def decode_logprobs(positions: EncodedLogprobs) -> list[TokenLogprobs]:
+    """The inverse of `encode_logprobs`."""
     return [TokenLogprobs(token, logprob, rank, tuple(top)) for token, logprob, rank, top in positions]

@@ -1,58 +1,45 @@
 """`create_app`: the HTTP application over an `LLM`."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from functools import cache
 
-from fastapi import FastAPI
-from fastapi.routing import APIRoute
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Route
 from starlette.types import Receive, Scope, Send
 
 from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.serve.chat import endpoint as chat
 from trtllm_jax.serve.completions import endpoint as completions
 from trtllm_jax.serve.embeddings import endpoint as embeddings
+from trtllm_jax.serve.http.endpoint import Endpoint
 from trtllm_jax.serve.http.errors import ApiError
-from trtllm_jax.serve.http.front import Front
+from trtllm_jax.serve.http.middleware import RequestMiddleware
+from trtllm_jax.serve.http.sse import as_json
 from trtllm_jax.serve.metrics import Metrics
-from trtllm_jax.serve.openapi import describe, route_facts
+from trtllm_jax.serve.openapi import openapi_document
 from trtllm_jax.serve.responses import endpoint as responses
-from trtllm_jax.serve.server import Server, package_version
+from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.settings import ServeSettings
-from trtllm_jax.serve.system import page, tokens
-from trtllm_jax.serve.system import status as system
+from trtllm_jax.serve.system import page, status, tokens
 
-Endpoint = Callable[[Server, Request], Awaitable[Response]]
-
-_ROUTES: tuple[tuple[str, str, Endpoint], ...] = (
-    ("POST", "/v1/completions", completions.answer),
-    ("POST", "/v1/chat/completions", chat.answer),
-    ("POST", "/v1/embeddings", embeddings.answer),
-    ("POST", "/v1/responses", responses.answer),
-    ("GET", "/v1/responses/{response_id}", responses.stored),
-    ("DELETE", "/v1/responses/{response_id}", responses.delete),
-    ("POST", "/tokenize", tokens.tokenize),
-    ("POST", "/detokenize", tokens.detokenize),
-    ("GET", "/v1/models", system.models),
-    ("GET", "/v1/models/{model:path}", system.model),
-    ("GET", "/health", system.health),
-    ("GET", "/health_generate", system.health_generate),
-    ("GET", "/version", system.version),
-    ("GET", "/metrics", system.statistics),
-    ("GET", "/prometheus/metrics", system.prometheus),
-    ("POST", "/kv_cache_events", system.kv_cache_events),
+ENDPOINTS: tuple[Endpoint, ...] = (
+    *completions.ENDPOINTS,
+    *chat.ENDPOINTS,
+    *embeddings.ENDPOINTS,
+    *responses.ENDPOINTS,
+    *tokens.ENDPOINTS,
+    *status.ENDPOINTS,
+    *page.ENDPOINTS,
 )
 
 
-_PAGE: tuple[tuple[str, Endpoint], ...] = (("/", page.index), ("/page/{name}", page.part))
-
-
-def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
-    """OpenAI's HTTP API for `llm`, which stays its owner's to shut down; `app.state.server` is the `Server`.
+def create_app(llm: BaseLLM, settings: ServeSettings) -> Starlette:
+    """OpenAI's HTTP API for `llm`, which the caller shuts down; `app.state.server` is the `Server`.
 
     Raises:
         ValueError: a parser's name is unknown.
@@ -60,69 +47,61 @@ def create_app(llm: BaseLLM, settings: ServeSettings) -> FastAPI:
     server = Server(llm, settings, Metrics(settings.model_names[0]))
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
         yield
         server.close()
 
-    app = FastAPI(
-        title="trtllm_jax",
-        version=package_version(),
-        docs_url=None,  # its page loads scripts from elsewhere
-        redoc_url=None,
-        redirect_slashes=False,
+    @cache
+    def document() -> bytes:
+        return as_json(openapi_document(ENDPOINTS, settings))
+
+    async def openapi(request: Request) -> Response:
+        return Response(document(), media_type="application/json")
+
+    app = Starlette(
+        routes=[*(_route(server, endpoint) for endpoint in ENDPOINTS), Route("/openapi.json", openapi)],
+        middleware=[Middleware(RequestMiddleware, server=server, endpoints=ENDPOINTS)],
+        exception_handlers={HTTPException: _routing_error},
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False
     app.state.server = server
-    app.router.route_class = _Route
-    for method, path, endpoint in _ROUTES:
-        app.add_api_route(path, _bound(server, endpoint), methods=[method], **route_facts(method, path))
-    for path, endpoint in _PAGE:
-        app.add_api_route(path, _bound(server, endpoint), include_in_schema=False, response_class=Response)
-    app.add_exception_handler(HTTPException, _refused)
-    app.add_middleware(Front, server=server)  # which answers all other failures
-    describe(app, authenticated=bool(settings.api_keys), model_names=settings.model_names)
     return app
 
 
-class _Route(APIRoute):
-    """A path of FastAPI's document whose function takes the request as it came.
+class _Handler:
+    """An endpoint's handler as the ASGI application of its route.
 
-    FastAPI would solve dependencies and keep exit stacks for it, which takes longer than reading most requests.
+    Starlette wraps a plain function in one more exception handler, and the middleware answers all failures here.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.app = self._answer
+    def __init__(self, server: Server, endpoint: Endpoint) -> None:
+        self._server = server
+        self._handler = endpoint.handler
 
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response = await self.endpoint(Request(scope, receive, send))
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._handler(self._server, Request(scope, receive, send))
         await response(scope, receive, send)
 
 
-def _bound(server: Server, endpoint: Endpoint) -> Callable[[Request], Awaitable[Response]]:
-    async def answer(request: Request) -> Response:
-        return await endpoint(server, request)
-
-    answer.__name__ = f"{endpoint.__module__.rpartition('.')[2]}_{endpoint.__name__}"
-    answer.__doc__ = endpoint.__doc__
-    return answer
+def _route(server: Server, endpoint: Endpoint) -> Route:
+    route = Route(endpoint.path, _Handler(server, endpoint), name=endpoint.handler.__name__)
+    # Named to the constructor, GET would bring HEAD: a request for headers alone would clear the statistics.
+    route.methods = {endpoint.method}
+    return route
 
 
-async def _refused(request: Request, error: Exception) -> Response:
-    """What the router refuses: unknown paths and methods."""
+async def _routing_error(request: Request, error: Exception) -> Response:
+    """The answer to a request that no route takes: its path or its method is unknown."""
     assert isinstance(error, HTTPException)
-    known = {
-        404: f"there is no {request.url.path[:200]!r} here: see /openapi.json for what there is",
-        405: f"{request.method} is not a method of {request.url.path[:200]!r}",
-    }
-    message = known.get(error.status_code, str(error.detail))
-    headers = error.headers if error.status_code != 405 else {"Allow": ", ".join(_allowed(request))}
-    return ApiError(error.status_code, message, headers=headers).response()
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        headers = {"Allow": ", ".join(_allowed_methods(request))}
+        return ApiError(405, f"{request.method} is not a method of {path!r}", headers=headers).response()
+    return ApiError(404, f"there is no {path!r} here: see /openapi.json for what there is").response()
 
 
-def _allowed(request: Request) -> list[str]:
-    """All methods of a path; the router names those of the first route that has it."""
-    routes = [route for route in request.app.routes if isinstance(route, APIRoute)]
-    return sorted(
-        {name for route in routes if route.matches(request.scope)[0] != Match.NONE for name in route.methods or ()}
-    )
+def _allowed_methods(request: Request) -> list[str]:
+    """The methods of all routes of a path; Starlette itself names those of the first one only."""
+    routes = [route for route in request.app.routes if route.matches(request.scope)[0] != Match.NONE]
+    return sorted({method for route in routes for method in route.methods or ()})

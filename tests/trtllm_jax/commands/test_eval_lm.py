@@ -16,7 +16,8 @@ from tests.trtllm_jax.tiny_engine import LENGTH, tiny_engine
 from trtllm_jax import LLM
 from trtllm_jax.commands.eval.lm import EngineLM, batches
 from trtllm_jax.commands.eval.run import EvalOptions, load_tasks, measure
-from trtllm_jax.functional.research import Model, open_model
+from trtllm_jax.functional.model import Model
+from trtllm_jax.functional.research import open_model
 
 TASKS = (
     "arc_easy", "arc_challenge", "boolq", "openbookqa", "piqa", "winogrande", "lambada_openai", "wikitext", "mmlu",

@@ -16,11 +16,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager
+from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
 from trtllm_jax.engine.row_state import sampling_arrays
 from trtllm_jax.engine.sampling import Sampling
-from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
+from trtllm_jax.engine.step_output import StepOutput
 
 VOCAB = 24
 NO_EVICT, UTILIZATION = CapacityPolicy.GUARANTEED_NO_EVICT, CapacityPolicy.MAX_UTILIZATION
@@ -84,6 +87,12 @@ def empty_context(request: Request) -> int:
     return int.from_bytes(request.salt, "big")
 
 
+def pages_of(request: Request, group: int = 0) -> list[int]:
+    """The pages that a running sequence holds in a group, by column."""
+    assert request.blocks is not None
+    return request.blocks.pages[group]
+
+
 class Entry(NamedTuple):
     """What a page holds at one offset: `context` sums up this token and all before it, `weights` is the
     oldest that any of them was computed with."""
@@ -104,11 +113,13 @@ class Row:
 class Device:
     """Carries out plans in order."""
 
-    def __init__(self, slots: int, page_size: int) -> None:
-        self.page_size = page_size
-        self.rows = [Row() for _ in range(slots)]
-        self.page_tables: dict[int, list[int]] = {}
-        self.pages: dict[int, dict[int, Entry]] = {}
+    def __init__(self, setup: Setup) -> None:
+        self.page_size = setup.page_size
+        self.windows = setup.windows
+        self.tokens_per_iteration = setup.limits.max_tokens_per_iteration
+        self.rows = [Row() for _ in range(setup.limits.max_batch_size)]
+        self.page_tables: list[dict[int, list[int]]] = [{} for _ in self.windows]
+        self.pages: list[dict[int, dict[int, Entry]]] = [{} for _ in self.windows]
         self.prompt_tokens = 0
         self.weights = 0
         self.oldest: dict[Request, int] = {}
@@ -119,15 +130,16 @@ class Device:
         self.weights = weights
         for request in plan.requests:
             self.oldest.setdefault(request, weights)
-        contents = [dict(self.pages[source]) for source, _ in plan.copies]
-        for (_, destination), content in zip(plan.copies, contents, strict=True):
-            self.pages[destination] = content
-        if plan.kind == "step":
-            self.page_tables |= dict(zip(plan.slots.tolist(), plan.page_table.tolist(), strict=True))
-        else:
-            for slot, newest in zip(plan.slots.tolist(), plan.newest_pages.tolist(), strict=True):
+        for pages, copies in zip(self.pages, plan.copies, strict=False):
+            contents = [dict(pages[source]) for source, _ in copies]
+            for (_, destination), content in zip(copies, contents, strict=True):
+                pages[destination] = content
+        for tables, rows in zip(self.page_tables, plan.page_tables, strict=False):
+            tables |= dict(zip(plan.slots.tolist(), rows.tolist(), strict=True))
+        for tables, rows in zip(self.page_tables, plan.newest_pages, strict=False):
+            for slot, newest in zip(plan.slots.tolist(), rows.tolist(), strict=True):
                 for column, page in newest:
-                    self.page_tables[slot][column] = page
+                    tables[slot][column] = page
         return self._ragged(plan) if plan.kind == "step" else self._decode(plan)
 
     def _ragged(self, plan: StepPlan) -> list[list[int]]:
@@ -145,7 +157,7 @@ class Device:
             elif first < request.prefill_end:
                 self.prompt_tokens += len(tokens)
             for position, token in enumerate(tokens, start=first):
-                self._write(request, self.page_tables[int(plan.slots[index])], position, int(token))
+                self._write(request, int(plan.slots[index]), position, int(token))
             lengths.append(first + len(tokens))
         gained: list[list[int]] = []
         self.logits = [np.zeros(0)] * len(lengths)
@@ -161,24 +173,32 @@ class Device:
         for _ in range(plan.steps):
             active = [index for index, slot in enumerate(plan.slots) if not self.rows[slot].done]
             for index in active:
-                row = self.rows[plan.slots[index]]
-                self._write(plan.requests[index], self.page_tables[int(plan.slots[index])], row.position, row.token)
-            for index in active:
-                length = self.rows[plan.slots[index]].position + 1
-                gained[index].append(self._emit(plan, index, length))
+                gained[index] += self._iterate(plan, index)
         return gained
 
-    def _write(self, request: Request, page_table: Sequence[int], position: int, token: int) -> None:
-        before, weights = empty_context(request), self.weights
-        if position:
-            _, _, before, oldest = self._entry(page_table, position - 1)
-            weights = min(weights, oldest)
-        page, offset = int(page_table[position // self.page_size]), position % self.page_size
-        assert page != PADDING_PAGE, "a real token is written to the padding page"
-        self.pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)), weights)
+    def _iterate(self, plan: StepPlan, index: int) -> list[int]:
+        """What a row gains in one iteration: as many tokens as chance has it, up to the row's end."""
+        slot, gained = int(plan.slots[index]), []
+        for _ in range(1 + hash(self.rows[slot].position) % self.tokens_per_iteration):
+            row = self.rows[slot]
+            self._write(plan.requests[index], slot, row.position, row.token)
+            gained.append(self._emit(plan, index, row.position + 1))
+            if self.rows[slot].done:
+                break
+        return gained
 
-    def _entry(self, page_table: Sequence[int], position: int) -> Entry:
-        page = self.pages[int(page_table[position // self.page_size])]
+    def _write(self, request: Request, slot: int, position: int, token: int) -> None:
+        for group, pages in enumerate(self.pages):
+            before, weights = empty_context(request), self.weights
+            if position:
+                _, _, before, oldest = self._entry(group, slot, position - 1)
+                weights = min(weights, oldest)
+            page, offset = self.page_tables[group][slot][position // self.page_size], position % self.page_size
+            assert page != PADDING_PAGE, "a real token is written to the padding page"
+            pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)), weights)
+
+    def _entry(self, group: int, slot: int, position: int) -> Entry:
+        page = self.pages[group][self.page_tables[group][slot][position // self.page_size]]
         entry = page[position % self.page_size]
         assert entry.position == position, "the page holds another part of a sequence"
         return entry
@@ -194,15 +214,16 @@ class Device:
         return token
 
     def _read(self, plan: StepPlan, index: int, length: int) -> int:
-        """The first `length` tokens, summed up; all are compared with what belongs there."""
-        request = plan.requests[index]
-        context, known = empty_context(request), unstopped(request)
-        for position in range(length):
-            entry = self._entry(self.page_tables[int(plan.slots[index])], position)
-            context = hash((context, entry.token))
-            assert (entry.token, entry.context) == (known[position], context), "the page holds another sequence"
-            assert entry.weights >= self.oldest[request], "the page is older than the weights it started with"
-        return context
+        """The first `length` tokens, summed up; what each group still sees is compared with what belongs there."""
+        request, slot = plan.requests[index], int(plan.slots[index])
+        contexts, known = logits_after(request), unstopped(request)
+        for group, window in enumerate(self.windows):
+            for position in range(max(0, length - (window or length)), length):
+                entry = self._entry(group, slot, position)
+                expected = (known[position], contexts[position])
+                assert (entry.token, entry.context) == expected, "the page holds another sequence"
+                assert entry.weights >= self.oldest[request], "the page is older than the weights it started with"
+        return contexts[length - 1]
 
 
 @dataclass(frozen=True)
@@ -213,6 +234,7 @@ class Setup:
     policy: CapacityPolicy = NO_EVICT
     reuse: bool = True
     overlap_scheduling: bool = True
+    windows: tuple[int | None, ...] = (None,)
 
 
 class Simulation:
@@ -220,9 +242,11 @@ class Simulation:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        self.pool = BlockPool(setup.pages + 1, setup.page_size, reuse=setup.reuse)
-        self.scheduler = Scheduler(setup.limits, self.pool, setup.policy)
-        self.device = Device(setup.limits.max_batch_size, setup.page_size)
+        self.groups = [
+            Group(BlockPool(setup.pages + 1, setup.page_size, reuse=setup.reuse), window) for window in setup.windows
+        ]
+        self.scheduler = Scheduler(setup.limits, KVCacheManager(setup.limits, self.groups), setup.policy)
+        self.device = Device(setup)
         self.requests: list[Request] = []
         self.updates: dict[Request, list[Update]] = {}
         self.plans: list[StepPlan] = []
@@ -281,8 +305,9 @@ class Simulation:
             self.step()
         assert self.flight is None
         assert not self.scheduler.has_work
-        assert self.pool.used == 0
-        self.pool.check([])
+        assert self.scheduler.cache.stats.used == 0
+        assert not any(group.reserved for group in self.groups)
+        self._check_pool()
         for request in self.requests:
             self._check_result(request)
         self._check_counters()
@@ -306,7 +331,7 @@ class Simulation:
             if request.num_logprobs is not None
         }
         failing = {row: error for row, error in self._failures(plan).items() if tokens[row]}
-        self._record(self.scheduler.commit(plan, tokens, logprobs, logits, failing))
+        self._record(self.scheduler.commit(plan, StepOutput(tokens, logprobs, logits, failures=failing)))
         self._check_pool()
 
     def _failures(self, plan: StepPlan) -> dict[int, Exception]:
@@ -323,10 +348,16 @@ class Simulation:
             self.updates[update.request].append(update)
 
     def _check_pool(self) -> None:
-        self.pool.check(request.pages for request in self.scheduler.running)
-        assert not any(request.pages for request in self.scheduler.waiting)
+        self.scheduler.cache.check(self.scheduler.running)
+        assert not any(request.blocks for request in self.scheduler.waiting)
+        most = max(self.setup.limits.max_num_tokens, self.setup.limits.max_decode_tokens)
         for request in self.scheduler.running:
-            assert len(request.pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
+            assert request.blocks is not None
+            for group, pages in zip(self.groups, request.blocks.pages, strict=True):
+                assert len(pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
+                if group.window is not None:
+                    held = sum(page != PADDING_PAGE for page in pages)
+                    assert held <= 2 + (group.window + most) // self.setup.page_size, "pages that nobody reads"
         if self.setup.policy is NO_EVICT:
             assert self.scheduler.counters.preempted == 0
 
@@ -344,11 +375,13 @@ class Simulation:
             assert 1 <= plan.steps <= limits.max_decode_steps
             assert not plan.penalised, "who is admitted has a prompt to compute"
             assert not plan.copies
-            newest = plan.newest_pages[:, -1].tolist()
-            assert newest == [[len(request.pages) - 1, request.pages[-1]] for request in plan.requests]
+            for group, of_rows in enumerate(plan.newest_pages):
+                held = [pages_of(request, group) for request in plan.requests]
+                assert of_rows[:, -1].tolist() == [[len(pages) - 1, pages[-1]] for pages in held]
         else:
-            padded = [request.pages + [PADDING_PAGE] * (width - len(request.pages)) for request in plan.requests]
-            assert plan.page_table.tolist() == padded
+            for group, table in enumerate(plan.page_tables):
+                held = [pages_of(request, group) for request in plan.requests]
+                assert table.tolist() == [pages + [PADDING_PAGE] * (width - len(pages)) for pages in held]
             assert plan.steps == 1
             assert 1 <= len(plan.tokens) <= limits.max_num_tokens
             assert plan.starts[0] == 0
@@ -400,14 +433,12 @@ class Simulation:
             assert (told, request.finished) == (expected, reason)
 
     def _check_counters(self) -> None:
-        counters, page_size = self.scheduler.counters, self.setup.page_size
+        counters, cache, page_size = self.scheduler.counters, self.scheduler.cache.stats, self.setup.page_size
         admitted = [request for request in self.requests if request.cached_tokens is not None]
         cached = [request.cached_tokens or 0 for request in admitted]
         assert counters.completed == len(self.requests)
-        assert counters.reused_pages == sum(tokens // page_size for tokens in cached)
-        assert counters.reused_pages + counters.missed_pages == sum(
-            -(-len(request.prompt) // page_size) for request in admitted
-        )
+        assert cache.reused == sum(tokens // page_size for tokens in cached)
+        assert cache.reused + cache.missed == sum(-(-len(request.prompt) // page_size) for request in admitted)
         assert all(0 <= tokens < len(request.prompt) for tokens, request in zip(cached, admitted, strict=True))
         if not self.setup.reuse:
             assert not any(request.cached_tokens for request in self.requests if not request.parent)

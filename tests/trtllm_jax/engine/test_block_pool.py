@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, precondition, rule
 
-from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool, block_hash
+from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
+from trtllm_jax.engine.prefix import block_hash
 
 PAGE_SIZE = 2
 CAPACITY = 7

@@ -10,13 +10,14 @@ from typing import Any
 
 import pytest
 
-from tests.trtllm_jax.tiny_engine import tiny_engine
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.kv_cache import CacheSpec
-from trtllm_jax.engine.programs import draw_for
+from trtllm_jax.engine.program_table import draw_for
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.steps import Draw
+
+from ..tiny_engine import tiny_engine
 
 LONG = SamplingParams(max_tokens=60, ignore_eos=True)
 
@@ -31,11 +32,11 @@ def llm(tiny_llama: Path) -> Iterator[LLM]:
 def order_of(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> str:
     """What is dispatched (d) and what is read (r), in order, for one long answer."""
     seen: list[str] = []
-    for name in ("dispatch", "read"):
+    for name, letter in (("run", "d"), ("read", "r")):
         original = getattr(Runner, name)
 
-        def noted(self: Runner, *args: Any, name: str = name, original: Any = original) -> Any:
-            seen.append(name[0])
+        def noted(self: Runner, *args: Any, letter: str = letter, original: Any = original) -> Any:
+            seen.append(letter)
             return original(self, *args)
 
         monkeypatch.setattr(Runner, name, noted)
@@ -53,14 +54,14 @@ def test_unless_that_is_disabled(tiny_llama: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_the_iterations_last_as_long_as_the_engine_was_busy(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    dispatch, pause = Runner.dispatch, 0.01
+    run, pause = Runner.run, 0.01
 
-    def slow(self: Runner, plan: Any) -> Any:
-        flight = dispatch(self, plan)
+    def slow(self: Runner, dispatches: Any) -> Any:
+        results = run(self, dispatches)
         time.sleep(pause)
-        return flight
+        return results
 
-    monkeypatch.setattr(Runner, "dispatch", slow)
+    monkeypatch.setattr(Runner, "run", slow)
     llm.get_stats()
     began = time.perf_counter()
     llm.generate([1, 2, 3], LONG)
@@ -73,14 +74,14 @@ def test_the_iterations_last_as_long_as_the_engine_was_busy(llm: LLM, monkeypatc
 def test_new_weights_wait_for_the_step_that_reads_the_old(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
     params, returned, standing, go_on = llm.params, threading.Event(), threading.Event(), threading.Event()
     runner = llm._engine._runner
-    dispatch = runner.dispatch
+    run = runner.run
 
-    def gated(plan: Any) -> Any:
+    def gated(dispatches: Any) -> Any:
         standing.set()
         assert go_on.wait(120)
-        return dispatch(plan)
+        return run(dispatches)
 
-    monkeypatch.setattr(runner, "dispatch", gated)
+    monkeypatch.setattr(runner, "run", gated)
     output = llm.generate_async([1, 2, 3], LONG)
     assert standing.wait(120)
     thread = threading.Thread(target=lambda: (llm.update_weights(params), returned.set()))
@@ -97,11 +98,11 @@ class TestPrograms:
     def test_a_step_takes_the_smallest_that_holds_it(self, llm: LLM) -> None:
         programs = llm._engine._runner._programs
         for tokens in range(1, 33):
-            fitting = [size for size in programs.token_buckets if size >= tokens]
-            assert programs.token_bucket(tokens) == min(fitting)
+            fitting = [size for size in programs.sizes.token_buckets if size >= tokens]
+            assert programs.ragged(tokens) == ("ragged", min(fitting))
         for rows in range(1, 5):
-            fitting = [size for size in programs.row_buckets if size >= rows]
-            assert programs.row_bucket(rows, greedy=True, extras=0) == min(fitting)
+            fitting = [size for size in programs.sizes.row_buckets if size >= rows]
+            assert programs.decode(rows, greedy=True, extras=0)[:2] == ("decode", min(fitting))
 
     def test_sizes_grow_up_to_the_largest(self) -> None:
         for sizes in (token_buckets(500), decode_buckets(100)):
@@ -126,12 +127,12 @@ class TestPrograms:
     def test_without_enough_compiled_a_request_waits_for_its_own(self, tiny_llama: Path) -> None:
         with tiny_engine(tiny_llama, enforce_eager=True) as llm:
             programs = llm._engine._runner._programs
-            assert not any(programs._programs.ready(("ragged", size)) for size in programs.token_buckets)
+            assert not any(programs._compiler.ready(("ragged", size)) for size in programs.sizes.token_buckets)
             eager = llm.generate([1, 2, 3], LONG).outputs[0].token_ids
-            assert programs._programs.ready(("ragged", programs.token_buckets[0]))
-            assert not programs._programs.ready(("copy",))
+            assert programs._compiler.ready(("ragged", programs.sizes.token_buckets[0]))
+            assert not programs._compiler.ready(("copy", 0))
             llm.warm_up()
-            assert programs._programs.ready(("copy",))
+            assert programs._compiler.ready(("copy", 0))
             assert llm.generate([1, 2, 3], LONG).outputs[0].token_ids == eager
 
     def test_after_the_end_nothing_is_compiled_and_nobody_waits_for_it(self, tiny_llama: Path) -> None:

@@ -7,17 +7,22 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.engine.block_pool import BlockPool, block_hash
+from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager
 from trtllm_jax.engine.events import CacheEvents, iteration_stats
+from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.prefix import block_hash
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
+from trtllm_jax.engine.step_output import StepOutput
 from trtllm_jax.requests.sampling_params import SamplingParams
 
 
-def make_scheduler(events: CacheEvents | None = None, pages: int = 8, batch: int = 4) -> Scheduler:
-    return Scheduler(SchedulerLimits(batch, 16, 32, 4), BlockPool(pages + 1, 4, observer=events))
+def make_scheduler(events: CacheEvents | None = None, pages: int = 8, batch: int = 4, reuse: bool = True) -> Scheduler:
+    limits = SchedulerLimits(batch, 16, 32, 4)
+    return Scheduler(limits, KVCacheManager(limits, [Group(BlockPool(pages + 1, 4, reuse=reuse, observer=events))]))
 
 
 def make_request(prompt: Sequence[int], max_tokens: int = 1, salt: bytes = b"") -> Request:
@@ -35,7 +40,8 @@ def run(scheduler: Scheduler, *requests: Request) -> None:
 def commit(scheduler: Scheduler, plan: StepPlan) -> None:
     counts = plan.emits.astype(int) if plan.kind == "step" else [plan.steps] * len(plan.requests)
     left = [request.max_tokens - len(request.generated) for request in plan.requests]
-    scheduler.commit(plan, [[0] * min(count, most) for count, most in zip(counts, left, strict=True)])
+    gained = [[0] * min(count, most) for count, most in zip(counts, left, strict=True)]
+    scheduler.commit(plan, StepOutput(gained))
 
 
 def data_of(events: CacheEvents, kind: str) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def test_stored_and_removed_blocks_are_what_can_be_found() -> None:
         blocks = [block_hash(b"", range(first, first + 4))]
         for start in (first + 4, first + 8):
             blocks.append(block_hash(blocks[-1], range(start, start + 4)))
-        assert len(scheduler.pool.match(blocks)) == 3
+        assert scheduler.cache.match(make_request(range(first, first + 13))).tokens == 12
         assert known.issuperset(int.from_bytes(block[:8], "big") for block in blocks)
         assert len(known) <= 8
 
@@ -113,7 +119,7 @@ def test_ids_rise_by_one_and_the_oldest_events_make_room() -> None:
 
 def test_without_reuse_nothing_is_stored() -> None:
     events = CacheEvents(10, pages=8)
-    scheduler = Scheduler(SchedulerLimits(4, 16, 32, 4), BlockPool(9, 4, reuse=False, observer=events))
+    scheduler = make_scheduler(events, reuse=False)
     run(scheduler, make_request(range(9)))
     assert [event["data"]["type"] for event in events.drain()] == ["created"]
 
@@ -182,8 +188,8 @@ def test_statistics_of_a_decode_loop_count_no_prompt() -> None:
 def test_the_hit_rate_counts_pages_of_prompts() -> None:
     scheduler = make_scheduler()
     run(scheduler, make_request(range(9)), make_request([*range(8), 99, 98]))
-    counters = scheduler.counters
-    assert (counters.reused_pages, counters.missed_pages) == (2, 4)
+    counts = scheduler.cache.stats
+    assert (counts.reused, counts.missed) == (2, 4)
     scheduler.submit(make_request([77]))
     plan = scheduler.schedule()
     assert plan is not None

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-import jax.numpy as jnp
 import pytest
 
 from trtllm_jax import engine as engine_package
 from trtllm_jax.common.errors import EngineDeadError
-from trtllm_jax.engine import weights
-from trtllm_jax.engine.block_pool import BlockPool
-from trtllm_jax.engine.config import Compilation
 from trtllm_jax.engine.engine import Engine
-from trtllm_jax.engine.kv_cache import CacheSpec
-from trtllm_jax.engine.logit_edits import LogitEdits
-from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import FinishReason, Request, Update
-from trtllm_jax.engine.runner import Runner
-from trtllm_jax.engine.sampling import Sampling
-from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
-from trtllm_jax.llmapi.llm_args import parse_llm_args
-from trtllm_jax.llmapi.loading import load
+
+from .parts import Parts, requests_of_every_kind
 
 SECONDS = 60
 """Far more than any of this takes: who is told nothing by then is never told."""
-LIMITS = SchedulerLimits(max_batch_size=4, max_num_tokens=16, max_seq_len=32, max_decode_steps=4)
-PAGE_SIZE, PAGES = 4, 24
 SEARCHED = {
     *(
         "scheduler.py",
+        "cache_manager.py",
+        "prefix.py",
         "block_pool.py",
+        "packer.py",
+        "flight.py",
         "plan.py",
         "request.py",
         "runner.py",
@@ -47,26 +39,6 @@ SEARCHED = {
 }
 FOLDER = str(Path(engine_package.__file__).parent)
 Line = tuple[str, int]
-
-
-class Parts:
-    """Compiled programs and weights of a tiny model, for as many engines as are wanted."""
-
-    def __init__(self, folder: Path) -> None:
-        loaded = load(parse_llm_args(model=folder, dtype="float32"))
-        self.params, self.mesh = loaded.params, loaded.mesh
-        (group,) = loaded.model.module.cache_spec(loaded.model.config)
-        self.spec = CacheSpec(group, PAGE_SIZE, jnp.dtype("float32"))
-        shapes = weights.shapes_of(self.params)
-        self.programs = Programs(
-            loaded.model, self.mesh, shapes, self.spec.arrays(PAGES, self.mesh), LIMITS, LIMITS.max_seq_len // PAGE_SIZE
-        )
-        self.programs.compile(Compilation.BEFORE, lambda done, total: None)
-
-    def engine(self, sink: Callable[[Sequence[Update]], None]) -> Engine:
-        scheduler = Scheduler(LIMITS, BlockPool(PAGES, PAGE_SIZE), CapacityPolicy.MAX_UTILIZATION)
-        runner = Runner(self.programs, self.params, self.spec.allocate(PAGES, self.mesh), self.mesh)
-        return Engine(scheduler, runner, sink)
 
 
 @pytest.fixture(scope="module")
@@ -99,24 +71,6 @@ class Tracer:
                 self.raised = True
                 raise Fault(f"{line}")
         return self._line
-
-
-def requests_of_every_kind() -> list[Request]:
-    greedy = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
-    sampled = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, greedy=False)
-    by_hand = LogitEdits(processors=(lambda *_: None,))
-    first = Request(tuple(range(9)), 6, sampled)
-    return [
-        first,
-        Request(first.prompt, 6, sampled, parent=first),
-        Request((1, 2, 3), 20, greedy),
-        Request(tuple(range(9)), 6, sampled, num_logprobs=2, stop_ids=frozenset({3})),
-        Request((3, 3, 4), 6, greedy, edits=LogitEdits(repetition=1.3, no_repeat_ngram=2)),
-        Request((5,), 5, greedy, edits=LogitEdits(bad=((1, 2),))),
-        Request((6, 6), 5, greedy, edits=by_hand, num_logprobs=1),
-        Request(tuple(range(12)), 3, greedy, keep_context=True, keep_logits=True),
-        Request((8, 9), 1, greedy, keep_embedding=True),
-    ]
 
 
 def run_all(parts: Parts, tracer: Tracer) -> EngineDeadError | None:

@@ -55,7 +55,7 @@ def penalties(model: Model) -> Any:
 
 def lowered(step: Any, layout: steps.Layout, model: Model, *others: object) -> str:
     caches = (jax.ShapeDtypeStruct(cache_shape(600, 8, 32, 128), jnp.bfloat16),) * 2
-    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
+    state = jax.eval_shape(partial(RowState.empty, SLOTS, (PAGES,)))
     return lowered_with(jax.jit(step, donate_argnums=(1, 2)), layout, model, caches, state, *others)
 
 
@@ -79,10 +79,10 @@ def model() -> Model:
 @pytest.mark.parametrize("how", [Draw(False, 0), Draw(True, 0), Draw(True, 1), Draw(True, 8), Draw(True, 256)], ids=str)
 @pytest.mark.parametrize("rows", [8, 256, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64, 128))])
 def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -> None:
-    known = (penalties(model),) if how.extras else (None,)
     how = how._replace(extras=min(how.extras or 0, rows))
-    layout = steps.decode_layout(rows, 1, how)
-    text = lowered(partial(steps.decode_loop, model, layout, how, 1), layout, model, *known)
+    known, loop = ((penalties(model),), steps.decode_loop_with_extras) if how.extras else ((), steps.decode_loop)
+    layout = steps.decode_layout(rows, 1, 1, how)
+    text = lowered(partial(loop, model, layout, how, 1, 32), layout, model, *known)
     assert "stablehlo.while" not in text, "a loop that the data ends makes the host wait"
     assert "stablehlo.case" not in text, "and so does a branch that the data chooses"
     assert ("_narrow" in text) == how.sampled, "greedy rows alone take no kernel that samples"
@@ -93,8 +93,8 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -
 
 @pytest.mark.parametrize("tokens", [16, 128, 2048])
 def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
-    layout = steps.ragged_layout(tokens, min(tokens, SLOTS), PAGES)
-    text = lowered(partial(steps.ragged_step, model, layout), layout, model)
+    layout = steps.ragged_layout(tokens, min(tokens, SLOTS), (PAGES,))
+    text = lowered(partial(steps.ragged_step, model, layout, 32), layout, model)
     assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
     assert ("ragged_attention" in text) == (tokens < 1024)
     assert "stablehlo.case" not in text, "a branch that the data chooses makes the host wait"
@@ -104,7 +104,7 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
 @pytest.mark.parametrize(("rows", "room"), [(16, 8), (16, 16), (256, 256)])
 def test_extras_of_a_ragged_step(pretended_gpu: None, model: Model, rows: int, room: int) -> None:
     layout = steps.extras_layout(rows)
-    state = jax.eval_shape(partial(RowState.empty, SLOTS, PAGES))
+    state = jax.eval_shape(partial(RowState.empty, SLOTS, (PAGES,)))
     last, out = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16), jax.ShapeDtypeStruct((rows, 2), jnp.int32)
     step = jax.jit(partial(steps.ragged_extras, model, layout, room))
     text = lowered_with(step, layout, model, state, penalties(model), last, out)

@@ -75,8 +75,8 @@ def test_wishes_that_int32_does_not_hold_mean_what_they_say() -> None:
 
 
 def test_an_empty_state_runs_nothing_and_has_a_row_for_padding() -> None:
-    state = RowState.empty(4, 3)
-    assert state.page_table.shape == (5, 3)
+    state = RowState.empty(4, (3, 1))
+    assert [table.shape for table in state.page_tables] == [(5, 3), (5, 1)]
     assert state.done.tolist() == [True] * 5
     assert all(leaf.shape[0] == 5 for leaf in jax.tree.leaves(state))
     assert {field.name: field.dtype for field in sampling_fields(1)} == {

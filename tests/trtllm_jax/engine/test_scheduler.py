@@ -9,11 +9,24 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trtllm_jax.engine.block_pool import BlockPool
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager
+from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.request import FinishReason, Request
-from trtllm_jax.engine.scheduler import CapacityPolicy, Scheduler, SchedulerLimits
+from trtllm_jax.engine.scheduler import Scheduler
+from trtllm_jax.engine.step_output import StepOutput
 
-from .simulation import NO_EVICT, UTILIZATION, VOCAB, Setup, Simulation, device_stops, generate_alone, make_request
+from .simulation import (
+    NO_EVICT,
+    UTILIZATION,
+    VOCAB,
+    Setup,
+    Simulation,
+    device_stops,
+    generate_alone,
+    make_request,
+    pages_of,
+)
 
 ON_THE_HOST = LogitEdits(batched=True)
 
@@ -53,13 +66,16 @@ def setups(draw: st.DrawFn) -> Setup:
     max_seq_len = draw(st.integers(2, 30))
     batch = draw(st.integers(1, 5))
     pages = -(-max_seq_len // page_size) + draw(st.sampled_from([0, 1, 2, 4, 12]))
+    windows = st.sampled_from([(None,), (None,), (None, 3), (2, None), (5,), (4, 9)])
     return Setup(
         limits=SchedulerLimits(
             max_batch_size=min(batch, pages),
             max_num_tokens=batch + draw(st.integers(0, 12)),
             max_seq_len=max_seq_len,
             max_decode_steps=draw(st.integers(1, 8)),
+            max_tokens_per_iteration=draw(st.sampled_from([1, 1, 1, 2, 4])),
         ),
+        windows=draw(windows),
         page_size=page_size,
         pages=pages,
         policy=draw(st.sampled_from(CapacityPolicy)),
@@ -158,7 +174,8 @@ def test_equal_prompts_of_one_step_share_what_the_first_computes() -> None:
     simulation = ran(setup_of(), first, second)
     assert (first.cached_tokens, second.cached_tokens) == (0, 8)
     assert simulation.plans[0].requests == (first, second)
-    assert simulation.plans[0].page_table[0, :2].tolist() == simulation.plans[0].page_table[1, :2].tolist()
+    (table,) = simulation.plans[0].page_tables
+    assert table[0, :2].tolist() == table[1, :2].tolist()
 
 
 def test_an_answer_is_found_as_the_next_prompts_beginning() -> None:
@@ -222,7 +239,7 @@ def test_samples_of_one_prompt_compute_it_once(length: int, copies: int, reuse: 
     simulation = ran(setup_of(reuse=reuse), parent, *forks)
     assert [fork.cached_tokens for fork in forks] == [length - 1] * 3
     assert simulation.device.prompt_tokens == length + 3
-    assert sum(len(plan.copies) for plan in simulation.plans) == copies
+    assert sum(len(of_group) for plan in simulation.plans for of_group in plan.copies) == copies
 
 
 def test_samples_outlive_a_first_one_that_is_aborted_before_they_start() -> None:
@@ -271,7 +288,7 @@ def test_a_stopped_sequence_waits_for_its_tokens_in_flight() -> None:
     simulation.submit(make_request([1], 25), newest := make_request([2], 25, seed=1))
     held = known = 0
     while not preempted(simulation):
-        held, known = len(newest.pages), newest.total
+        held, known = len(pages_of(newest)) if newest.blocks else 0, newest.total
         simulation.step()
     assert held - 1 >= known + 1, "less the page it was stopped for, its pages do for its known tokens and a spare one"
     assert newest not in simulation.plans[-1].requests
@@ -433,8 +450,8 @@ def test_prompts_whose_length_changes_their_keys_share_a_prefix_with_equals_only
     """Dynamic rope: beyond a length the keys of a prompt depend on how long it is, and those of an answer too."""
 
     def found(stretch: int | None, *lengths: int, new: int = 1) -> list[int | None]:
-        pool = BlockPool(200, 4)
-        scheduler = Scheduler(SchedulerLimits(2, 64, 64, 1), pool, rope_stretch=stretch)
+        limits = SchedulerLimits(2, 64, 64, 1)
+        scheduler = Scheduler(limits, KVCacheManager(limits, [Group(BlockPool(200, 4))], stretch))
         requests = [make_request(range(length), new) for length in lengths]
         for request in requests:
             scheduler.submit(request)
@@ -442,7 +459,9 @@ def test_prompts_whose_length_changes_their_keys_share_a_prefix_with_equals_only
                 plan = scheduler.schedule()
                 assert plan is not None
                 position = request.total
-                scheduler.commit(plan, [[position] if emits else [] for emits in plan.emits] or [[position]])
+                scheduler.commit(
+                    plan, StepOutput([[position] if emits else [] for emits in plan.emits] or [[position]])
+                )
         return [request.cached_tokens for request in requests]
 
     assert found(None, 20, 30, 20) == [0, 20, 16]
@@ -452,11 +471,3 @@ def test_prompts_whose_length_changes_their_keys_share_a_prefix_with_equals_only
     assert found(None, 10, 30, new=20) == [0, 28]
     assert found(12, 10, 12, new=20) == [0, 8]
     assert found(40, 10, 30, new=20) == [0, 28]
-
-
-def test_a_stretched_prompt_is_no_salt_and_no_block() -> None:
-    scheduler = Scheduler(SchedulerLimits(1, 64, 64, 1), BlockPool(9, 1), rope_stretch=3)
-    stretched = [make_request(range(4), 1), make_request(range(5), 1), make_request(range(4), 1, salt=b"s")]
-    starts = [scheduler._chain_start(request) for request in stretched]
-    assert len({*starts, b"", b"s"}) == 5
-    assert all(len(start) == 64 for start in starts), "a block's own hash has 32 bytes"

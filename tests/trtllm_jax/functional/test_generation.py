@@ -16,8 +16,9 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trtllm_jax import SamplingParams, generate_fn, load_model
-from trtllm_jax.functional.generation import PAGE_SIZE, Generate
-from trtllm_jax.functional.research import Model
+from trtllm_jax.functional.generation import Generate
+from trtllm_jax.functional.model import Model
+from trtllm_jax.functional.prefill import PAGE_SIZE
 
 from ..tiny_engine import tiny_engine
 

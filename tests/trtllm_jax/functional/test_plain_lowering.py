@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels.matmul import tuned
 from trtllm_jax import generate_fn, load_model
-from trtllm_jax.functional.research import Model
+from trtllm_jax.functional.model import Model
 from trtllm_jax.models import llama
 from trtllm_jax.nn import forward
 

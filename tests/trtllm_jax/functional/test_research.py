@@ -15,8 +15,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from trtllm_jax import load_model
+from trtllm_jax.functional import model as functional_model
 from trtllm_jax.functional import research
-from trtllm_jax.functional.research import Model
+from trtllm_jax.functional.model import Model
 
 Loaded = tuple[Model, Any]
 VOCAB = 258
@@ -92,7 +93,7 @@ def test_parts_of_the_logits_change_nothing(
 ) -> None:
     model, params = loaded
     expected = jax.jit(jax.grad(lambda p: -_by_softmax(model, p).mean()))(params)
-    monkeypatch.setattr(research, "LOGITS_AT_ONCE", logits_at_once)
+    monkeypatch.setattr(functional_model, "LOGITS_AT_ONCE", logits_at_once)
     assert_close(jax.jit(jax.grad(partial(loss, model)))(params, TOKENS), expected)
 
 
@@ -109,7 +110,7 @@ def temporary_bytes(function: Callable[..., Any], *arguments: Any) -> int:
 
 def test_logprobs_need_less_memory_than_all_logits(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
     model, params = loaded
-    monkeypatch.setattr(research, "LOGITS_AT_ONCE", 8 * VOCAB)
+    monkeypatch.setattr(functional_model, "LOGITS_AT_ONCE", 8 * VOCAB)
     tokens = np.zeros((8, 256), np.int32)
     logits_bytes = tokens.size * VOCAB * 4
     head = partial(model.logprobs, {**params, "layers": ()})  # the layers' own memory is another matter
@@ -268,8 +269,8 @@ def test_scores_are_those_of_the_softmax(loaded: Loaded, monkeypatch: pytest.Mon
     targets = rng.integers(0, VOCAB, places.size)
     targets[[0, 3]] = logits[places[[0, 3]]].argmax(axis=-1)
     expected = np.asarray(jax.nn.log_softmax(logits[places], axis=-1))[np.arange(places.size), targets]
-    for at_once in (research.LOGITS_AT_ONCE, 3 * VOCAB, 1):  # of a part, whole and divided unevenly
-        monkeypatch.setattr(research, "LOGITS_AT_ONCE", at_once)
+    for at_once in (functional_model.LOGITS_AT_ONCE, 3 * VOCAB, 1):  # of a part, whole and divided unevenly
+        monkeypatch.setattr(functional_model, "LOGITS_AT_ONCE", at_once)
         found = jax.jit(lambda *arguments: model.score(*arguments))(params, TOKENS, places, targets)
         assert_close(found.logprobs, expected)
         assert found.likeliest.tolist() == (logits[places].argmax(axis=-1) == targets).tolist()

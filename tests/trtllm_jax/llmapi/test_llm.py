@@ -8,6 +8,7 @@ import pickle
 import shutil
 import threading
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -16,8 +17,8 @@ import pytest
 
 from trtllm_jax import LLM, RequestOutput, SamplingParams
 from trtllm_jax.common.errors import EngineDeadError
-from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.runner import InFlight
+from trtllm_jax.engine.dispatch import Dispatch
+from trtllm_jax.engine.runner import Results
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig, SchedulerConfig
 
 from ..tiny_engine import CACHE, FIRST_TOKENS, LENGTH, held, tiny_engine
@@ -351,15 +352,15 @@ class TestLife:
     def test_a_dead_engine_fails_every_waiter(self, tiny_llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         llm = make(tiny_llama)
         runner = llm._engine._runner
-        dispatch = runner.dispatch
+        run = runner.run
         calls = itertools.count(1)
 
-        def fail_at_the_third(plan: StepPlan) -> InFlight:
+        def fail_at_the_third(dispatches: Sequence[Dispatch]) -> Results:
             if next(calls) == 3:
                 raise OSError("the device fell off the bus")
-            return dispatch(plan)
+            return run(dispatches)
 
-        monkeypatch.setattr(runner, "dispatch", fail_at_the_third)
+        monkeypatch.setattr(runner, "run", fail_at_the_third)
         # More sequences than rows, each far longer than three dispatches: some run, some wait.
         waiting = [llm.generate_async("wait", SamplingParams(max_tokens=120, ignore_eos=True)) for _ in range(6)]
         for future in waiting:

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.engine.runner import Runner
+from trtllm_jax.engine.packer import Packer
 from trtllm_jax.llmapi import KvCacheConfig, SchedulerConfig
 from trtllm_jax.sampling_params import BatchedLogitsProcessor, LogitsProcessor
 
@@ -128,9 +128,9 @@ class TestChanges:
 
         tokens, scores = answers()
         drawn = []
-        draw = Runner.draw
+        draw = Packer.draw
         monkeypatch.setattr(
-            Runner, "draw", lambda self, logits, rows: drawn.append(len(rows)) or draw(self, logits, rows)
+            Packer, "draw", lambda self, logits, rows: drawn.append(len(rows)) or draw(self, logits, rows)
         )
         assert answers() == (tokens, scores)
         assert not drawn

@@ -13,6 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 import pytest
 from click.testing import CliRunner
+from jax.sharding import Mesh
 
 import sharding
 from trtllm_jax import LLM, SamplingParams
@@ -20,16 +21,17 @@ from trtllm_jax.commands.bench import command as bench
 from trtllm_jax.common.strict_model import StrictModel
 from trtllm_jax.engine import build, device_memory
 from trtllm_jax.engine.config import EngineConfig, decode_buckets
-from trtllm_jax.engine.kv_cache import CacheSpec, pool_pages
+from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
+from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.programs import Programs
-from trtllm_jax.engine.scheduler import SchedulerLimits
-from trtllm_jax.functional import loading
+from trtllm_jax.llmapi import loading
 from trtllm_jax.llmapi.llm_args import BuildConfig, KvCacheConfig, LlmArgs
-from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.requests.builder import EngineFacts, RequestBuilder
 from trtllm_jax.structured.params import GuidedDecodingParams
 
-GROUP = CacheGroup(layers=(0, 1), kv_heads=2, head_dim=16)
+GROUP = CacheGroup((0, 1), KeysAndValues(kv_heads=2, head_dim=16))
+LIMITS = SchedulerLimits(max_batch_size=4, max_num_tokens=64, max_seq_len=4096, max_decode_steps=1)
 PAGE = 2 * 2 * 2 * 32 * 16 * 4
 """Bytes of a page of 32 tokens of this cache in float32."""
 
@@ -84,25 +86,26 @@ def test_a_sequence_beyond_the_models_positions_is_refused_with_both_numbers(
         LLM(tiny_llama, max_seq_len=256)
 
 
-def spec_of(page_size: int = 32) -> CacheSpec:
-    return CacheSpec(GROUP, page_size, jnp.dtype("float32"))
+def columns(mesh: Mesh, tokens: int) -> int:
+    spec = CacheSpec.of([GROUP], {}, 32, jnp.dtype("float32"), mesh)
+    return pool_columns(spec, mesh, LIMITS, 0.9, 0, tokens)
 
 
 def test_a_cpus_pool_is_no_larger_than_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     mesh = sharding.make_mesh(1)
     monkeypatch.setattr(device_memory, "of_host", lambda: 100 * PAGE + 1)
-    assert pool_pages(spec_of(), mesh, 0.9, 0, 99 * 32) == 100
+    assert columns(mesh, 99 * 32) == 100
     with pytest.raises(MemoryError, match=r"max_tokens=3169 needs .* GiB .* of memory .* at most 3168$"):
-        pool_pages(spec_of(), mesh, 0.9, 0, 99 * 32 + 1)
+        columns(mesh, 99 * 32 + 1)
 
 
 @pytest.mark.multi_device(2)
 def test_devices_that_a_cpu_plays_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device_memory, "of_host", lambda: 100 * PAGE)
     # Each holds one of the two heads.
-    assert pool_pages(spec_of(), sharding.make_mesh(2), 0.9, 0, 99 * 32) == 100
+    assert columns(sharding.make_mesh(2), 99 * 32) == 100
     with pytest.raises(MemoryError, match=r"at most 3168$"):
-        pool_pages(spec_of(), sharding.make_mesh(2), 0.9, 0, 100 * 32)
+        columns(sharding.make_mesh(2), 100 * 32)
 
 
 def test_this_machines_memory_is_that_of_the_kernel() -> None:
@@ -123,7 +126,10 @@ def test_a_pool_beyond_the_memory_is_refused_before_anything_compiles(
 
 def sized(config: EngineConfig, positions: int = 256) -> tuple[SchedulerLimits, int]:
     model: Any = SimpleNamespace(config=SimpleNamespace(max_position=positions))
-    return build._size(model, None, sharding.make_mesh(1), config, spec_of(config.page_size))
+    mesh = sharding.make_mesh(1)
+    spec = CacheSpec.of([GROUP], {}, config.page_size, jnp.dtype("float32"), mesh)
+    limits, (pages,) = build._size(model, None, mesh, config, spec)
+    return limits, pages
 
 
 def test_what_the_cache_has_no_room_for_is_lowered_and_said(caplog: pytest.LogCaptureFixture) -> None:

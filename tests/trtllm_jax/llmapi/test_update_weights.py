@@ -18,8 +18,8 @@ import pytest
 
 from trtllm_jax import LLM, RequestOutput, SamplingParams, load_model
 from trtllm_jax.common.errors import EngineDeadError
+from trtllm_jax.engine.dispatch import Dispatch
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.runner import InFlight
 from trtllm_jax.functional.nnx import CausalLM
 from trtllm_jax.llmapi import BuildConfig, KvCacheConfig
 
@@ -98,16 +98,16 @@ def buffers(params: Any) -> list[int]:
 
 def update_after(llm: LLM, dispatches: int, params: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """So many of the coming dispatches read the weights of now, and the later ones `params`."""
-    runner = llm._engine._runner
-    dispatch, calls = runner.dispatch, itertools.count(1)
+    packer = llm._engine._packer
+    step, calls = packer.step, itertools.count(1)
 
-    def counted(plan: StepPlan) -> InFlight:
+    def counted(plan: StepPlan) -> list[Dispatch]:
         if next(calls) == dispatches:
             threading.Thread(target=llm.update_weights, args=(params,)).start()
             wait_for_a_command(llm)
-        return dispatch(plan)
+        return step(plan)
 
-    monkeypatch.setattr(runner, "dispatch", counted)
+    monkeypatch.setattr(packer, "step", counted)
 
 
 def wait_for_a_command(llm: LLM) -> None:
@@ -150,7 +150,9 @@ class TestAfterwards:
         forked = SamplingParams(max_tokens=40, ignore_eos=True, temperature=1.0, seed=1, n=2)
         for each in llm.generate([[i, *PROMPT] for i in range(16)], [forked, LONG] * 8):
             assert all(sample.length in (40, 100) for sample in each.outputs)
-        spoilt = np.flatnonzero(np.isnan(np.asarray(llm._engine._runner._caches[0])).any(axis=(1, 2, 3, 4)))
+        spoilt = np.flatnonzero(
+            np.isnan(np.asarray(llm._engine._runner._registers["caches"][0])).any(axis=(1, 2, 3, 4))
+        )
         # As many as four sequences hold at once; those that were freed last are taken first.
         assert spoilt.size > 4 * (len(PROMPT) + 20) // 8
         llm.update_weights(first)
@@ -295,7 +297,7 @@ class TestErrors:
             raise OSError("the device fell off the bus")
 
         with tiny_engine(tiny_llama) as llm:
-            monkeypatch.setattr(llm._engine._runner, "dispatch", fail)
+            monkeypatch.setattr(llm._engine._runner, "run", fail)
             future = llm.generate_async(PROMPT, FREE)
             assert reached.wait(60)
             told: list[BaseException] = []

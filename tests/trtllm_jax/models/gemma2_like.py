@@ -13,9 +13,10 @@ import jax
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.models import llama
-from trtllm_jax.models.llama import HEADS, cache_spec, ropes
+from trtllm_jax.models.llama import HEADS, ropes
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.layers import Residual
 
 __all__ = ["Config", "cache_spec", "embed", "head", "last_rows", "layer", "ropes", "same_layer", "table"]
@@ -53,6 +54,14 @@ def table(config: Config) -> tuple[Weight, ...]:
         for path, name in BLOCK_NORMS.items()
     )
     return (*(row for row in llama.table(config) if row.path != "layers.{i}.mlp_norm"), *rows)
+
+
+def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
+    kept = KeysAndValues(config.kv_heads, config.head_dim)
+    return tuple(
+        CacheGroup(tuple(range(first, config.num_layers, 2)), kept, window)
+        for first, window in enumerate((config.window, None))
+    )
 
 
 def same_layer(config: Config, index: int) -> int:

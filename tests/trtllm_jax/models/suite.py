@@ -64,7 +64,7 @@ class ModelSuite:
         prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
         tokens = np.array([prompts[0], prompts[1] + tiny.prompt(LONG - SHORT)])
         lengths = np.array([LONG, SHORT])
-        logits = np.asarray(jax.jit(tiny.research)(tiny.split().params, tokens, lengths))
+        logits = np.asarray(jax.jit(tiny.model)(tiny.split().params, tokens, lengths))
         paged = tiny.split().logits(prompts, WHOLE)
         for row, prompt in enumerate(prompts):
             found = logits[row, : len(prompt)]
@@ -77,7 +77,7 @@ class ModelSuite:
         prompt, config = tiny.prompt(LONG), tiny.model.config
 
         def score(params: Params) -> jax.Array:
-            return tiny.research.logprobs(params, jnp.asarray(prompt), remat=True).sum()
+            return tiny.model.logprobs(params, jnp.asarray(prompt), remat=True).sum()
 
         value, gradients = jax.jit(jax.value_and_grad(score))(tiny.split().params)
         expected_value, expected = tiny.expected_gradients(prompt)

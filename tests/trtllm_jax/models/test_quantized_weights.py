@@ -51,7 +51,7 @@ def dequantized(params: Params) -> Params:
 
 def test_loading_quantises_what_the_table_says(int8_llama: TinyModel) -> None:
     """An array where it says nothing; the scales have the axes of the outputs."""
-    plain = PagedModel(replace(int8_llama.model, module=llama), int8_llama.checkpoint.tensors).params
+    plain = PagedModel(replace(int8_llama.model, module=llama), int8_llama.model.files.tensors).params
     params = int8_llama.split().params
     assert isinstance(params["embed"], jax.Array)
     for path, inputs in INPUTS.items():
@@ -67,7 +67,7 @@ def test_logits_are_those_of_the_weights_that_were_kept(int8_llama: TinyModel) -
     """Not those of the weights before: 8 bits of random weights are off by a few thousandths a layer."""
     params = int8_llama.split().params
     prompt = np.array(int8_llama.prompt(LONG))
-    run = jax.jit(int8_llama.research)
+    run = jax.jit(int8_llama.model)
     found, expected = run(params, prompt), run(dequantized(params), prompt)
     assert relative_error(np.asarray(found), np.asarray(expected)) < 1e-5
     assert 1e-4 < relative_error(np.asarray(found), int8_llama.expected_logits(prompt.tolist())) < 0.1
@@ -78,7 +78,7 @@ def test_logits_over_pages_are_those_without(int8_llama: TinyModel, steps: list)
     prompts = [int8_llama.prompt(LONG), int8_llama.prompt(SHORT)]
     params = int8_llama.split().params
     for prompt, logits in zip(prompts, int8_llama.split().logits(prompts, steps), strict=True):
-        expected = jax.jit(int8_llama.research)(dequantized(params), np.array(prompt))
+        expected = jax.jit(int8_llama.model)(dequantized(params), np.array(prompt))
         assert relative_error(logits, np.asarray(expected)) < 1e-5
 
 

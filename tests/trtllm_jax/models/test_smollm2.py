@@ -9,10 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from checkpoints.checkpoint import open_checkpoint
 from trtllm_jax import LLM, SamplingParams
-from trtllm_jax.models import architecture
-from trtllm_jax.nn.model import Model
+from trtllm_jax.functional.research import open_model
 
 from .paged import PagedModel, relative_error
 
@@ -61,9 +59,8 @@ def test_logits_and_first_tokens_on_several_devices(
     smollm2_gguf: Path, reference: PreTrainedModel, answers: list[tuple[list[int], list[int]]], devices: int
 ) -> None:
     """The 9 query and 3 key heads are padded to 12 and 4 where two or four devices share them."""
-    checkpoint = open_checkpoint(smollm2_gguf)
-    module = architecture(checkpoint.config)
-    split = PagedModel(Model(module, module.Config.from_hf(checkpoint.config)), checkpoint.tensors, devices)
+    model = open_model(smollm2_gguf)
+    split = PagedModel(model, model.files.tensors, devices)
     assert split.extents["kv_heads"] == (3 if devices == 1 else 4)
 
     prompt, tokens = answers[0]

@@ -11,9 +11,8 @@ import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
 from checkpoints.checkpoint import open_checkpoint
-from trtllm_jax.functional import research
-from trtllm_jax.models import architecture
-from trtllm_jax.nn.model import Model
+from trtllm_jax.functional.model import Model
+from trtllm_jax.functional.research import open_model
 
 from .paged import PagedModel, Prompt
 
@@ -32,10 +31,11 @@ class TinyModel:
             torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3, generator=generator)
         self._reference.save_pretrained(folder)
         self.folder = folder
-        self.checkpoint = open_checkpoint(folder)
-        module = module or architecture(self.checkpoint.config)
-        self.model = Model(module, module.Config.from_hf(self.checkpoint.config))
-        self.research = research.Model(module, self.model.config)
+        if module is None:
+            self.model = open_model(folder)
+        else:
+            checkpoint = open_checkpoint(folder)
+            self.model = Model(module, module.Config.from_hf(checkpoint.config), checkpoint=checkpoint)
         self._split: dict[int, PagedModel] = {}
 
     def prompt(self, length: int) -> list[int]:
@@ -46,7 +46,7 @@ class TinyModel:
     def split(self, tensor_parallel_size: int = 1) -> PagedModel:
         """Our model over so many devices; loaded and compiled once."""
         if tensor_parallel_size not in self._split:
-            self._split[tensor_parallel_size] = PagedModel(self.model, self.checkpoint.tensors, tensor_parallel_size)
+            self._split[tensor_parallel_size] = PagedModel(self.model, self.model.files.tensors, tensor_parallel_size)
         return self._split[tensor_parallel_size]
 
     @torch.no_grad()

@@ -1,4 +1,5 @@
 import asyncio
+import contextlib
 import re
 import socket
 import subprocess
@@ -14,10 +15,14 @@ import pytest
 
 from tests.trtllm_jax.tiny_engine import FIRST_TOKENS, SIZES, held, tiny_engine
 from trtllm_jax import EngineBusyError, EngineDeadError, SamplingParams
+from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.llmapi import GuidedDecodingParams
-from trtllm_jax.remote.host import EngineHost
+from trtllm_jax.remote import wire
+from trtllm_jax.remote.host import EngineHost, _RemoteSequence
 from trtllm_jax.remote.llm import RemoteLLM
+from trtllm_jax.requests.output_processor import OutputProcessor, PromptLogprobs
+from trtllm_jax.requests.outputs import RequestOutput
 
 ROWS, QUEUE = SIZES["max_batch_size"], 12
 
@@ -256,9 +261,6 @@ def test_nonsense_ends_its_own_connection_only(pair: Pair, remote: RemoteLLM, se
 
 def test_a_request_that_does_not_fit_is_refused_alone(pair: Pair, remote: RemoteLLM) -> None:
     """The engine checks again: it need not trust who sends."""
-    from trtllm_jax.engine.request import Request
-    from trtllm_jax.requests.output_processor import OutputProcessor, PromptLogprobs
-    from trtllm_jax.requests.outputs import RequestOutput
 
     output = RequestOutput(1, None, [1], 1, lambda: None)
     stream = OutputProcessor(output, 0, SamplingParams(), None, None, lambda _: None, PromptLogprobs([1], None))
@@ -275,7 +277,7 @@ def test_an_engine_that_fails_tells_everybody(tiny_llama: Path, monkeypatch: pyt
     def fail(plan: Any) -> None:
         raise MemoryError("no room")
 
-    monkeypatch.setattr(pair.llm._engine._runner, "dispatch", fail)
+    monkeypatch.setattr(pair.llm._engine._runner, "run", fail)
     with pytest.raises(EngineDeadError, match="no room"):
         remote.generate([1], LONG)
     assert "no room" in str(remote.failure)
@@ -358,3 +360,33 @@ class TestConstraints:
         with pytest.raises(RuntimeError, match="lexer"):
             output.result(60)
         assert remote.generate([3], SamplingParams(max_tokens=3, ignore_eos=True)).outputs[0].length == 3
+
+
+def test_two_threads_that_end_a_sequence_send_one_end() -> None:
+    """As a client's Finish and a constraint that fails may do at one moment."""
+    sent: list[Any] = []
+    inside = threading.Barrier(2)
+
+    class Connection:
+        enqueue = staticmethod(sent.append)
+        finished = staticmethod(lambda number: None)
+
+    class Ending:
+        """An `Update` that is read by two threads at once, wherever they may be inside together."""
+
+        tokens, logprobs, error, admission, embedding = (), (), None, None, None
+
+        @property
+        def finish(self) -> FinishReason:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                inside.wait(0.5)
+            return FinishReason.CANCELLED
+
+    new = wire.NewSequence(1, b"", 1, Sampling(1.0, 1, 1.0, 0.0, 0, True), [], None, b"", 0, None, None, False, 1)
+    sequence = _RemoteSequence(Connection(), new, PromptLogprobs((), None))  # type: ignore[arg-type]
+    threads = [threading.Thread(target=sequence.take, args=(Ending(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [step.finish for step in sent] == ["cancelled"]

@@ -151,6 +151,13 @@ def test_other_refusals(http: httpx.Client, client: OpenAI) -> None:
     told(http.post("/v1/completions", content=raw, headers=packed), 415)
     told(http.post("/v1/completion", json=COMPLETION), 404, code=None)
     told(http.get("/v1/completions"), 405)
+    for method, path, allowed in (
+        ("HEAD", "/metrics", "GET"),
+        ("PUT", "/v1/responses/resp_1", "DELETE, GET"),
+        ("POST", "/openapi.json", "GET, HEAD"),
+    ):
+        refused = http.request(method, path)
+        assert (refused.status_code, refused.headers["allow"]) == (405, allowed)
     told(http.post("/v1/completions", json={**COMPLETION, "model": "gpt"}), 404, param="model", code="model_not_found")
     told(http.get("/v1/models/nobody"), 404, code="model_not_found")
     assert http.get("/v1/models/tiny/alias").json()["max_model_len"] == 160

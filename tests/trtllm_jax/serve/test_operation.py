@@ -165,6 +165,9 @@ def test_the_document_says_what_there_is(http: httpx.Client) -> None:
     assert schemas["CompletionRequest"]["required"] == ["model", "prompt"]
     for name in ("CompletionRequest", "ChatRequest"):
         assert schemas[name]["properties"]["model"]["enum"] == ["tiny", "tiny/alias"]
+    operations = [operation for path in document["paths"].values() for operation in path.values()]
+    assert all(operation["summary"] and operation["description"] for operation in operations)
+    assert len({operation["operationId"] for operation in operations}) == len(operations)
     assert set(document["paths"]) == {
         "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/responses/{response_id}",
         "/v1/models", "/v1/models/{model}", "/health", "/health_generate", "/version", "/metrics", "/tokenize",

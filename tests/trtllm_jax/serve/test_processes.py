@@ -27,20 +27,20 @@ SECONDS = 240
 
 SERVE = """
 import os, sys, time
-from trtllm_jax.engine.runner import Runner
+from trtllm_jax.engine.packer import Packer
 
-dispatch, held = Runner.dispatch, 0
+step, held = Packer.step, 0
 
-def dispatch_or_fail(self, plan):
+def step_or_fail(self, plan):
     global held
     held = held + 1 if os.path.exists(os.environ["HOLD"]) else 0
     while held > 4 and os.path.exists(os.environ["HOLD"]):
         time.sleep(0.01)
     if os.path.exists(os.environ["FAIL"]):
         raise MemoryError("no room")
-    return dispatch(self, plan)
+    return step(self, plan)
 
-Runner.dispatch = dispatch_or_fail
+Packer.step = step_or_fail
 from trtllm_jax.commands.serve import main
 main()
 """

@@ -11,7 +11,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.models.utils import has_bos_prefix, normalize_gen_kwargs
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from trtllm_jax.functional.research import Model
+from trtllm_jax.functional.model import Model
 from trtllm_jax.llmapi.llm import LLM
 from trtllm_jax.logger import progress
 from trtllm_jax.requests.sampling_params import SamplingParams

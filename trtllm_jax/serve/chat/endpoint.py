@@ -10,19 +10,20 @@ from trtllm_jax.requests.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.chat.prompt import chat_prompt
 from trtllm_jax.serve.chat.reader import Reader, Reading
 from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
 from trtllm_jax.serve.http.errors import bad, checking
 from trtllm_jax.serve.http.exchange import Exchange
 from trtllm_jax.serve.http.limits import check_chat
 from trtllm_jax.serve.http.sse import Envelope, EventStream, as_json
 from trtllm_jax.serve.logprobs import Positions, for_chat
-from trtllm_jax.serve.protocol.chat import ChatRequest
+from trtllm_jax.serve.protocol.chat import ChatChunk, ChatRequest, ChatResponse
 from trtllm_jax.serve.sampling import guidance, sampling_params
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.token_texts import Places
 from trtllm_jax.serve.usage import usage
 
 
-async def answer(server: Server, request: Request) -> Response:
+async def create_chat_completion(server: Server, request: Request) -> Response:
     """The assistant's messages, at once or as a stream."""
     exchange = Exchange(server, request, "chatcmpl-")
     body, heavy = await read_model(request, ChatRequest, server.settings, server.pool)
@@ -169,3 +170,18 @@ def _delta(
     told = {name: value for name, value in delta.items() if name != "broken"}
     choice = {"index": index, "delta": told, "logprobs": logprobs, "finish_reason": finish}
     return as_json(choice if finish is None else {**choice, "stop_reason": stop_reason})
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/chat/completions",
+        create_chat_completion,
+        "Create a chat completion",
+        request=ChatRequest,
+        response=ChatResponse,
+        event=ChatChunk,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+)

@@ -11,12 +11,13 @@ from trtllm_jax.requests.builder import shown_prompt
 from trtllm_jax.requests.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.requests.sampling_params import SamplingParams
 from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
 from trtllm_jax.serve.http.errors import bad
 from trtllm_jax.serve.http.exchange import Exchange, submit_each
 from trtllm_jax.serve.http.limits import check_completion
 from trtllm_jax.serve.http.sse import Envelope, EventStream, as_json, merged
 from trtllm_jax.serve.logprobs import for_completions
-from trtllm_jax.serve.protocol.completions import CompletionRequest
+from trtllm_jax.serve.protocol.completions import CompletionRequest, CompletionResponse
 from trtllm_jax.serve.sampling import guidance, sampling_params
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.token_texts import Places, answer_places, places_in_prompt
@@ -26,7 +27,7 @@ from trtllm_jax.text.inputs import Prompt
 _DEFAULT_TOKENS = 16
 
 
-async def answer(server: Server, request: Request) -> Response:
+async def create_completion(server: Server, request: Request) -> Response:
     """The texts, at once or as a stream."""
     exchange = Exchange(server, request, "cmpl-")
     body, heavy = await read_model(request, CompletionRequest, server.settings, server.pool)
@@ -194,3 +195,18 @@ async def _events(
         yield piece
     if options is not None and options.include_usage and not exchange.gone:
         yield envelope.with_usage(b"", usage(exchange.outputs, texts.shown))
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/completions",
+        create_completion,
+        "Create a completion",
+        request=CompletionRequest,
+        response=CompletionResponse,
+        event=CompletionResponse,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+)

@@ -9,15 +9,16 @@ from starlette.responses import Response
 
 from trtllm_jax.requests.outputs import RequestOutput
 from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
 from trtllm_jax.serve.http.errors import ApiError, bad
 from trtllm_jax.serve.http.exchange import Exchange, submit_each
 from trtllm_jax.serve.http.limits import check_embedding
 from trtllm_jax.serve.http.sse import as_json
-from trtllm_jax.serve.protocol.embeddings import EmbeddingRequest
+from trtllm_jax.serve.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from trtllm_jax.serve.server import Server
 
 
-async def answer(server: Server, request: Request) -> Response:
+async def create_embedding(server: Server, request: Request) -> Response:
     """The prompts' embeddings, whole."""
     exchange = Exchange(server, request, "embd-")
     body, heavy = await read_model(request, EmbeddingRequest, server.settings, server.pool)
@@ -60,3 +61,17 @@ def _written(embedding: Any, body: EmbeddingRequest) -> list[float] | str:
     if body.encoding_format == "base64":
         return base64.b64encode(np.asarray(embedding, "<f4").tobytes()).decode()
     return [float(value) for value in embedding]
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/embeddings",
+        create_embedding,
+        "Create embeddings",
+        request=EmbeddingRequest,
+        response=EmbeddingResponse,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+)

@@ -12,11 +12,18 @@ from trtllm_jax.requests.outputs import CompletionOutput, RequestOutput
 from trtllm_jax.serve.chat.endpoint import ChatLogprobs, converse
 from trtllm_jax.serve.chat.reader import Reading
 from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
 from trtllm_jax.serve.http.errors import ApiError, as_api_error, checking
 from trtllm_jax.serve.http.exchange import Exchange
 from trtllm_jax.serve.http.sse import EventStream, as_json
 from trtllm_jax.serve.protocol.chat import ChatRequest
-from trtllm_jax.serve.protocol.responses import InputItem, ResponsesRequest
+from trtllm_jax.serve.protocol.responses import (
+    DeletedResponse,
+    InputItem,
+    ResponsesAnswer,
+    ResponsesEvent,
+    ResponsesRequest,
+)
 from trtllm_jax.serve.responses.input import as_chat, items_of, renamed
 from trtllm_jax.serve.responses.output import Event, Items
 from trtllm_jax.serve.responses.store import Stored
@@ -25,7 +32,7 @@ from trtllm_jax.serve.server import Server
 _ITEMS: TypeAdapter[list[InputItem]] = TypeAdapter(list[InputItem])
 
 
-async def answer(server: Server, request: Request) -> Response:
+async def create_response(server: Server, request: Request) -> Response:
     """The response, at once or as a stream of events."""
     exchange = Exchange(server, request, "resp_")
     body, heavy = await read_model(request, ResponsesRequest, server.settings, server.pool)
@@ -51,13 +58,13 @@ async def answer(server: Server, request: Request) -> Response:
     return Response(as_json(making.ended(output)), media_type="application/json")
 
 
-async def stored(server: Server, request: Request) -> Response:
+async def retrieve_response(server: Server, request: Request) -> Response:
     """A response that was stored."""
     found = server.responses.get(request.path_params["response_id"], _owner(request))
     return Response(as_json(found.response), media_type="application/json")
 
 
-async def delete(server: Server, request: Request) -> Response:
+async def delete_response(server: Server, request: Request) -> Response:
     """Forget a response."""
     number = request.path_params["response_id"]
     server.responses.delete(number, _owner(request))
@@ -189,3 +196,35 @@ class Making:
             "usage": usage,
             "user": body.user,
         }
+
+
+_STORED_ERRORS = (400, 401, 404, 500)
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/responses",
+        create_response,
+        "Create a response",
+        request=ResponsesRequest,
+        response=ResponsesAnswer,
+        event=ResponsesEvent,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+    Endpoint(
+        "GET",
+        "/v1/responses/{response_id}",
+        retrieve_response,
+        "Retrieve a stored response",
+        response=ResponsesAnswer,
+        errors=_STORED_ERRORS,
+    ),
+    Endpoint(
+        "DELETE",
+        "/v1/responses/{response_id}",
+        delete_response,
+        "Delete a stored response",
+        response=DeletedResponse,
+        errors=_STORED_ERRORS,
+    ),
+)

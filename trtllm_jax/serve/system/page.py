@@ -6,11 +6,11 @@ from importlib.resources import files
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trtllm_jax.serve.http.errors import ApiError
+from trtllm_jax.serve.http.endpoint import Endpoint
 from trtllm_jax.serve.server import Server
 
-_KINDS = {"css": "text/css", "js": "text/javascript"}
 FILES = ("page.css", "page.js", "server.js", "figures.js")
+_MEDIA_TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript"}
 _HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -21,20 +21,18 @@ _HEADERS = {
 }
 
 
-async def index(server: Server, request: Request) -> Response:
-    """The page."""
-    return Response(_read("index.html"), headers=_HEADERS, media_type="text/html; charset=utf-8")
+def _file_endpoint(path: str, name: str) -> Endpoint:
+    media_type = f"{_MEDIA_TYPES[name.rpartition('.')[2]]}; charset=utf-8"
 
+    async def page_file(server: Server, request: Request) -> Response:
+        return Response(_read(name), headers=_HEADERS, media_type=media_type)
 
-async def part(server: Server, request: Request) -> Response:
-    """A file that belongs to it."""
-    name = request.path_params["name"]
-    if name not in FILES:
-        raise ApiError(404, f"there is no {name[:80]!r} here: the page has {', '.join(FILES)}")
-    kind = _KINDS[name.rpartition(".")[2]]
-    return Response(_read(name), headers=_HEADERS, media_type=f"{kind}; charset=utf-8")
+    return Endpoint("GET", path, page_file, public=True, documented=False)
 
 
 @cache
 def _read(name: str) -> bytes:
     return files("trtllm_jax.serve.system").joinpath("page_files", name).read_bytes()
+
+
+ENDPOINTS = (_file_endpoint("/", "index.html"), *(_file_endpoint(f"/page/{name}", name) for name in FILES))

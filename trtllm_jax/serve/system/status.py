@@ -7,9 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.serve.http.endpoint import Endpoint
 from trtllm_jax.serve.http.errors import unavailable
 from trtllm_jax.serve.http.exchange import Exchange
 from trtllm_jax.serve.http.sse import as_json
+from trtllm_jax.serve.protocol.base import ModelCard, ModelList
 from trtllm_jax.serve.server import Server, package_version
 
 _PROBE_SECONDS = 60.0
@@ -36,41 +38,41 @@ async def health_generate(server: Server, request: Request) -> Response:
     return Response()
 
 
-async def version(server: Server, request: Request) -> Response:
+async def get_version(server: Server, request: Request) -> Response:
     """The package's version."""
     return _json({"version": package_version()})
 
 
-async def models(server: Server, request: Request) -> Response:
+async def list_models(server: Server, request: Request) -> Response:
     """The names of the model."""
     return _json({"object": "list", "data": [_card(server, name) for name in server.settings.model_names]})
 
 
-async def model(server: Server, request: Request) -> Response:
+async def retrieve_model(server: Server, request: Request) -> Response:
     """One of them."""
     return _json(_card(server, server.check_model(request.path_params["model"])))
 
 
-async def statistics(server: Server, request: Request) -> Response:
+async def get_statistics(server: Server, request: Request) -> Response:
     """The engine's statistics since anybody read them last, one record a step."""
-    await listen(server)
+    await update_metrics(server)
     stats = list(server.metrics.stats)
     server.metrics.stats.clear()
     return _json(stats)
 
 
-async def prometheus(server: Server, request: Request) -> Response:
+async def get_prometheus_metrics(server: Server, request: Request) -> Response:
     """The metrics in Prometheus' text form."""
-    await listen(server)
+    await update_metrics(server)
     return Response(server.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-async def kv_cache_events(server: Server, request: Request) -> Response:
+async def get_kv_cache_events(server: Server, request: Request) -> Response:
     """The prefix cache's events since anybody read them last."""
     return _json(await server.llm.get_kv_cache_events_async())
 
 
-async def listen(server: Server) -> None:
+async def update_metrics(server: Server) -> None:
     """Have the metrics know the engine's newest statistics; a dead engine has none."""
     if server.llm.failure is None:
         server.metrics.hear(await server.llm.get_stats_async())
@@ -88,3 +90,41 @@ def _card(server: Server, name: str) -> dict[str, Any]:
 
 def _json(value: Any) -> Response:
     return Response(as_json(value), media_type="application/json")
+
+
+_RECORDS = {"type": "array", "items": {"type": "object"}}
+ENDPOINTS = (
+    Endpoint("GET", "/v1/models", list_models, "List the model's names", response=ModelList),
+    Endpoint(
+        "GET",
+        "/v1/models/{model:path}",
+        retrieve_model,
+        "Retrieve one name of the model",
+        response=ModelCard,
+        errors=(401, 404, 500),
+    ),
+    Endpoint("GET", "/health", health, "Whether requests are taken", errors=(503,), public=True),
+    Endpoint("GET", "/health_generate", health_generate, "Whether tokens are generated", errors=(401, 500, 503, 504)),
+    Endpoint(
+        "GET",
+        "/version",
+        get_version,
+        "The package's version",
+        content={"application/json": {"type": "object", "required": ["version"]}},
+    ),
+    Endpoint("GET", "/metrics", get_statistics, "The engine's statistics", content={"application/json": _RECORDS}),
+    Endpoint(
+        "GET",
+        "/prometheus/metrics",
+        get_prometheus_metrics,
+        "Metrics for Prometheus",
+        content={"text/plain": {"type": "string"}},
+    ),
+    Endpoint(
+        "POST",
+        "/kv_cache_events",
+        get_kv_cache_events,
+        "The prefix cache's events",
+        content={"application/json": _RECORDS},
+    ),
+)

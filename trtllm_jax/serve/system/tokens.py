@@ -8,6 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
 from trtllm_jax.serve.http.errors import bad, checking
 from trtllm_jax.serve.http.sse import as_json
 from trtllm_jax.serve.protocol.base import ApiModel, TokenId
@@ -82,3 +83,25 @@ def _tokenizer(server: Server) -> Tokenizer:
     if server.llm.tokenizer is None:
         raise bad(None, "this server has no tokenizer (skip_tokenizer_init): it reads and writes ids only")
     return server.llm.tokenizer
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/tokenize",
+        tokenize,
+        "Tokenize a text",
+        request=TokenizeRequest,
+        response=TokenizeResponse,
+        errors=BODY_ERRORS,
+    ),
+    Endpoint(
+        "POST",
+        "/detokenize",
+        detokenize,
+        "Detokenize ids",
+        request=DetokenizeRequest,
+        response=DetokenizeResponse,
+        errors=BODY_ERRORS,
+    ),
+)

@@ -1,29 +1,30 @@
-"""What every request passes first: its id, its key, its line in the log, and the answer to what nobody foresaw."""
+"""`RequestMiddleware`: a request's id, its API key, its line in the log, and the answer to unexpected failures."""
 
 import hmac
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from trtllm_jax.logger import logger
+from trtllm_jax.serve.http.endpoint import Endpoint
 from trtllm_jax.serve.http.errors import ApiError, as_api_error
 from trtllm_jax.serve.server import Server
-from trtllm_jax.serve.system.page import FILES
 
-_SANE_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_OPEN_PATHS = frozenset({"/health", "/", *(f"/page/{name}" for name in FILES)})
-_GENERATING = frozenset({"/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses"})
+_VALID_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 
 
-class Front:
-    """ASGI middleware. A log line names sizes, times and ids, never texts."""
+class RequestMiddleware:
+    """ASGI middleware around the whole application; its log lines name sizes, times and ids, and never texts."""
 
-    def __init__(self, app: ASGIApp, server: Server) -> None:
+    def __init__(self, app: ASGIApp, server: Server, endpoints: Sequence[Endpoint]) -> None:
         self._app = app
         self._server = server
+        self._public = frozenset(endpoint.path for endpoint in endpoints if endpoint.public)
+        self._generating = frozenset(endpoint.path for endpoint in endpoints if endpoint.generates)
         self._keys = [key.encode() for key in server.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -34,7 +35,7 @@ class Front:
         began = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
-        request_id = given if _SANE_ID.fullmatch(given) else uuid.uuid4().hex.encode()
+        request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
         record: dict[str, Any] = {}
         scope["trtllm_jax.record"] = record
         scope["trtllm_jax.request_id"] = request_id.decode()
@@ -48,7 +49,7 @@ class Front:
             await send(message)
 
         try:
-            if self._keys and scope["path"] not in _OPEN_PATHS:
+            if self._keys and scope["path"] not in self._public:
                 self._check_key(headers.get(b"authorization", b""))
             await self._app(scope, receive, send_with_id)
         except Exception as error:
@@ -62,7 +63,7 @@ class Front:
                 await told.response()(scope, receive, send_with_id)
         finally:
             status = record.pop("status", status)
-            if status >= 400 and scope["path"] in _GENERATING:
+            if status >= 400 and scope["path"] in self._generating:
                 self._server.metrics.failed(status)
             facts = {
                 "request": request_id.decode(),

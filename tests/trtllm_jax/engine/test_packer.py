@@ -5,8 +5,10 @@ from __future__ import annotations
 import jax.numpy as jnp
 
 from trtllm_jax.engine.block_pool import BlockPool
-from trtllm_jax.engine.runner import pack_ragged
-from trtllm_jax.engine.scheduler import Scheduler, SchedulerLimits
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager
+from trtllm_jax.engine.limits import SchedulerLimits
+from trtllm_jax.engine.packer import pack_ragged
+from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.engine.steps import ragged_layout
 
 from .simulation import make_request
@@ -16,15 +18,17 @@ PADDING_SLOT = 6
 
 def test_one_row_of_a_sequence_writes_its_state() -> None:
     """Two that wrote to one slot could leave either of their states there."""
-    scheduler = Scheduler(SchedulerLimits(PADDING_SLOT, 16, 32, 4), BlockPool(20, 4))
+    limits = SchedulerLimits(PADDING_SLOT, 16, 32, 4)
+    scheduler = Scheduler(limits, KVCacheManager(limits, [Group(BlockPool(20, 4))]))
     scheduler.submit(make_request(range(3), 4, keep_context=True))
     scheduler.submit(make_request([7, 8], 4, seed=1))
     plan = scheduler.schedule()
     assert plan is not None
-    layout = ragged_layout(16, PADDING_SLOT, plan.page_table.shape[1])
+    (table,) = plan.page_tables
+    layout = ragged_layout(16, PADDING_SLOT, table.shape[1:])
     sent = layout.unpack(jnp.asarray(pack_ragged(plan, layout, PADDING_SLOT, PADDING_SLOT)))
     told, other = plan.requests[0].slot, plan.requests[-1].slot
     assert plan.slots.tolist() == [told, told, told, other]
     assert sent["slots"].tolist() == [PADDING_SLOT, PADDING_SLOT, told, other, PADDING_SLOT, PADDING_SLOT]
     assert sent["emits"].tolist() == [False, False, True, True, False, False]
-    assert sent["page_table"][0].tolist() == sent["page_table"][2].tolist()
+    assert sent["page_table_0"][0].tolist() == sent["page_table_0"][2].tolist()

@@ -1,0 +1,114 @@
+"""A step that was dispatched: what it will have brought once the device is done."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from trtllm_jax.common.errors import RequestError
+from trtllm_jax.engine.extras import Outcome, Scores
+from trtllm_jax.engine.logit_edits import INVALID, NOTHING_LEFT
+from trtllm_jax.engine.plan import StepPlan
+from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.engine.runner import Results
+from trtllm_jax.engine.step_edits import StepEdits
+from trtllm_jax.engine.step_output import StepOutput
+
+Read = Callable[[Results], Mapping[str, np.ndarray]]
+
+
+class EditedDraw(NamedTuple):
+    """Rows that were drawn for after their logits were edited, and what was reported of them."""
+
+    edits: StepEdits
+    results: Results
+
+
+@dataclass(frozen=True, eq=False)
+class InFlight:
+    """A dispatched plan.
+
+    Attributes:
+        plan: what was dispatched.
+        results: what its programs report.
+        extras: the rows that its scores are of.
+        draws: what was drawn for rows with edited logits, in the place of the step's own draws.
+        dispatched: when, in `time.perf_counter`'s seconds.
+    """
+
+    plan: StepPlan
+    results: Results
+    extras: Sequence[int] = ()
+    draws: tuple[EditedDraw, ...] = ()
+    dispatched: float = field(default_factory=time.perf_counter)
+
+    def output(self, read: Read) -> StepOutput:
+        """What came of it; `read` gives the host's arrays, and waits for the device."""
+        plan, found = self.plan, read(self.results)
+        tokens = [row[1 : 1 + row[0]] for row in found["tokens"][: len(plan.requests)].tolist()]
+        output = StepOutput(
+            tokens,
+            logits=_by_row(plan.with_logits, found.get("logits")),
+            embeddings=_by_row(plan.with_embeddings, found.get("embeddings")),
+        )
+        if "scores" in found and self.extras:
+            _take_scores(output, plan, self.extras, Scores.unpacked(found["scores"]), plan.scored)
+        for draw in self.draws:
+            _take_draw(output, plan, draw.edits, read(draw.results))
+        return output
+
+
+def _take_scores(output: StepOutput, plan: StepPlan, rows: Sequence[int], scores: Scores, scored: bool) -> None:
+    """Put the tokens that extras drew in the place of others, with failures and log-probabilities."""
+    drawn, outcomes = scores.token.T.tolist(), scores.outcome.T.tolist()
+    for place, row in enumerate(rows):
+        gained = len(output.tokens[row])
+        output.tokens[row] = drawn[place][:gained]
+        failed = [outcome for outcome in outcomes[place][:gained] if outcome != Outcome.DRAWN]
+        if failed:
+            output.failures[row] = _failure(failed[0])
+    if scored:
+        output.logprobs.update(_token_logprobs(plan, rows, output.tokens, scores))
+
+
+def _take_draw(output: StepOutput, plan: StepPlan, edits: StepEdits, found: Mapping[str, np.ndarray]) -> None:
+    """Put what was drawn from edited logits in the place of the step's own tokens."""
+    output.failures.update(edits.failures)
+    for row, (outcome, token) in zip(edits.rows, found["drawn"].tolist(), strict=False):
+        output.tokens[row] = [token]
+        if outcome != Outcome.DRAWN:
+            output.failures.setdefault(row, _failure(outcome))
+    if "scores" in found:
+        scores = Scores.unpacked(found["scores"])
+        output.logprobs.update(_token_logprobs(plan, edits.rows, output.tokens, scores))
+
+
+def _failure(outcome: int) -> RequestError:
+    return RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT)
+
+
+def _by_row(rows: Sequence[int], values: np.ndarray | None) -> dict[int, np.ndarray]:
+    return {} if values is None else dict(zip(rows, values, strict=False))
+
+
+def _token_logprobs(
+    plan: StepPlan, rows: Sequence[int], tokens: Sequence[Sequence[int]], scores: Scores
+) -> dict[int, list[TokenLogprobs]]:
+    """Of what `rows` gained, as far as they asked. The scores have the axes [tokens, rows, ...]."""
+    most = max((plan.requests[row].num_logprobs or 0 for row in rows), default=0)
+    own, rank = scores.own.T.tolist(), scores.rank.T.tolist()
+    ids = scores.ids.swapaxes(0, 1)[..., :most].tolist()
+    best = scores.best.swapaxes(0, 1)[..., :most].tolist()
+    found = {}
+    for place, row in enumerate(rows):
+        count = plan.requests[row].num_logprobs
+        if count is not None:
+            found[row] = [
+                TokenLogprobs(token, own, rank, tuple(zip(ids[:count], best[:count], strict=True)))
+                for token, own, rank, ids, best in zip(
+                    tokens[row], own[place], rank[place], ids[place], best[place], strict=False
+                )
+            ]
+    return found

@@ -1,0 +1,42 @@
+"""Sizes that bound one step, and when a waiting sequence is admitted."""
+
+import enum
+from dataclasses import dataclass
+
+
+class CapacityPolicy(enum.StrEnum):
+    """When a waiting sequence is admitted (TensorRT-LLM's CapacitySchedulerPolicy)."""
+
+    GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
+    """Once the pages for its prompt and all its new tokens are reserved: it is never preempted."""
+    MAX_UTILIZATION = "MAX_UTILIZATION"
+    """Once there are pages for its prompt; the newest sequence is preempted and recomputed when pages run out."""
+
+
+@dataclass(frozen=True)
+class SchedulerLimits:
+    """Sizes that bound one step.
+
+    Attributes:
+        max_batch_size: sequences that run at once.
+        max_num_tokens: tokens of one ragged step; at least max_batch_size, so that every row can decode.
+        max_seq_len: tokens of a sequence.
+        max_decode_steps: iterations of one decode dispatch.
+        max_tokens_per_iteration: tokens that a row may gain in one iteration; it gains one at least.
+    """
+
+    max_batch_size: int
+    max_num_tokens: int
+    max_seq_len: int
+    max_decode_steps: int
+    max_tokens_per_iteration: int = 1
+
+    @property
+    def max_decode_tokens(self) -> int:
+        """Tokens that a row may gain in one decode dispatch."""
+        return self.max_decode_steps * self.max_tokens_per_iteration
+
+    @property
+    def max_step_tokens(self) -> int:
+        """Tokens that a sequence may gain in one dispatch of any kind."""
+        return max(self.max_num_tokens, self.max_decode_tokens)

@@ -1,0 +1,42 @@
+"""What chooses a token a row from its logits in a generation."""
+
+from typing import Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+
+from pallas_kernels import sampling
+
+
+class Draw(Protocol):
+    """What chooses a token a row."""
+
+    def __call__(self, logits: jax.Array, positions: jax.Array) -> jax.Array:
+        """Tokens [b] to stand at `positions` [b], from logits [b, vocab]."""
+
+
+def greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
+    """The likeliest token of each row."""
+    return sampling.greedy(logits)
+
+
+def sampler(key: jax.Array, rows: int, xla_only: bool, **settings: ArrayLike | None) -> Draw:
+    """What draws a token a row by its sampling parameters, from noise that the key and the row's number seed."""
+    defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
+    each = {}
+    for name, default in defaults.items():
+        value = jnp.asarray(default if settings[name] is None else settings[name])
+        if value.shape not in ((), (rows,)):
+            raise ValueError(f"generate got {name} of shape {value.shape} for {rows} rows; want a number or [{rows}]")
+        if name == "top_k" and not jnp.issubdtype(value.dtype, jnp.integer):
+            raise ValueError(f"generate got top_k of dtype {value.dtype}; want integers")
+        each[name] = jnp.broadcast_to(value.astype(jnp.int32 if name == "top_k" else jnp.float32), (rows,))
+    seed = jax.vmap(lambda row: jax.random.bits(jax.random.fold_in(key, row), (2,), jnp.uint32))(jnp.arange(rows))
+
+    def draw(logits: jax.Array, positions: jax.Array) -> jax.Array:
+        return sampling.sample(
+            logits, **each, seed=seed, position=positions, implementation="xla" if xla_only else None
+        )
+
+    return draw

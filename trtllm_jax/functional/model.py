@@ -1,0 +1,158 @@
+"""A model that users call: a differentiable forward pass, and log-probabilities, over a pytree of weights."""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import ArrayLike
+
+from checkpoints.checkpoint import Checkpoint
+from trtllm_jax.functional.arguments import checked_lengths, checked_tokens, refuse_explicit_axes
+from trtllm_jax.nn import model as nn_model
+from trtllm_jax.nn.batch import Batch
+
+LOGITS_AT_ONCE = 1 << 25
+"""Logits that `Model.logprobs` holds at a time, of which a backward pass needs a few times four bytes each."""
+
+
+class Scores(NamedTuple):
+    """For each of n targets its log-probability, float32 [n], and whether it is the likeliest token, bool [n]."""
+
+    logprobs: jax.Array
+    likeliest: jax.Array
+
+
+@dataclass(frozen=True)
+class Model(nn_model.Model):
+    """A model's pure functions of its weights; hashable, so that it may be a static argument of `jax.jit`.
+
+    A call, `logprobs` and `score` are computed in plain XLA: `jax.grad`, `jax.vmap`, `jax.jit` and automatic
+    partitioning over a mesh of `AxisType.Auto` axes apply. The engine's programs are made of the same object.
+
+    Attributes:
+        module: the architecture, a file in `trtllm_jax/models`.
+        config: its facts.
+        end_ids: the ids that end a sequence, as the checkpoint states or names them.
+        attention: "xla", "cudnn" (16-bit on a GPU; no forward-mode and no second derivative), or None: cuDNN where it
+            can.
+        checkpoint: the files it came from.
+    """
+
+    end_ids: frozenset[int] = frozenset()
+    attention: Literal["xla", "cudnn"] | None = None
+    checkpoint: Checkpoint | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def files(self) -> Checkpoint:
+        """The checkpoint; ValueError where the model was not opened from one."""
+        if self.checkpoint is None:
+            raise ValueError("this model was not loaded from a checkpoint, so it has no tokenizer and no weights")
+        return self.checkpoint
+
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The checkpoint's transformers tokenizer, read when it is first used; ValueError where there is none."""
+        return self.files.load_tokenizer()
+
+    def __call__(
+        self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None = None, *, remat: bool = False
+    ) -> jax.Array:
+        """The logits of every position, float32 [..., s, vocab]: row i scores the token after tokens 0 to i.
+
+        Args:
+            params: the weights, as `load_model` gave them, or trained since.
+            tokens: integers [..., s], padded on the right; an id outside the vocabulary has an embedding of zeros.
+            lengths: integers [...], tokens of each sequence that are not padding; None for all. No token sees the
+                padding behind it, so only ropes that depend on a sequence's length (dynamic) look at them.
+            remat: a backward pass computes each layer again instead of keeping what is inside it.
+
+        Raises:
+            ValueError: the shapes or dtypes do not fit, or the weights lie on a mesh of explicit axes.
+        """
+        x = self._dense(params, tokens, lengths, remat)
+        return self._scores(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
+
+    def logprobs(
+        self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None = None, *, remat: bool = False
+    ) -> jax.Array:
+        """The log-probability of every token after those before it, float32 [..., s]; their sum is the sequence's.
+
+        0 for the first token, which nothing predicts, for padding, and for negative ids, which `generate_fn` pads with;
+        NaN for ids beyond the vocabulary. Arguments and errors as for a call; logits are made a part at a time, and
+        again in a backward pass, so that they never are in memory together.
+        """
+        x = self._dense(params, tokens, lengths, remat)
+        tokens = jnp.asarray(tokens)
+        lead, (width, embed) = tokens.shape[:-1], x.shape[-2:]
+        rows = tokens.size // width
+        part = min(max(LOGITS_AT_ONCE // (rows * self.config.vocab), 1), max(width - 1, 1))
+        parts = -(-(width - 1) // part)
+        unused = parts * part - (width - 1)
+
+        @jax.checkpoint
+        def of_part(part_of: tuple[jax.Array, jax.Array]) -> jax.Array:
+            before, chosen = part_of
+            logits = self._scores(params, before.reshape(-1, embed)).reshape(*chosen.shape, -1)
+            own = jnp.take_along_axis(logits, chosen[..., None], axis=-1)[..., 0]
+            return own - jax.nn.logsumexp(logits, axis=-1)
+
+        def by_part(array: jax.Array) -> jax.Array:
+            padded = jnp.pad(array, [(0, 0), (0, unused), *[(0, 0)] * (array.ndim - 2)])
+            return jnp.moveaxis(padded.reshape(rows, parts, part, *array.shape[2:]), 1, 0)
+
+        flat = tokens.reshape(rows, width)
+        chosen = lax.map(of_part, (by_part(x.reshape(rows, width, embed)[:, :-1]), by_part(flat[:, 1:])))
+        found = jnp.moveaxis(chosen, 0, 1).reshape(rows, -1)[:, : width - 1]
+        found = jnp.pad(found, ((0, 0), (1, 0))).reshape(*lead, width)
+        real = tokens >= 0 if lengths is None else (jnp.arange(width) < jnp.asarray(lengths)[..., None]) & (tokens >= 0)
+        return jnp.where(real, found, 0.0)
+
+    def score(
+        self, params: Any, tokens: ArrayLike, places: ArrayLike, targets: ArrayLike, lengths: ArrayLike | None = None
+    ) -> Scores:
+        """How likely each of `targets` is as the token after one place of `tokens`; only these places have logits made.
+
+        Args:
+            params, tokens, lengths: as for a call.
+            places: integers [n], indices into `tokens` as if it were flat.
+            targets: integers [n], ids of the vocabulary.
+
+        Raises:
+            ValueError: the shapes or dtypes do not fit, or the weights lie on a mesh of explicit axes.
+        """
+        places, targets = jnp.asarray(places), jnp.asarray(targets)
+        if places.ndim != 1 or places.shape != targets.shape or places.size == 0:
+            raise ValueError(f"places are {list(places.shape)} and targets {list(targets.shape)}; want both [n], n > 0")
+        x = self._dense(params, tokens, lengths, remat=False)
+        count = places.size
+        part = min(max(LOGITS_AT_ONCE // self.config.vocab, 1), count)
+
+        def of_part(places_and_targets: tuple[jax.Array, jax.Array]) -> Scores:
+            places, targets = places_and_targets
+            logits = self._scores(params, x.reshape(-1, x.shape[-1])[places])
+            own = jnp.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+            return Scores(own - jax.nn.logsumexp(logits, axis=-1), logits.argmax(axis=-1) == targets)
+
+        def by_part(array: jax.Array) -> jax.Array:
+            return jnp.pad(array, (0, -count % part)).reshape(-1, part)
+
+        found = lax.map(of_part, (by_part(places), by_part(targets)))
+        return Scores(*(array.reshape(-1)[:count] for array in found))
+
+    def _dense(self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None, remat: bool) -> jax.Array:
+        """The residual stream [..., s, embed] after the last layer."""
+        tokens = checked_tokens(tokens)
+        refuse_explicit_axes(params)
+        *lead, width = tokens.shape
+        length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
+        flat = tokens.reshape(-1, width).astype(jnp.int32)
+        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self.attention)
+        none = (None,) * len(params["layers"])
+        x, _ = self.hidden(params, batch, none, remat=remat)
+        return x.reshape(*lead, width, -1)
+
+    def _scores(self, params: Any, x: jax.Array) -> jax.Array:
+        return self.logits(params, x, xla_only=True).astype(jnp.float32)

@@ -113,18 +113,23 @@ class _RemoteSequence:
                 self._number,
                 list(update.tokens),
                 update.finish.value if update.finish else None,
-                wire.encode_logprobs(update.logprobs),
-                wire.encode_logprobs(self._prompt_logprobs(update)),
                 None if update.error is None else encode_error(update.error),
                 update.admission,
-                None if update.embedding is None else update.embedding.tobytes(),
+                wire.encode_outputs(self._outputs(update)),
             )
         )
+
+    def _outputs(self, update: Update) -> dict[str, Sequence[Any]]:
+        """What an update carries, with log-probabilities of the prompt in the place of its logits."""
+        outputs = {name: entries for name, entries in update.outputs.items() if name != "context_logits"}
+        if entries := self._prompt_logprobs(update):
+            outputs["prompt_logprobs"] = entries
+        return outputs
 
     def _prompt_logprobs(self, update: Update) -> Sequence[TokenLogprobs]:
         """Those that the first sample computes; of every other sample the last, which scores its own first token."""
         if self._is_first_sample:
-            return self.prompt_logprobs.take(update.context, update.tokens)
+            return self.prompt_logprobs.take(update)
         if not self._wants_prompt or not update.tokens:
             return ()
         self._wants_prompt = False
@@ -250,8 +255,7 @@ class _Connection:
             parent=parent,
             owner=_RemoteSequence(self, new, prompt_logprobs),
             edits=wire.decode_edits(new.edits),
-            keep_context=parent is None and new.prompt_logprobs is not None,
-            keep_embedding=new.embedding,
+            reports=frozenset(new.reports),
             id=new.request_id,
         )
 

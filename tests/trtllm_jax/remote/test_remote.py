@@ -374,7 +374,7 @@ def test_two_threads_that_end_a_sequence_send_one_end() -> None:
     class Ending:
         """An `Update` that is read by two threads at once, wherever they may be inside together."""
 
-        tokens, logprobs, error, admission, embedding = (), (), None, None, None
+        tokens, error, admission, outputs = (), None, None, {}
 
         @property
         def finish(self) -> FinishReason:
@@ -382,7 +382,7 @@ def test_two_threads_that_end_a_sequence_send_one_end() -> None:
                 inside.wait(0.5)
             return FinishReason.CANCELLED
 
-    new = wire.NewSequence(1, b"", 1, Sampling(1.0, 1, 1.0, 0.0, 0, True), [], None, b"", 0, None, None, False, 1)
+    new = wire.NewSequence(1, b"", 1, Sampling(1.0, 1, 1.0, 0.0, 0, True), [], None, b"", 0, None, None, [], 1)
     sequence = _RemoteSequence(Connection(), new, PromptLogprobs((), None))  # type: ignore[arg-type]
     threads = [threading.Thread(target=sequence.take, args=(Ending(),)) for _ in range(2)]
     for thread in threads:

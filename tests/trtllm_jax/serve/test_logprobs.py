@@ -146,8 +146,8 @@ class PlayedLLM(BaseLLM):
     def _play(self, requests: Sequence[Request]) -> None:
         for number, request in enumerate(requests):
             tokens = list(self._answers[number % len(self._answers)])
-            context = [self._logits() for _ in request.prompt] if request.keep_context else []
-            deliver([Update(request, context=[logits]) for logits in context[:-1]])
+            context = [self._logits() for _ in request.prompt] if "context_logits" in request.reports else []
+            deliver([Update(request, outputs={"context_logits": [logits]}) for logits in context[:-1]])
             for place, token in enumerate(tokens):
                 if id(request) in self._ended:
                     break
@@ -156,7 +156,8 @@ class PlayedLLM(BaseLLM):
                 finish = FinishReason.STOP if stops else FinishReason.LENGTH if ends else None
                 logits = context[-1] if context and place == 0 else self._logits()
                 entry = self._entry(logits, token, request.num_logprobs)
-                deliver([Update(request, [token], entry, finish, context=[] if place else context[-1:])])
+                outputs = {"logprobs": entry, "context_logits": [] if place else context[-1:]}
+                deliver([Update(request, [token], finish, outputs=outputs)])
                 if finish:
                     break
 

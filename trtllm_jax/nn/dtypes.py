@@ -11,7 +11,7 @@ from checkpoints.table import Weight, leaf_of
 
 def weight_dtype(table: Iterable[Weight], params: Any) -> jnp.dtype:
     """The dtype of a model, which all weights have whose rows state none of their own."""
-    row = next(row for row in table if row.dtype is None)
+    row = next(row for row in table if row.dtype is None and row.format is None)
     return jnp.dtype(leaf_of(params, row.path.replace("{i}", "0")).dtype)
 
 

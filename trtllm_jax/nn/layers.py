@@ -193,10 +193,18 @@ def gated(
     return ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
 
 
-def logits(x: Normed, table: AnyWeight, vocab: int, *, xla_only: bool = False) -> jax.Array:
-    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary."""
+def logits(
+    x: Normed, table: AnyWeight, vocab: int, *, soft_cap: float | None = None, xla_only: bool = False
+) -> jax.Array:
+    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary.
+
+    With `soft_cap` they are soft_cap * tanh(score / soft_cap).
+    """
     with jax.named_scope("logits"):
-        return sharding.all_gather(_product(x, table, ("embed",), xla_only), "vocab", 1)[:, :vocab]
+        scores = sharding.all_gather(_product(x, table, ("embed",), xla_only), "vocab", 1)[:, :vocab]
+        if soft_cap is None:
+            return scores
+        return (soft_cap * jnp.tanh(scores.astype(jnp.float32) / soft_cap)).astype(scores.dtype)
 
 
 def unit_rows(rows: Normed) -> jax.Array:

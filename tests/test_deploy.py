@@ -62,8 +62,8 @@ def exposed() -> dict[str, set[str]]:
     from trtllm_jax.serve.metrics import Metrics
 
     metrics = Metrics("model")
-    metrics.answered(1.0, [RequestOutput(1, None, [1, 2, 3], 1, lambda: None)])
-    metrics.failed(503)
+    metrics.record_success(1.0, [RequestOutput(1, None, [1, 2, 3], 1, lambda: None)])
+    metrics.record_error(503)
     series: dict[str, set[str]] = defaultdict(set)
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         for sample in family.samples:

@@ -61,7 +61,7 @@ class ServeSettings(StrictModel):
         otlp_traces_endpoint: URL of OpenTelemetry's collector, None for no traces.
         stored_responses: of /v1/responses, remembered in this process; 0 where others answer too.
         stored_bytes: of them together.
-        tokenizer_threads: for prompts so long that reading them would hold up the streams.
+        tokenizer_threads: for prompts so long that parser them would hold up the streams.
         limits: of each request.
     """
 

@@ -24,7 +24,7 @@ from trtllm_jax.logger import logger
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.config import ServerOptions
-from trtllm_jax.serve.http.connection import BoundedConnection, room_for_connections
+from trtllm_jax.serve.http.connection import LimitedHttpProtocol, connection_limit
 
 KEEP_ALIVE = 30
 """Seconds that a connection without a request stays open."""
@@ -39,7 +39,7 @@ def main() -> int:
     engine, listening = (socket.socket(fileno=int(number)) for number in sys.argv[1:3])
     told = json.loads(sys.stdin.buffer.read())
     options = ServerOptions(**told["server"])
-    BoundedConnection.most = room_for_connections()
+    LimitedHttpProtocol.max_connections = connection_limit()
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         llm = RemoteLLM(engine, parse_llm_args(**told["llm"]), runner.get_loop())
         server = _Server(_uvicorn(create_app(llm, options.settings), options), llm)
@@ -59,7 +59,7 @@ def _uvicorn(app: Any, options: ServerOptions) -> uvicorn.Config:
         access_log=False,
         server_header=False,
         proxy_headers=False,  # nothing here depends on who asks
-        http=BoundedConnection,
+        http=LimitedHttpProtocol,
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=max(1, round(options.drain_timeout)),
         ssl_keyfile=options.ssl_keyfile,

@@ -125,13 +125,13 @@ def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> No
         frontends.start()
         for concurrency in args.concurrency:
             for _ in range(args.rounds):
-                sampling = requests(concurrency * args.requests_per_row, args.spread)
-                here = in_process(llm, sampling, concurrency)
+                workload = requests(concurrency * args.requests_per_row, args.spread)
+                here = in_process(llm, workload, concurrency)
                 before = processor_seconds()
-                there = over_http(listening.getsockname()[1], sampling, concurrency, args.client_processes)
-                used = {f"{name}_us_per_token": (after - before[name]) / tokens(sampling) * 1e6
+                there = over_http(listening.getsockname()[1], workload, concurrency, args.client_processes)
+                used = {f"{name}_us_per_token": (after - before[name]) / tokens(workload) * 1e6
                         for name, after in processor_seconds().items()}  # fmt: skip
-                tell(concurrency=concurrency, requests=len(sampling), in_process_tok_s=here, **there, **used,
+                tell(concurrency=concurrency, requests=len(workload), in_process_tok_s=here, **there, **used,
                      kept=there["http_tok_s"] / here)  # fmt: skip
         host.close()
 
@@ -155,33 +155,33 @@ def requests(count: int, spread: int) -> list[dict[str, Any]]:
     ]
 
 
-def tokens(sampling: Sequence[dict[str, Any]]) -> int:
+def tokens(workload: Sequence[dict[str, Any]]) -> int:
     """Tokens that are to be generated."""
-    return sum(wish["output_tokens"] for wish in sampling)
+    return sum(asked["output_tokens"] for asked in workload)
 
 
-def in_process(llm: LLM, sampling: Sequence[dict[str, Any]], concurrency: int) -> float:
+def in_process(llm: LLM, workload: Sequence[dict[str, Any]], concurrency: int) -> float:
     """Generated tokens/s of the same requests without HTTP, each awaited as a whole."""
 
     async def run() -> None:
         room = asyncio.Semaphore(concurrency)
 
-        async def one(wish: dict[str, Any]) -> None:
+        async def one(asked: dict[str, Any]) -> None:
             async with room:
-                params = SamplingParams(temperature=1.0, max_tokens=wish["output_tokens"], ignore_eos=True)
-                await llm.generate_async(wish["input_ids"], params)
+                params = SamplingParams(temperature=1.0, max_tokens=asked["output_tokens"], ignore_eos=True)
+                await llm.generate_async(asked["input_ids"], params)
 
-        await asyncio.gather(*map(one, sampling))
+        await asyncio.gather(*map(one, workload))
 
     began = time.perf_counter()
     asyncio.run(run())
-    return tokens(sampling) / (time.perf_counter() - began)
+    return tokens(workload) / (time.perf_counter() - began)
 
 
-def over_http(port: int, sampling: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
+def over_http(port: int, workload: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
     """Generated tokens/s and gaps by `trtllm-bench serve`."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as dataset:
-        dataset.writelines(json.dumps(wish) + "\n" for wish in sampling)
+        dataset.writelines(json.dumps(asked) + "\n" for asked in workload)
         dataset.flush()
         command = [
             sys.executable, "-c", "from trtllm_jax.commands.bench.command import main; main()", "serve",

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from pallas_kernels import sampling
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.packing import Field
 from trtllm_jax.engine.penalties import Penalties
@@ -149,15 +150,15 @@ def draw_extras(
         changing = lax.dynamic_slice_in_dim(changes, first, size)
         present = (first + jnp.arange(size) < plan["num_extras"]) & rows.active[at]
         slots, positions = rows.slots[at], rows.positions[at]
-        sampling = jax.tree.map(lambda leaf: leaf[at], rows.sampling)
+        params = jax.tree.map(lambda leaf: leaf[at], rows.sampling)
         original = logits_of(at).astype(jnp.float32)
 
         def change(logits: jax.Array) -> jax.Array:
-            changed = penalties.changed(logits, slots, positions, sampling.stop_ids)
+            changed = penalties.changed(logits, slots, positions, params.stop_ids)
             return jnp.where(changing[:, None], changed, logits)
 
         def sample(logits: jax.Array) -> jax.Array:
-            return sampler.sample(logits, sampling, positions)
+            return sampler.sample(logits, params, positions)
 
         def score(tokens: jax.Array) -> jax.Array:
             return Scores(tokens, outcome, *sampler.logprobs(original, tokens, alternatives(vocab))).packed
@@ -168,7 +169,7 @@ def draw_extras(
 
         logits = _if(room, changing.any(), change, lambda logits: logits, original)
         outcome = jnp.where(changing, outcome_of(logits), Outcome.DRAWN)
-        tokens = _if(room, (sampling.temperature > 0).any(), sample, sampling.greedy, logits)
+        tokens = _if(room, (params.temperature > 0).any(), sample, sampling.greedy, logits)
         found = _if(room, plan["scored"], score, leave_unscored, tokens)
         noted = jnp.where(present & changing, slots, penalties.counts.shape[0])
         return (

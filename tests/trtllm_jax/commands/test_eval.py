@@ -78,7 +78,7 @@ def test_the_help_needs_no_heavy_library() -> None:
 def test_logs_hold_no_progress_bars(eval_files: Path) -> None:
     code = (
         "import sys\n"
-        "from trtllm_jax.commands import eval_run\n"
+        "from trtllm_jax.commands.eval import run as eval_run\n"
         "def prepare(options, *_):\n"
         "    for task in eval_run.load_tasks(options)['tasks'].values():\n"
         "        task.build_all_requests(rank=0, world_size=1)\n"

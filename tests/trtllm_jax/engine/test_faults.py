@@ -43,7 +43,7 @@ SEARCHED = {
         "compiler.py",
         "packing.py",
     ),
-    *("row_state.py", "penalties.py", "changes.py", "edit_list.py", "host_sampling.py"),
+    *("row_state.py", "penalties.py", "step_edits.py", "edit_list.py", "host_sampling.py"),
 }
 FOLDER = str(Path(engine_package.__file__).parent)
 Line = tuple[str, int]

@@ -5,16 +5,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from trtllm_jax.serve.http.errors import bad_request
-from trtllm_jax.serve.parsers.base import (
-    CallArguments,
-    CallBroken,
-    CallStart,
-    ContentText,
-    ReasoningParser,
-    ToolEvent,
-    ToolParser,
-)
+from trtllm_jax.serve.parsers.base import ReasoningParser, ToolParser
 from trtllm_jax.serve.parsers.constraints import plan_tools
+from trtllm_jax.serve.parsers.events import CallArguments, CallBroken, CallStart, ContentText, ToolEvent
 from trtllm_jax.serve.parsers.grammar import answer_grammar, call_grammar
 from trtllm_jax.serve.protocol.base import ResponseFormat
 from trtllm_jax.serve.protocol.chat import ChatRequest

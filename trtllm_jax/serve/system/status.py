@@ -1,4 +1,4 @@
-"""The endpoints that generate nothing for anybody: health, models, version, statistics."""
+"""The endpoints of a server's state: health, models, version, statistics."""
 
 import asyncio
 from typing import Any
@@ -14,11 +14,11 @@ from trtllm_jax.serve.http.tracker import RequestTracker
 from trtllm_jax.serve.protocol.base import ModelCard, ModelList
 from trtllm_jax.serve.server import Server, package_version
 
-_PROBE_SECONDS = 60.0
+_PROBE_TIMEOUT = 60.0
 
 
 async def health(server: Server, request: Request) -> Response:
-    """200 while requests are taken, else 503."""
+    """200 while the server takes requests, else 503."""
     server.check_ready()
     return Response()
 
@@ -29,12 +29,12 @@ async def health_generate(server: Server, request: Request) -> Response:
     one = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
     tracker.outputs = [server.llm.generate_async([0], one)]
     try:
-        async with asyncio.timeout(_PROBE_SECONDS), tracker.abort_on_disconnect(request.receive):
+        async with asyncio.timeout(_PROBE_TIMEOUT), tracker.abort_on_disconnect(request.receive):
             await tracker.outputs[0].aresult()
             tracker.raise_if_aborted()
     except TimeoutError:
         retry = server.settings.retry_after
-        raise service_unavailable(f"the engine gave no token in {_PROBE_SECONDS:g} s", retry) from None
+        raise service_unavailable(f"the engine gave no token in {_PROBE_TIMEOUT:g} s", retry) from None
     return Response()
 
 
@@ -73,7 +73,7 @@ async def get_kv_cache_events(server: Server, request: Request) -> Response:
 
 
 async def update_metrics(server: Server) -> None:
-    """Have the metrics know the engine's newest statistics; a dead engine has none."""
+    """Add the engine's newest statistics to the metrics; an engine that has failed has none."""
     if server.llm.failure is None:
         server.metrics.update(await server.llm.get_stats_async())
 

@@ -1,7 +1,8 @@
-"""POST /tokenize and /detokenize, in vLLM's form: what a prompt's ids are, and what ids say."""
+"""POST /tokenize and /detokenize, with vLLM's fields."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -15,6 +16,8 @@ from trtllm_jax.serve.protocol.base import ApiModel, TokenId
 from trtllm_jax.serve.server import Server
 from trtllm_jax.text.inputs import check_ids
 from trtllm_jax.text.tokenizer import Tokenizer
+
+Result = TypeVar("Result")
 
 
 class TokenizeRequest(ApiModel):
@@ -56,14 +59,10 @@ async def tokenize(server: Server, request: Request) -> Response:
             "prompt", f"prompt is too long: send at most {server.settings.limits.prompt_chars} characters"
         )
 
-    def encode() -> list[int]:
-        return tokenizer.encode(body.prompt, body.add_special_tokens)
-
-    ids = await asyncio.get_running_loop().run_in_executor(server.pool, encode) if large else encode()
+    ids = await _run(server, lambda: tokenizer.encode(body.prompt, body.add_special_tokens), in_thread=large)
     with bad_request_on_value_error():
         check_ids("prompt", ids, server.llm.facts.vocab, tokenizer)
-    whole = {"count": len(ids), "max_model_len": server.llm.facts.max_seq_len, "tokens": ids}
-    return json_response(whole)
+    return json_response({"count": len(ids), "max_model_len": server.llm.facts.max_seq_len, "tokens": ids})
 
 
 async def detokenize(server: Server, request: Request) -> Response:
@@ -76,11 +75,13 @@ async def detokenize(server: Server, request: Request) -> Response:
             "tokens", f"tokens holds {max(body.tokens)}: ids of this model are 0 to {server.llm.facts.vocab - 1}"
         )
 
-    def decode() -> str:
-        return tokenizer.decode(body.tokens, skip_special_tokens=False)
-
-    text = await asyncio.get_running_loop().run_in_executor(server.pool, decode) if large else decode()
+    text = await _run(server, lambda: tokenizer.decode(body.tokens, skip_special_tokens=False), in_thread=large)
     return json_response({"prompt": text})
+
+
+async def _run(server: Server, function: Callable[[], Result], *, in_thread: bool) -> Result:
+    """The result of a function, in a thread where all streams would wait for it otherwise."""
+    return await asyncio.get_running_loop().run_in_executor(server.pool, function) if in_thread else function()
 
 
 def _tokenizer(server: Server) -> Tokenizer:

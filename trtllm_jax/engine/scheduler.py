@@ -10,14 +10,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trtllm_jax.engine.cache_manager import Copy, KVCacheManager
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import Admission, FinishReason, Logits, Request, Update
+from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
+from trtllm_jax.engine.row_outputs import Due
 from trtllm_jax.engine.step_output import StepOutput
 
 
@@ -321,32 +322,24 @@ class Scheduler:
         if row in output.failures:
             request.finished = FinishReason.CANCELLED
             return Update(request, finish=request.finished, error=output.failures[row])
-        context: tuple[Logits, ...] = ()
-        if plan.kind == "step" and plan.context[row]:
-            request.context_sent += 1
-            context = (output.logits[row].copy(),)
+        reports_context = plan.is_due(row, Due.PROMPT_TOKEN)
+        request.context_sent += reports_context
         gained = output.tokens[row]
         if plan.gains:
             least, most = plan.gains[row]
             request.computed_min += len(gained) - least
             request.computed_max += len(gained) - most
-        if not gained:
-            return Update(request, context=context) if context else None
-        admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
-        gained = self._take_tokens(request, gained)
-        if request.blocks is not None:
-            # The last token's key and value are not written yet.
-            self.cache.register(request, request.total - 1)
-        return Update(
-            request,
-            gained,
-            output.logprobs[row][: len(gained)] if request.num_logprobs is not None else (),
-            request.finished,
-            logits=(output.logits[row].copy(),) if request.keep_logits else (),
-            context=context,
-            admission=admission,
-            embedding=output.embeddings[row].copy() if request.keep_embedding else None,
-        )
+        if not gained and not reports_context:
+            return None
+        admission = None
+        if gained:
+            admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
+            gained = self._take_tokens(request, gained)
+            if request.blocks is not None:
+                # The last token's key and value are not written yet.
+                self.cache.register(request, request.total - 1)
+        outputs = _outputs(plan, output, row, len(gained)) if request.row_outputs else {}
+        return Update(request, gained, request.finished, admission=admission, outputs=outputs)
 
     @staticmethod
     def _take_tokens(request: Request, gained: list[int]) -> list[int]:
@@ -382,6 +375,16 @@ class Scheduler:
         self._free_slots.append(request.slot)
         self.running.remove(request)
         request.slot = None
+
+
+def _outputs(plan: StepPlan, output: StepOutput, row: int, gained: int) -> dict[str, list[Any]]:
+    """What a row's sequence asked for besides the tokens that it gained."""
+    found: dict[str, list[Any]] = {}
+    for wanted in plan.requests[row].row_outputs:
+        value = output.by_row[wanted.source].get(row) if plan.is_due(row, wanted.due) else None
+        if value is not None:
+            found[wanted.name] = [value.copy()] if isinstance(value, np.ndarray) else value[:gained]
+    return found
 
 
 def _slots(requests: Sequence[Request]) -> np.ndarray:

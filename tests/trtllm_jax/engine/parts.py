@@ -68,6 +68,6 @@ def requests_of_every_kind() -> list[Request]:
         Request((3, 3, 4), 6, greedy, edits=LogitEdits(repetition=1.3, no_repeat_ngram=2)),
         Request((5,), 5, greedy, edits=LogitEdits(bad=((1, 2),))),
         Request((6, 6), 5, greedy, edits=by_hand, num_logprobs=1),
-        Request(tuple(range(12)), 3, greedy, keep_context=True, keep_logits=True),
-        Request((8, 9), 1, greedy, keep_embedding=True),
+        Request(tuple(range(12)), 3, greedy, reports=frozenset({"context_logits", "generation_logits"})),
+        Request((8, 9), 1, greedy, reports=frozenset({"embedding"})),
     ]

@@ -29,6 +29,7 @@ from .simulation import (
 )
 
 ON_THE_HOST = LogitEdits(batched=True)
+CONTEXT = frozenset({"context_logits"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +45,7 @@ class Arrival:
     step: int
     cancel: tuple[int, int] | None
     edits: LogitEdits | None
-    keep_logits: bool
-    keep_context: bool
+    reports: frozenset[str]
 
     def requests(self, first_seed: int) -> list[Request]:
         made: list[Request] = []
@@ -54,7 +54,7 @@ class Arrival:
             made.append(
                 make_request(
                     self.prompt, self.max_tokens, seed, self.stop_ids, self.num_logprobs, self.salt, parent,
-                    edits=self.edits, keep_logits=self.keep_logits, keep_context=self.keep_context and not made,
+                    edits=self.edits, reports=self.reports - CONTEXT if made else self.reports,
                 )
             )  # fmt: skip
         return made
@@ -100,8 +100,7 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
         edits=draw(st.sampled_from([None, None, LogitEdits(), LogitEdits(bad=((1, 2),)), LogitEdits(batched=True)])),
-        keep_logits=draw(st.sampled_from([False, False, True])),
-        keep_context=draw(st.sampled_from([False, False, True])),
+        reports=frozenset(draw(st.lists(st.sampled_from(["generation_logits", "context_logits"]), max_size=2))),
     )
 
 
@@ -369,7 +368,7 @@ def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
     simulation = Simulation(setup_of(batch=5))
     simulation.submit(first := make_request([1], 30))
     simulation.step()
-    simulation.submit(told := make_request(range(10), 2, seed=1, keep_context=True))
+    simulation.submit(told := make_request(range(10), 2, seed=1, reports=CONTEXT))
     simulation.submit(later := make_request([3], 2, seed=2))
     simulation.run(100)
     rows = [plan.requests.count(told) for plan in simulation.plans if plan.context.any()]
@@ -382,16 +381,16 @@ def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
 
 
 def test_logits_of_a_prompt_are_told_once_though_it_is_computed_again() -> None:
-    requests = [make_request([seed] * 6, 26, seed, keep_context=True, edits=LogitEdits()) for seed in range(4)]
+    requests = [make_request([seed] * 6, 26, seed, reports=CONTEXT, edits=LogitEdits()) for seed in range(4)]
     simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
     assert preempted(simulation)
     for request in requests:
-        assert sum(len(update.context) for update in simulation.updates[request]) == 6
+        assert sum(len(update.outputs.get("context_logits", ())) for update in simulation.updates[request]) == 6
 
 
 def test_a_known_prompt_is_computed_where_its_logits_are_told() -> None:
     simulation = ran(setup_of(), make_request(range(12), 3))
-    simulation.submit(told := make_request(range(12), 3, seed=1, keep_context=True))
+    simulation.submit(told := make_request(range(12), 3, seed=1, reports=CONTEXT))
     simulation.run(100)
     simulation.submit(plain := make_request(range(12), 3, seed=2))
     simulation.run(100)

@@ -23,6 +23,8 @@ from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.logger import logger
+from trtllm_jax.nn.dtypes import activation_dtype
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Model
 
 NOMINAL_PAGES = 1024
@@ -63,18 +65,17 @@ def build_engine(
     Raises:
         MemoryError: the cache does not fit; names the knob.
     """
-    weight_dtype = model.weight_dtype(params)
+    model = replace(model, execution=Execution.on(mesh))
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
+    kv_dtype = jnp.dtype(config.kv_dtype or activation_dtype(model.weight_dtype(params), model.platform))
     spec = CacheSpec.of(model.cache_groups, model.config.sizes, config.page_size, kv_dtype, mesh)
     started = time.perf_counter()
     # Whatever keeps the weights themselves would keep their memory when others take their place.
     shapes = weights.shapes_of(params)
     limits, pages = _size(model, shapes, mesh, config, spec)
-    programs = Programs(_sizes(model, limits, spec, on_cpu), mesh, shapes, spec.arrays(pages))
+    programs = Programs(_sizes(model, limits, spec), mesh, shapes, spec.arrays(pages))
     try:
-        programs.compile(compilation(config.eager), progress)
+        programs.compile(compilation(config.eager, model.platform), progress)
         compile_seconds = time.perf_counter() - started
         events = CacheEvents(config.event_buffer, pages[0] - 1) if config.event_buffer else None
         pools = [BlockPool(count, spec.page_size, reuse=config.reuse) for count in pages]
@@ -83,7 +84,7 @@ def build_engine(
         engine = Engine(
             Scheduler(limits, KVCacheManager(limits, groups, model.rope_stretch), config.policy),
             Packer(programs),
-            Runner(programs, params, spec.allocate(pages), mesh),
+            Runner(programs, params, spec.allocate(pages)),
             sink,
             ended,
             overlap_scheduling=config.overlap_scheduling,
@@ -106,17 +107,17 @@ def build_engine(
     return engine, start_up
 
 
-def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec, on_cpu: bool) -> Sizes:
+def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec) -> Sizes:
     width = -(-limits.max_seq_len // spec.page_size)
     new_pages = pages_per_dispatch(limits, spec.page_size)
-    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages, on_cpu)
+    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages)
 
 
 def _size(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
 ) -> tuple[SchedulerLimits, tuple[int, ...]]:
     """The limits and the pages of each group: what was asked for, clamped to what memory holds, with a warning."""
-    defaults = backend_defaults()
+    defaults = backend_defaults(model.platform)
     batch = config.max_batch_size or defaults.max_batch_size
     length = config.max_seq_len or model.config.max_position
     # All sequences together have no more tokens, so no step has.
@@ -125,9 +126,9 @@ def _size(
     wanted = SchedulerLimits(batch, tokens, length, decode_steps)
 
     temporary = 0
-    if mesh.devices.flat[0].platform != "cpu":
+    if not model.platform.on_cpu:
         nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
-        temporary = Programs(_sizes(model, wanted, spec, on_cpu=False), mesh, params, nominal).temporary_bytes()
+        temporary = Programs(_sizes(model, wanted, spec), mesh, params, nominal).temporary_bytes()
     columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
     room = columns - 1
     limits = replace(wanted, max_batch_size=min(batch, room), max_seq_len=min(length, room * spec.page_size))

@@ -184,22 +184,23 @@ def test_architecture_has_one_sentence_for_every_file() -> None:
     assert sorted(described) == sorted(path.relative_to(ROOT).as_posix() for path in sources())
 
 
-def test_architecture_counts_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    import jax
+def test_architecture_counts_the_programs() -> None:
+    from types import ModuleType, SimpleNamespace
 
-    from sharding import make_mesh
-    from trtllm_jax.engine import programs, steps
+    from pallas_kernels.devices import Platform
     from trtllm_jax.engine.config import backend_defaults
-    from trtllm_jax.engine.scheduler import SchedulerLimits
+    from trtllm_jax.engine.limits import SchedulerLimits
+    from trtllm_jax.engine.program_table import Sizes, programs
+    from trtllm_jax.nn.execution import Execution
+    from trtllm_jax.nn.model import Model
 
-    caches = (jax.ShapeDtypeStruct((1, 2, 1, 32, 1), "float32"),)
     counts = []
-    for backend in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        sizes = backend_defaults()
-        limits = SchedulerLimits(sizes.max_batch_size, sizes.max_num_tokens, 512, sizes.max_decode_steps)
-        every = programs.Programs(steps.Model(programs, None), make_mesh(1), {}, caches, limits, table_width=16)
-        counts.append(str(len(every._lowerings())))
+    for platform in (Platform("cpu"), Platform("gpu")):
+        chosen = backend_defaults(platform)
+        limits = SchedulerLimits(chosen.max_batch_size, chosen.max_num_tokens, 512, chosen.max_decode_steps)
+        model = Model(ModuleType("any"), SimpleNamespace(vocab=1000), execution=Execution(platform))
+        sizes = Sizes(model, limits, page_size=32, table_widths=(16,), new_pages=1)
+        counts.append(str(len(programs(sizes))))
     assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", ARCHITECTURE) == [tuple(counts)]
 
 

@@ -54,7 +54,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self._vocab = llm.facts.vocab
         self._llm = llm
         self._score = jax.jit(model.score)
-        self._tokens_at_once = tokens_at_once or (1024 if jax.default_backend() == "cpu" else 8192)
+        self._tokens_at_once = tokens_at_once or (1024 if model.platform.on_cpu else 8192)
         self._bos = llm.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
 
     @property

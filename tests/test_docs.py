@@ -179,9 +179,27 @@ def test_notebook_prints_what_it_shows() -> None:
         assert printed.getvalue() == shown
 
 
-def test_architecture_has_one_sentence_for_every_file() -> None:
-    described = re.findall(r"^- `([\w/]+\.py)` [^\n]+\.$", section(ARCHITECTURE, "Files"), re.MULTILINE)
-    assert sorted(described) == sorted(path.relative_to(ROOT).as_posix() for path in sources())
+def test_every_file_begins_with_a_sentence() -> None:
+    """The documentation's list of files is made of these."""
+    for path in sources():
+        text = ast.get_docstring(ast.parse(path.read_text()))
+        assert text, f"{path} does not say what it has"
+        first = text.split("\n\n")[0].replace("\n", " ")
+        assert first.endswith((".", ":", "?", "!")), f"{path}: {first!r} is no sentence"
+
+
+def test_architecture_describes_every_room() -> None:
+    rooms = section(ARCHITECTURE, "Rooms")
+    packages = [path.parent.relative_to(ROOT).as_posix() for path in sources() if path.name == "__init__.py"]
+    top = [name for name in packages if name.count("/") == (1 if name.startswith("trtllm_jax/") else 0)]
+    assert {name for name in top if f"`{name}/`" not in rooms} - {"trtllm_jax"} == set()
+
+
+def test_architecture_shows_the_table_of_programs() -> None:
+    from trtllm_jax.engine.program_table import FAMILIES
+
+    shown = re.findall(r"^\| `(\w+)` \| (.+) \|$", section(ARCHITECTURE, "Programs"), re.MULTILINE)
+    assert shown == [(family.name, family.runs) for family in FAMILIES]
 
 
 def test_architecture_counts_the_programs() -> None:

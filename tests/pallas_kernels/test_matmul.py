@@ -336,7 +336,7 @@ def test_the_kernel_lowers_for_hopper(name: str, m: int, config: Config) -> None
 
     def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
         added = residual if planes == 1 else None
-        return pallas_triton.product(x, w, added, Norm(gamma, EPS), config)
+        return pallas_triton.product(x, w, added, Norm(gamma, EPS, offset=1.0), config)
 
     shapes = [jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in ((m, k), (planes, n, k), (k,), (m, n))]
     with jax.sharding.use_abstract_mesh(HOPPER):

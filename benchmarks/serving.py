@@ -143,7 +143,9 @@ def processor_seconds() -> dict[str, float]:
     """Processor time so far, of the engine's process and of the frontends."""
     process = psutil.Process()
     spent = {"engine": sum(process.cpu_times()[:2])}
-    frontends = [child for child in process.children() if any("serve.frontend" in word for word in child.cmdline())]
+    frontends = [
+        child for child in process.children() if any("serve.processes.frontend" in word for word in child.cmdline())
+    ]
     return spent | {"frontends": sum(sum(child.cpu_times()[:2]) for child in frontends)}
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from trtllm_jax.commands.bench.options import SETTINGS
+from trtllm_jax.commands.click_options import SETTINGS
 from trtllm_jax.commands.user_errors import readable_errors
 
 # Click wraps paragraphs anew, except those that begin with a backspace.

@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 import click
 
-from trtllm_jax.commands.bench.options import BACKENDS, LOG_LEVELS, POSITIVE, PRESENT, option
+from trtllm_jax.commands.click_options import BACKENDS, LOG_LEVELS, POSITIVE, PRESENT, option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from trtllm_jax.engine import weights
+from trtllm_jax.engine import sizing, weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pages_per_dispatch
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
@@ -117,21 +118,14 @@ def _size(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
 ) -> tuple[SchedulerLimits, tuple[int, ...]]:
     """The limits and the pages of each group: what was asked for, clamped to what memory holds, with a warning."""
-    defaults = backend_defaults(model.platform)
-    batch = config.max_batch_size or defaults.max_batch_size
-    length = config.max_seq_len or model.config.max_position
-    # All sequences together have no more tokens, so no step has.
-    tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
-    decode_steps = config.max_decode_steps or defaults.max_decode_steps
-    wanted = SchedulerLimits(batch, tokens, length, decode_steps)
-
-    temporary = 0
-    if not model.platform.on_cpu:
-        nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
-        temporary = Programs(_sizes(model, wanted, spec), mesh, params, nominal).temporary_bytes()
-    columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
+    wanted = _wanted_limits(model, config)
+    columns = _columns(model, params, mesh, config, spec, wanted)
     room = columns - 1
-    limits = replace(wanted, max_batch_size=min(batch, room), max_seq_len=min(length, room * spec.page_size))
+    limits = replace(
+        wanted,
+        max_batch_size=min(wanted.max_batch_size, room),
+        max_seq_len=min(wanted.max_seq_len, room * spec.page_size),
+    )
     for name in ("max_batch_size", "max_seq_len"):
         if getattr(config, name) and getattr(limits, name) < getattr(config, name):
             logger.warning(
@@ -140,3 +134,33 @@ def _size(
                 name, getattr(config, name), getattr(limits, name), room * spec.page_size, spec.page_size,
             )  # fmt: skip
     return limits, spec.pages(columns, wanted)
+
+
+def _wanted_limits(model: Model, config: EngineConfig) -> SchedulerLimits:
+    defaults = backend_defaults(model.platform)
+    batch = config.max_batch_size or defaults.max_batch_size
+    length = config.max_seq_len or model.config.max_position
+    # All sequences together have no more tokens, so no step has.
+    tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
+    return SchedulerLimits(batch, tokens, length, config.max_decode_steps or defaults.max_decode_steps)
+
+
+def _columns(
+    model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec, wanted: SchedulerLimits
+) -> int:
+    """The columns of the KV cache; a GPU's leave room for the largest step, as measured now or at an earlier start."""
+    if model.platform.on_cpu:
+        return pool_columns(spec, mesh, wanted, config.kv_fraction, 0, config.kv_tokens)
+    memory = config.kv_fraction, config.kv_tokens
+    key = sizing.key_of(model.module.__name__, model.config, jax.tree.map(str, params), spec, wanted, memory)
+    known = sizing.read(key)
+    if known is None:
+        nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
+        temporary = Programs(_sizes(model, wanted, spec), mesh, params, nominal).temporary_bytes()
+    else:
+        temporary = known.temporary_bytes
+    columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
+    if known is not None and config.kv_tokens is None:
+        columns = known.columns_that_fit(columns)
+    sizing.write(key, sizing.Sizing(temporary, columns))
+    return columns

@@ -7,19 +7,18 @@ import click
 from click.core import ParameterSource
 
 from trtllm_jax.commands.bench.dataset import prepare_dataset
-from trtllm_jax.commands.bench.options import (
+from trtllm_jax.commands.bench.options import Common, common_options
+from trtllm_jax.commands.bench.serve import serve
+from trtllm_jax.commands.click_options import (
     POSITIVE,
     PRESENT,
     SETTINGS,
     Bounds,
-    Common,
     SectionedGroup,
     bounds,
-    common_options,
     option,
     positive_ints,
 )
-from trtllm_jax.commands.bench.serve import serve
 from trtllm_jax.commands.user_errors import readable_errors as readable_errors
 
 # Click wraps paragraphs anew, except those that begin with a backspace.

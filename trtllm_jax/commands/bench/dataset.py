@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import LOG_LEVELS, POSITIVE, PRESENT, WRITABLE, nearest, set_log_level
+from trtllm_jax.commands.click_options import LOG_LEVELS, POSITIVE, PRESENT, WRITABLE, nearest, set_log_level
 from trtllm_jax.commands.user_errors import readable_errors
 
 HELP = """Write a dataset for the --dataset option of the other commands: JSON lines of prompts and output lengths.

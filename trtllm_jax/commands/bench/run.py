@@ -19,11 +19,12 @@ from trtllm_jax.commands.bench.measure import (
     run_batch,
 )
 from trtllm_jax.commands.bench.model import ModelFacts
-from trtllm_jax.commands.bench.options import Bounds, Common
+from trtllm_jax.commands.bench.options import Common
 from trtllm_jax.commands.bench.profile import profile
-from trtllm_jax.commands.bench.results import RequestsResult
+from trtllm_jax.commands.bench.request_results import RequestsResult
 from trtllm_jax.commands.bench.startup import measure_startup
 from trtllm_jax.commands.bench.workload import BenchRequest, read_dataset, synthetic_requests
+from trtllm_jax.commands.click_options import Bounds
 from trtllm_jax.logger import progress
 
 BATCH_WARMUP = 1

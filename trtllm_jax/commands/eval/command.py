@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import POSITIVE, SETTINGS, WRITABLE, SectionedCommand, option, set_log_level
+from trtllm_jax.commands.click_options import POSITIVE, SETTINGS, WRITABLE, SectionedCommand, option, set_log_level
 from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, llm_arguments
 from trtllm_jax.commands.user_errors import readable_errors
 from trtllm_jax.commands.yaml_file import read_yaml

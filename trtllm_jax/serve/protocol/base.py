@@ -1,4 +1,4 @@
-"""What requests and answers of both generating endpoints have in common."""
+"""Records that the requests and answers of several endpoints share."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,14 +12,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-def _false(value: bool) -> bool:
+def _require_false(value: bool) -> bool:
     if value:
         raise ValueError("this server does not do that: give false, or leave it out")
     return value
 
 
-OnlyFalse = Annotated[bool, AfterValidator(_false), WithJsonSchema({"type": "boolean", "const": False})]
-"""What OpenAI's servers do and this one does not. A literal False would take the number 0 as well."""
+OnlyFalse = Annotated[bool, AfterValidator(_require_false), WithJsonSchema({"type": "boolean", "const": False})]
+"""A feature of OpenAI's servers that this one lacks; Literal[False] would also take the number 0."""
 
 Prompts = (
     str
@@ -38,7 +38,7 @@ def as_list(prompts: Prompts) -> list[str] | list[list[int]]:
 
 
 class ApiModel(BaseModel):
-    """A record without unknown names and coerced types."""
+    """A record that refuses unknown names, and converts no types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 

@@ -7,20 +7,20 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from trtllm_jax.serve.protocol.base import ApiModel, Count, CountOrZero, GenerationRequest, OnlyFalse, Usage
 
 
-class Lenient(BaseModel):
-    """A record that clients send back as they got it, with names that only they know."""
+class LenientModel(BaseModel):
+    """A record that clients may send back with fields of their own, which are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class CalledFunction(Lenient):
+class CalledFunction(LenientModel):
     """A call's name, and its arguments as JSON text."""
 
     name: str
     arguments: str | dict[str, Any] | None = None
 
 
-class MessageToolCall(Lenient):
+class MessageToolCall(LenientModel):
     """A call that the assistant made."""
 
     id: str | None = None
@@ -28,7 +28,7 @@ class MessageToolCall(Lenient):
     function: CalledFunction
 
 
-class ContentPart(Lenient):
+class ContentPart(LenientModel):
     """A part of a message; only text is read in this release."""
 
     type: str
@@ -36,7 +36,7 @@ class ContentPart(Lenient):
     refusal: str | None = None
 
 
-class Message(Lenient):
+class Message(LenientModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]

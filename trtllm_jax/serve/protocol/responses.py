@@ -5,10 +5,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from trtllm_jax.serve.protocol.base import ApiModel, Count, CountOrZero, Fraction, OnlyFalse
-from trtllm_jax.serve.protocol.chat import ContentPart, Lenient
+from trtllm_jax.serve.protocol.chat import ContentPart, LenientModel
 
 
-class MessageItem(Lenient):
+class MessageItem(LenientModel):
     """Something that was said, by whom."""
 
     type: Literal["message"] = "message"
@@ -16,7 +16,7 @@ class MessageItem(Lenient):
     content: str | list[ContentPart]
 
 
-class CallItem(Lenient):
+class CallItem(LenientModel):
     """A call that the assistant made."""
 
     type: Literal["function_call"]
@@ -25,7 +25,7 @@ class CallItem(Lenient):
     arguments: str | None = None
 
 
-class CallOutputItem(Lenient):
+class CallOutputItem(LenientModel):
     """What a call gave."""
 
     type: Literal["function_call_output"]
@@ -33,7 +33,7 @@ class CallOutputItem(Lenient):
     output: str | list[ContentPart]
 
 
-class ReasoningItem(Lenient):
+class ReasoningItem(LenientModel):
     """What the assistant thought; a summary where there is no more."""
 
     type: Literal["reasoning"]
@@ -78,7 +78,7 @@ class TextOptions(ApiModel):
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningOptions(Lenient):
+class ReasoningOptions(LenientModel):
     """How much the model thinks, for templates that ask."""
 
     effort: str | None = None
@@ -123,13 +123,13 @@ class ResponsesRequest(ApiModel):
     truncate_prompt_tokens: Count | None = None
 
 
-class Told(BaseModel):
-    """A record of an answer, which may hold more than is named here."""
+class ExtensibleModel(BaseModel):
+    """A record of an answer that may have more fields than are named here."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class OutputItem(Told):
+class OutputItem(ExtensibleModel):
     """Reasoning, a message, or a call."""
 
     id: str
@@ -160,7 +160,7 @@ class ResponsesUsage(BaseModel):
     total_tokens: int
 
 
-class ResponsesAnswer(Told):
+class ResponsesAnswer(ExtensibleModel):
     """The answer, with what it was asked for."""
 
     id: str
@@ -174,7 +174,7 @@ class ResponsesAnswer(Told):
     usage: ResponsesUsage | None
 
 
-class ResponsesEvent(Told):
+class ResponsesEvent(ExtensibleModel):
     """One event of a stream."""
 
     type: str

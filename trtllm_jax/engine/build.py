@@ -142,7 +142,13 @@ def _wanted_limits(model: Model, config: EngineConfig) -> SchedulerLimits:
     length = config.max_seq_len or model.config.max_position
     # All sequences together have no more tokens, so no step has.
     tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
-    return SchedulerLimits(batch, tokens, length, config.max_decode_steps or defaults.max_decode_steps)
+    return SchedulerLimits(
+        max_batch_size=batch,
+        max_num_tokens=tokens,
+        max_seq_len=length,
+        max_decode_steps=config.max_decode_steps or defaults.max_decode_steps,
+        fixed_decode_steps=not model.platform.on_cpu,
+    )
 
 
 def _columns(

@@ -139,6 +139,12 @@ class Sizes:
         return self.row_buckets if self.on_cpu else extras_buckets(self.row_buckets)
 
     @property
+    def decode_iterations(self) -> tuple[int, ...]:
+        """Iterations that decode loops are compiled for; a loop that looks at its data has as many as it is told."""
+        most = self.limits.max_decode_steps
+        return (1, most) if self.limits.fixed_decode_steps and most > 1 else (most,)
+
+    @property
     def step_rows(self) -> tuple[int, ...]:
         """Rows that the programs after a ragged step are compiled for."""
         return tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets}))
@@ -203,9 +209,9 @@ def _ragged(sizes: Sizes, tokens: int) -> Program:
     )
 
 
-def _decode(sizes: Sizes, rows: int, how: Draw) -> Program:
+def _decode(sizes: Sizes, rows: int, how: Draw, iterations: int) -> Program:
     layout = steps.decode_layout(rows, sizes.new_pages, len(sizes.table_widths), how)
-    what = sizes.model, layout, how, sizes.limits.max_decode_steps, sizes.page_size
+    what = sizes.model, layout, how, iterations, sizes.page_size
     kept: tuple[str, ...] = ("caches", "state")
     if how.extras == 0:
         loop = partial(steps.decode_loop, *what)
@@ -215,9 +221,9 @@ def _decode(sizes: Sizes, rows: int, how: Draw) -> Program:
 
 
 def _decode_variants(sizes: Sizes) -> list[tuple[Any, ...]]:
-    plain = [(rows, sizes.draw(rows, greedy, 0)) for rows in sizes.row_buckets for greedy in (True, False)]
+    without = [(rows, sizes.draw(rows, greedy, 0)) for rows in sizes.row_buckets for greedy in (True, False)]
     few_or_all = [(rows, sizes.draw(rows, False, extras)) for rows in sizes.extras_buckets for extras in (1, rows)]
-    return plain + few_or_all
+    return [(*variant, iterations) for variant in without + few_or_all for iterations in sizes.decode_iterations]
 
 
 def _extras(sizes: Sizes, rows: int, room: int | None) -> Program:

@@ -59,11 +59,12 @@ class Programs:
         """The smallest ragged step for so many tokens that is compiled, or will be first."""
         return self._smallest([("ragged", size) for size in self.sizes.token_buckets if size >= tokens])
 
-    def decode(self, rows: int, greedy: bool, extras: int) -> Key:
-        """The smallest decode loop for so many rows that is compiled, or will be first."""
+    def decode(self, rows: int, greedy: bool, extras: int, steps: int = 1) -> Key:
+        """The smallest decode loop for so many rows and iterations that is compiled, or will be first."""
         buckets = self.sizes.extras_buckets if extras else self.sizes.row_buckets
+        iterations = next(each for each in self.sizes.decode_iterations if each >= steps)
         return self._smallest(
-            [("decode", size, self.sizes.draw(size, greedy, extras)) for size in buckets if size >= rows]
+            [("decode", size, self.sizes.draw(size, greedy, extras), iterations) for size in buckets if size >= rows]
         )
 
     def after_step(self, family: str, rows: int) -> Key:

@@ -107,7 +107,7 @@ def decode_loop(
     state: RowState,
     packed: jax.Array,
 ) -> tuple[Caches, RowState, jax.Array]:
-    """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
+    """Generate up to `steps` tokens for every row that is not done: on a CPU until all are, elsewhere `max_steps`.
 
     Returns the caches, the state, and int32 [r, 1 + max_steps]: tokens gained, then the tokens.
     """
@@ -183,8 +183,13 @@ def _decode(
     if penalties is not None:
         scores = jnp.stack([no_scores(rows.done.shape[0], how.extras, model.config.vocab)] * max_steps)
     carry = _Carry(jnp.int32(0), caches, rows, penalties, out, scores)
-    # A loop whose end the data decides makes a GPU's host wait for every iteration: one step needs none.
-    carry = one_token(carry) if max_steps == 1 else lax.while_loop(unfinished, one_token, carry)
+    if model.platform.on_cpu and max_steps > 1:
+        carry = lax.while_loop(unfinished, one_token, carry)
+    else:
+        # A loop whose end the data decides makes a GPU's host wait for every iteration: these are all done, and rows
+        # that have ended compute nothing that is kept.
+        for _ in range(max_steps):
+            carry = one_token(carry)
     return carry._replace(rows=_put_rows(state, plan["slots"], carry.rows))
 
 

@@ -1,5 +1,6 @@
 """Whole steps lowered for a GPU where there is none, so that a kernel that does not lower is found here."""
 
+import re
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,17 @@ def test_decode_steps(model: Model, rows: int, how: Draw) -> None:
     assert "decode_attention" in text
     assert "skinny_matmul" in text
     assert "rms_norm" in text
+
+
+def test_several_iterations_of_a_decode_step(model: Model) -> None:
+    """Unrolled, as many as the program has: nothing decides how many run."""
+    how = Draw(False, 0)
+    layout = steps.decode_layout(8, 1, 1, how)
+    texts = [lowered(partial(steps.decode_loop, model, layout, how, count, 32), layout, model) for count in (1, 4)]
+    assert "stablehlo.while" not in texts[1]
+    assert "stablehlo.case" not in texts[1]
+    calls = [len(re.findall(r"call @layer", text)) for text in texts]
+    assert calls == [2, 8], "two layers an iteration"
 
 
 @pytest.mark.parametrize("tokens", [16, 128, 2048])

@@ -54,7 +54,7 @@ def test_whole_sequences() -> None:
     tokens = np.array([[5, 6, 7], [8, 9, 0]])
     batch = Batch.of_sequences(jnp.asarray(tokens), jnp.array([3, 2]))
     assert batch.groups == ()
-    assert batch.xla_only
+    assert batch.execution.xla_only
     np.testing.assert_array_equal(batch.tokens, tokens.ravel())
     np.testing.assert_array_equal(batch.positions, [0, 1, 2] * 2)
     np.testing.assert_array_equal(batch.rope_lengths, [3, 3, 3, 2, 2, 2])

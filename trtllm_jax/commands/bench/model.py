@@ -1,4 +1,4 @@
-"""What a benchmark knows of a model before the engine starts: its vocabulary, its context, its tokenizer."""
+"""`ModelFacts`: a model's vocabulary, context and tokenizer, read before the engine starts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

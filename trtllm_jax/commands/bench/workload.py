@@ -1,4 +1,4 @@
-"""What a benchmark sends: random prompts, requests read from a dataset file, and when each of them arrives."""
+"""The requests of a benchmark: random prompts, those of a dataset file, and their arrival times."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence

@@ -142,7 +142,7 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
                 report(profile(run, Path(common.profile, f"concurrency-{bound or 'unbounded'}")))
 
 
-def starts(common: Common, input_len: int) -> None:
+def startup_times(common: Common, input_len: int) -> None:
     """Time a fresh process twice."""
     facts = _facts(common)
     facts.require_length(input_len + 1)

@@ -105,9 +105,9 @@ def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, An
 def load_tasks(options: EvalOptions) -> Any:
     """lm-eval's dict of the tasks. ValueError: one is unknown, or its data is not here."""
     if options.dataset_path is not None:
-        from trtllm_jax.commands.eval.data import SOURCES, local_tasks, present
+        from trtllm_jax.commands.eval.data import SOURCES, available_tasks, local_tasks
 
-        names = options.tasks or present(options.dataset_path)
+        names = options.tasks or available_tasks(options.dataset_path)
         if not names:
             files = ", ".join(source.file for source in SOURCES.values())
             raise ValueError(

@@ -106,7 +106,7 @@ def main() -> None:
             "max_batch_size": ROWS, "kv_cache_config": {"enable_block_reuse": False},
         }  # fmt: skip
         if args.simulate:
-            config.backend_defaults = engine.backend_defaults = lambda: config.BackendDefaults(ROWS, 8192, 1)
+            config.backend_defaults = engine.backend_defaults = lambda platform: config.BackendDefaults(ROWS, 8192, 1)
             arguments["kv_cache_config"] |= {"max_tokens": ROWS * 1024}
         began = time.perf_counter()
         with LLM(**arguments) as llm:

@@ -99,7 +99,7 @@ class Packer:
 
     def _decode(self, plan: StepPlan) -> Dispatch:
         extras = self.extras(plan)
-        key = self._programs.decode(len(plan.slots), plan.greedy, len(extras))
+        key = self._programs.decode(len(plan.slots), plan.greedy, len(extras), plan.steps)
         layout = self._layout(key)
         packed = pack_decode(plan, extras, layout, size_of(key), self._padding_slot)
         return Dispatch(key, {"packed": packed})

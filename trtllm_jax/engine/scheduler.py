@@ -82,14 +82,6 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next dispatch, or None when nothing can run before a step in flight is committed."""
-        plan = self._next_plan()
-        while plan is None and len(self.running) > 1 and not any(request.in_flight for request in self.running):
-            # Prompts that take each other's pages: the newest gives way.
-            self._preempt(self.running[-1])
-            plan = self._next_plan()
-        return plan
-
-    def _next_plan(self) -> StepPlan | None:
         ready = [r for r in self.running if not r.prefilling and not r.exhausted]
         # What the host draws must be known before it can be computed.
         decoding = self._grow([r for r in ready if not (r.needs_host_token and r.in_flight)])
@@ -128,6 +120,9 @@ class Scheduler:
         """How many iterations the next decode dispatch has; gives the rows room for them, but preempts nobody."""
         left = max(request.limit - 1 - request.computed_min for request in decoding)
         steps, each = max(1, min(self.limits.max_decode_steps, left)), self.limits.max_tokens_per_iteration
+        fixed = self.limits.fixed_decode_steps
+        if fixed and (self.waiting or steps < self.limits.max_decode_steps):
+            return 1
         while steps > 1:
             goals = {
                 request: (request.computed_min, end)
@@ -136,7 +131,7 @@ class Scheduler:
             }
             if not goals or self.cache.grow_all(goals):
                 return steps
-            steps //= 2
+            steps = 1 if fixed else steps // 2
         return 1
 
     def _plan_prefill(self, budget: int) -> tuple[dict[Request, int], list[list[Copy]]]:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -74,6 +75,7 @@ def setups(draw: st.DrawFn) -> Setup:
             max_seq_len=max_seq_len,
             max_decode_steps=draw(st.integers(1, 8)),
             max_tokens_per_iteration=draw(st.sampled_from([1, 1, 1, 2, 4])),
+            fixed_decode_steps=draw(st.booleans()),
         ),
         windows=draw(windows),
         page_size=page_size,
@@ -322,6 +324,50 @@ def test_a_spare_page_for_each_running_sequence_keeps_an_admission_from_being_un
 def test_one_dispatch_gains_a_row_as_many_tokens_as_it_may(tokens: int, steps: list[int]) -> None:
     simulation = ran(setup_of(), make_request([1], tokens))
     assert [(plan.kind, plan.steps) for plan in simulation.plans] == [("step", 1), *(("decode", n) for n in steps)]
+
+
+def test_a_fixed_number_of_steps_is_taken_where_nobody_waits() -> None:
+    setup = setup_of(batch=2, steps=4)
+    setup = replace(setup, limits=replace(setup.limits, fixed_decode_steps=True))
+    simulation = Simulation(setup)
+    simulation.submit(first := make_request([1], 14), make_request([2], 40, seed=1), make_request([3], 9, seed=2))
+    simulation.run(100)
+    decoding = [plan for plan in simulation.plans if plan.kind == "decode"]
+    assert {plan.steps for plan in decoding} == {1, 4}
+    while_one_waits = [plan.steps for plan in decoding if first in plan.requests]
+    assert set(while_one_waits) == {1}
+
+
+def test_pages_behind_a_window_are_given_back_while_a_sequence_runs() -> None:
+    """Of 30 tokens on 15 pages no more than the window's and a step's are held: those of 6 tokens and of 4."""
+    setup = replace(setup_of(pages=20, page_size=2, length=40, tokens=4, steps=4), windows=(6,))
+    simulation = Simulation(setup)
+    simulation.submit(request := make_request(range(20), 10))
+    most = 0
+    while request.finished is None:
+        simulation.step()
+        if request.blocks is not None:
+            most = max(most, sum(page > 0 for page in pages_of(request)))
+    assert most <= 6
+    simulation.run(10)
+
+
+def test_a_prefix_is_found_as_long_as_its_window_is_held() -> None:
+    """What lies before the window may be lost: only a group that keeps every token needs it."""
+    setup = replace(setup_of(pages=12, page_size=2, length=24), windows=(6,))
+    simulation = ran(setup, make_request(range(16), 1))
+    simulation.submit(again := make_request(range(20), 1, seed=1))
+    simulation.run(100)
+    assert again.cached_tokens == 16
+    first = pages_of_prefix(simulation, again)
+    assert first == 5, "the token at position 16 sees those from 11 on, in the pages from the sixth on"
+
+
+def pages_of_prefix(simulation: Simulation, request: Request) -> int:
+    """The first column of the pages that a finished request's prefix was made of."""
+    plan = next(plan for plan in simulation.plans if request in plan.requests)
+    (table,) = plan.page_tables
+    return int(np.flatnonzero(table[plan.requests.index(request)])[0])
 
 
 def test_fewer_steps_are_taken_where_pages_are_short() -> None:

@@ -44,11 +44,15 @@ class Measured:
 
 def start(free_pages: int, **config: Any) -> int:
     """The pages of an engine of a pretended GPU with so much free memory."""
-    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": free_pages * PAGE})
+    device = SimpleNamespace(
+        platform="gpu", device_kind="a GPU", memory_stats=lambda: {"bytes_limit": free_pages * PAGE}
+    )
     mesh: Any = SimpleNamespace(devices=np.array([device], object), local_devices=[device])
     spec = CacheSpec.of([CacheGroup((0,), KeysAndValues(2, 8))], {}, 32, jnp.dtype("float32"), make_mesh(1))
     module = SimpleNamespace(__name__="a_model")
-    model: Any = SimpleNamespace(module=module, config=SimpleNamespace(max_position=256))
+    model: Any = SimpleNamespace(
+        module=module, config=SimpleNamespace(max_position=256), platform=SimpleNamespace(on_cpu=False)
+    )
     _, (pages,) = build._size(model, {}, mesh, EngineConfig(kv_fraction=1.0, max_batch_size=4, **config), spec)
     return pages
 

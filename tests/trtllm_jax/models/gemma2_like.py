@@ -17,6 +17,7 @@ from trtllm_jax.models.llama import HEADS, ropes
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 
 __all__ = ["Config", "cache_spec", "embed", "head", "last_rows", "layer", "ropes", "same_layer", "table"]
@@ -95,6 +96,6 @@ def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
     return layers.Normed(x, Norm(params["norm"], config.eps, offset=1.0))
 
 
-def head(config: Config, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
     rows = last_rows(config, params, x)
-    return layers.logits(rows, params["embed"], config.vocab, soft_cap=config.logit_cap, xla_only=xla_only)
+    return layers.logits(rows, params["embed"], config.vocab, execution, soft_cap=config.logit_cap)

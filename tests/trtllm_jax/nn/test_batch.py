@@ -4,8 +4,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.execution import Execution
 
 PAGE_SIZE = 4
+BY_XLA = Execution(xla_only=True)
 TABLE = np.array([[3, 1, 8], [2, 9, 7], [5, 6, 4]], np.int32)
 TABLES = jnp.asarray(TABLE), jnp.asarray(TABLE + 10)
 """Of two cache groups."""
@@ -23,6 +25,7 @@ def test_ragged_rows() -> None:
             place, position = starts[row] + index, first[row] + index
             positions[place], offset[place] = position, position % PAGE_SIZE
             page[place], rope_lengths[place] = TABLE[row, position // PAGE_SIZE], max(prompts[row], position + 1)
+    assert batch.locations is None, "which the forward pass fills in for each layer"
     locations, others = batch.groups
     np.testing.assert_array_equal(batch.positions, positions)
     np.testing.assert_array_equal(locations.page, page)
@@ -37,6 +40,7 @@ def test_ragged_rows() -> None:
 def test_decoding_rows() -> None:
     positions, active = np.array([7, 0, 11]), np.array([True, False, True])
     batch = Batch.of_decoding_rows(jnp.arange(3), jnp.asarray(positions), jnp.asarray(active), TABLES, PAGE_SIZE)
+    assert batch.locations is None, "which the forward pass fills in for each layer"
     locations, others = batch.groups
     assert locations.starts is None
     np.testing.assert_array_equal(locations.page, [1, 0, 4])
@@ -50,7 +54,7 @@ def test_whole_sequences() -> None:
     tokens = np.array([[5, 6, 7], [8, 9, 0]])
     batch = Batch.of_sequences(jnp.asarray(tokens), jnp.array([3, 2]))
     assert batch.groups == ()
-    assert batch.xla_only
+    assert batch.execution.xla_only
     np.testing.assert_array_equal(batch.tokens, tokens.ravel())
     np.testing.assert_array_equal(batch.positions, [0, 1, 2] * 2)
     np.testing.assert_array_equal(batch.rope_lengths, [3, 3, 3, 2, 2, 2])

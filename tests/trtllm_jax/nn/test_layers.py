@@ -19,6 +19,7 @@ from pallas_kernels.weights import quantize_int8
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.dtypes import activation_dtype
+from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 from trtllm_jax.nn.layers import Normed, Residual
 
 VOCAB, EMBED, MLP = 22, 12, 20
@@ -139,7 +140,7 @@ def test_linear_split_along_its_contraction_adds_the_bias_once() -> None:
 @pytest.mark.parametrize("summed", [True, False])
 def test_int8_weights_are_weights(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of every product; what they stand for is theirs to say."""
-    monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda *_: summed)
     x, stream, weight, bias = random(3, 2, 4), random(3, 5), random(5, 2, 4), random(5)
     quantized = quantize_int8(jnp.asarray(weight), inputs=2)
     kept = np.asarray(quantized.dequantized(jnp.dtype(jnp.float32)), np.float64)
@@ -176,7 +177,7 @@ def test_normalising_a_stream_sums_it() -> None:
 
 @pytest.mark.parametrize("summed", [True, False])
 def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda *_: summed)
     stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
     out = layers.add_linear(stream, x, weight, BATCH, "mlp")
     assert (out.added is None) == summed
@@ -240,7 +241,7 @@ def test_attention_of_an_encoder_sees_both_ways_and_no_padding() -> None:
     """Against torch, sequence by sequence."""
     lengths, width, heads, group, dim = (7, 4), 7, 2, 3, 8
     qkv = random(2 * width, heads, group + 2, dim)
-    batch = Batch.of_sequences(jnp.zeros((2, width), jnp.int32), jnp.array(lengths))
+    batch = Batch.of_sequences(jnp.zeros((2, width), jnp.int32), jnp.array(lengths), Execution(xla_only=True))
     out, cache = layers.attention(jnp.asarray(qkv), batch, None, rotation=None, scale=0.3, causal=False)
     assert cache is None
     for index, length in enumerate(lengths):
@@ -277,7 +278,7 @@ def test_gated_mlp_split_by_channels(biased: bool) -> None:
 
 def test_logits_are_float32_and_leave_padding_out() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED, dtype=jnp.bfloat16)
-    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB)
+    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB, DEFAULT_EXECUTION)
     assert scores.dtype == jnp.float32
     rounded = x.astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_allclose(scores, rounded @ table.astype(np.float32).T, rtol=1e-5, atol=1e-5)
@@ -287,7 +288,7 @@ def test_logits_are_float32_and_leave_padding_out() -> None:
 def test_logits_split_by_vocabulary_are_whole_on_every_device() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED)
     scores = split(
-        lambda x, table: layers.logits(Normed(x, Norm(jnp.asarray(GAMMA), EPS)), table, VOCAB),
+        lambda x, table: layers.logits(Normed(x, Norm(jnp.asarray(GAMMA), EPS)), table, VOCAB, DEFAULT_EXECUTION),
         (x, "tokens embed"),
         (padded(table, 0, 24), "vocab embed"),
     )

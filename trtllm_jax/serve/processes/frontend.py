@@ -77,7 +77,7 @@ class _Server(uvicorn.Server):
         self.engine_is_gone = False
 
     async def serve_until_done(self, listening: socket.socket) -> None:
-        watching = asyncio.create_task(self._wait_until_stopped())
+        watching = asyncio.create_task(self._watch_engine())
         await self.serve(sockets=[listening])
         watching.cancel()
 
@@ -87,7 +87,7 @@ class _Server(uvicorn.Server):
         sys.stdout.write("ready\n")
         sys.stdout.flush()
 
-    async def _wait_until_stopped(self) -> None:
+    async def _watch_engine(self) -> None:
         while self._llm.failure is None:
             await asyncio.sleep(POLL_INTERVAL)
         self.engine_is_gone = True

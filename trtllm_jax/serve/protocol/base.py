@@ -27,11 +27,11 @@ Prompts = (
     | Annotated[list[str], Field(min_length=1)]
     | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
 )
-"""Text, ids, or a list of either."""
+"""A text, ids, or a list of either."""
 
 
 def as_list(prompts: Prompts) -> list[str] | list[list[int]]:
-    """Always a list of prompts."""
+    """The prompts, always as a list."""
     if isinstance(prompts, str):
         return [prompts]
     return [prompts] if isinstance(prompts[0], int) else prompts
@@ -44,14 +44,14 @@ class ApiModel(BaseModel):
 
 
 class StreamOptions(ApiModel):
-    """What a stream tells besides the text."""
+    """What a stream reports besides the text."""
 
     include_usage: bool = True
     continuous_usage_stats: bool = False
 
 
 class JsonSchemaFormat(ApiModel):
-    """OpenAI's wrapping of a JSON schema."""
+    """A JSON schema with its name, as OpenAI has it."""
 
     name: str | None = None
     description: str | None = None
@@ -60,7 +60,7 @@ class JsonSchemaFormat(ApiModel):
 
 
 class ResponseFormat(ApiModel):
-    """What the answer's text must be; `schema`, `regex` and `ebnf` go with types "json", "regex" and "ebnf"."""
+    """The format of the answer's text; `schema`, `regex` and `ebnf` go with types "json", "regex" and "ebnf"."""
 
     type: Literal["text", "json", "json_object", "json_schema", "regex", "ebnf"]
     json_schema: JsonSchemaFormat | None = None
@@ -70,7 +70,7 @@ class ResponseFormat(ApiModel):
 
 
 class GenerationRequest(ApiModel):
-    """OpenAI's fields, then TensorRT-LLM's further ones. What is not given does what it does there."""
+    """OpenAI's fields, then TensorRT-LLM's further ones, with the defaults that they have there."""
 
     model: str
     frequency_penalty: Penalty | None = None
@@ -113,13 +113,13 @@ class GenerationRequest(ApiModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """How much of the prompt the prefix cache had."""
+    """The number of prompt tokens from the prefix cache."""
 
     cached_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """How many tokens were read and written."""
+    """The numbers of tokens that were read and generated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -128,7 +128,7 @@ class Usage(BaseModel):
 
 
 class ErrorInfo(BaseModel):
-    """What went wrong; `param` is the field of the request, if it is one."""
+    """A failure; `param` is the wrong field of the request, if it is one."""
 
     message: str
     type: str

@@ -9,7 +9,7 @@ from trtllm_jax.serve.protocol.chat import ContentPart, LenientModel
 
 
 class MessageItem(LenientModel):
-    """Something that was said, by whom."""
+    """A message of a conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
@@ -26,7 +26,7 @@ class CallItem(LenientModel):
 
 
 class CallOutputItem(LenientModel):
-    """What a call gave."""
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -34,7 +34,7 @@ class CallOutputItem(LenientModel):
 
 
 class ReasoningItem(LenientModel):
-    """What the assistant thought; a summary where there is no more."""
+    """The assistant's reasoning, or its summary."""
 
     type: Literal["reasoning"]
     content: list[ContentPart] | None = None
@@ -62,7 +62,7 @@ class FunctionChoice(ApiModel):
 
 
 class TextFormat(ApiModel):
-    """What the answer's text must be; a schema goes with "json_schema"."""
+    """The format of the answer's text; a schema goes with "json_schema"."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -72,20 +72,20 @@ class TextFormat(ApiModel):
 
 
 class TextOptions(ApiModel):
-    """How the answer is written."""
+    """The form of the answer."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
 class ReasoningOptions(LenientModel):
-    """How much the model thinks, for templates that ask."""
+    """How much the model reasons, for templates that use it."""
 
     effort: str | None = None
 
 
 class ResponsesRequest(ApiModel):
-    """OpenAI's fields, then TensorRT-LLM's further ones."""
+    """A request for a response: OpenAI's fields, then TensorRT-LLM's further ones."""
 
     model: str
     input: str | Annotated[list[InputItem], Field(min_length=1)]
@@ -130,7 +130,7 @@ class ExtensibleModel(BaseModel):
 
 
 class OutputItem(ExtensibleModel):
-    """Reasoning, a message, or a call."""
+    """An item of the answer: reasoning, a message or a call."""
 
     id: str
     type: Literal["reasoning", "message", "function_call"]
@@ -138,20 +138,20 @@ class OutputItem(ExtensibleModel):
 
 
 class InputDetails(BaseModel):
-    """How much of the prompt the prefix cache had."""
+    """The number of prompt tokens from the prefix cache."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputDetails(BaseModel):
-    """Tokens of the reasoning's text."""
+    """The number of tokens of the reasoning."""
 
     reasoning_tokens: int
 
 
 class ResponsesUsage(BaseModel):
-    """How many tokens were read and written."""
+    """The numbers of tokens that were read and generated."""
 
     input_tokens: int
     input_tokens_details: InputDetails
@@ -161,7 +161,7 @@ class ResponsesUsage(BaseModel):
 
 
 class ResponsesAnswer(ExtensibleModel):
-    """The answer, with what it was asked for."""
+    """A response with the fields of its request."""
 
     id: str
     object: Literal["response"]
@@ -175,14 +175,14 @@ class ResponsesAnswer(ExtensibleModel):
 
 
 class ResponsesEvent(ExtensibleModel):
-    """One event of a stream."""
+    """An event of a stream."""
 
     type: str
     sequence_number: int
 
 
 class DeletedResponse(BaseModel):
-    """What was deleted."""
+    """The confirmation that a response is deleted."""
 
     id: str
     object: Literal["response"]

@@ -21,7 +21,7 @@ Result = TypeVar("Result")
 
 
 class TokenizeRequest(ApiModel):
-    """A text."""
+    """A text to tokenize."""
 
     model: str
     prompt: str
@@ -29,7 +29,7 @@ class TokenizeRequest(ApiModel):
 
 
 class TokenizeResponse(BaseModel):
-    """Its ids, and how many prompt and answer may have together."""
+    """The ids of a text, and the most tokens that prompt and answer may have together."""
 
     count: int
     max_model_len: int
@@ -37,14 +37,14 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(ApiModel):
-    """Ids."""
+    """Ids to decode."""
 
     model: str
     tokens: Annotated[list[TokenId], Field(min_length=1)]
 
 
 class DetokenizeResponse(BaseModel):
-    """Their text, special tokens included."""
+    """The text of ids, special tokens included."""
 
     prompt: str
 

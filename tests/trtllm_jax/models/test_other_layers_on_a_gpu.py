@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from types import ModuleType
 
 import jax
@@ -13,11 +12,11 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from transformers import Gemma2Config, LlamaConfig, PreTrainedConfig, Qwen3Config
 
 from checkpoints.table import param_shapes
-from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
+from pallas_kernels.devices import Platform
 from sharding import Extents, ShardingRules, make_mesh
-from trtllm_jax.nn import forward
 from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Caches, Model
 
 from . import gemma2_like, int8_llama, qwen3_like
@@ -35,31 +34,17 @@ SIZES = {
 }  # fmt: skip
 
 
-@pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What chooses by the backend chooses for an H100; nothing traced so is left for other tests."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(devices, "gpu_kind", lambda: H100)
-    _forget_traces()
-    yield
-    _forget_traces()
-
-
-def _forget_traces() -> None:
-    forward._traced_once.cache_clear()
-    jax.clear_caches()
-
-
 def lowered(model: Model, tokens: int) -> str:
     """A step of eight rows, which decode if they own one token each."""
+    how = model.execution
 
     def step(params: object, caches: Caches, ids: jax.Array, first: jax.Array, table: jax.Array) -> tuple:
         tables = (table,) * len(model.cache_groups)
         if tokens == ROWS:
-            batch = Batch.of_decoding_rows(ids, first, first > 0, tables, PAGE_SIZE)
+            batch = Batch.of_decoding_rows(ids, first, first > 0, tables, PAGE_SIZE, execution=how)
         else:
             rows = RaggedRows.of(tokens, jnp.arange(ROWS + 1) * (tokens // ROWS), first, first >= 0)
-            batch = Batch.of_ragged_rows(ids, rows, tables, first + tokens, PAGE_SIZE)
+            batch = Batch.of_ragged_rows(ids, rows, tables, first + tokens, PAGE_SIZE, execution=how)
         x, caches = model.hidden(params, batch, caches)
         return model.logits(params, x[:ROWS]), caches
 
@@ -85,8 +70,9 @@ def lowered(model: Model, tokens: int) -> str:
         pytest.param(int8_llama, LlamaConfig(**SIZES), id="int8"),
     ],
 )
-def test_steps(pretended_gpu: None, module: ModuleType, config: PreTrainedConfig, tokens: int) -> None:
-    text = lowered(Model(module, module.Config.from_hf(config.to_dict())), tokens)
+def test_steps(module: ModuleType, config: PreTrainedConfig, tokens: int) -> None:
+    execution = Execution(Platform("gpu", H100))
+    text = lowered(Model(module, module.Config.from_hf(config.to_dict()), execution=execution), tokens)
     assert "stablehlo.while" not in text
     assert "stablehlo.case" not in text
     assert "rms_norm" in text

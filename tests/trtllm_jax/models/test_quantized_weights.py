@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +10,12 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from checkpoints.table import Params, Weight, leaf_of
+from checkpoints.table import Params, leaf_of
 from pallas_kernels.weights import QuantizedWeight, quantize_int8
 from trtllm_jax.models import llama
 
+from . import int8_llama
+from .int8_llama import INPUTS
 from .paged import PagedModel, relative_error
 from .suite import CHUNKS, LONG, ONE_BY_ONE, SHORT
 from .tiny import TinyModel
@@ -23,22 +24,11 @@ CONFIG = LlamaConfig(
     vocab_size=101, hidden_size=48, intermediate_size=90, num_hidden_layers=2, num_attention_heads=6,
     num_key_value_heads=3, head_dim=8, max_position_embeddings=64, mlp_bias=True,
 )  # fmt: skip
-INPUTS = {"layers.{i}.qkv": 1, "layers.{i}.o": 3, "layers.{i}.gate_up": 1, "layers.{i}.down": 1, "head": 1}
-
-
-def int8_table(config: llama.Config) -> tuple[Weight, ...]:
-    """Llama's, its products with int8 weights."""
-    return tuple(
-        replace(row, format="int8", inputs=INPUTS[row.path]) if row.path in INPUTS else row
-        for row in llama.table(config)
-    )
 
 
 @pytest.fixture(scope="module")
-def int8_llama(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
-    module = ModuleType("int8_llama")
-    vars(module).update(vars(llama), table=int8_table)
-    return TinyModel(CONFIG, tmp_path_factory.mktemp("int8"), module)
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
+    return TinyModel(CONFIG, tmp_path_factory.mktemp("int8"), int8_llama)
 
 
 def dequantized(params: Params) -> Params:
@@ -49,10 +39,10 @@ def dequantized(params: Params) -> Params:
     )
 
 
-def test_loading_quantises_what_the_table_says(int8_llama: TinyModel) -> None:
+def test_loading_quantises_what_the_table_says(quantized: TinyModel) -> None:
     """An array where it says nothing; the scales have the axes of the outputs."""
-    plain = PagedModel(replace(int8_llama.model, module=llama), int8_llama.model.files.tensors).params
-    params = int8_llama.split().params
+    plain = PagedModel(replace(quantized.model, module=llama), quantized.model.files.tensors).params
+    params = quantized.split().params
     assert isinstance(params["embed"], jax.Array)
     for path, inputs in INPUTS.items():
         found, array = (leaf_of(tree, path.replace("{i}", "1")) for tree in (params, plain))
@@ -60,39 +50,39 @@ def test_loading_quantises_what_the_table_says(int8_llama: TinyModel) -> None:
         assert found.scales.shape == array.shape[: array.ndim - inputs]
         np.testing.assert_array_equal(found.values, expected.values)
         np.testing.assert_array_equal(found.scales, expected.scales)
-    assert int8_llama.model.weight_dtype(params) == jnp.float32
+    assert quantized.model.weight_dtype(params) == jnp.float32
 
 
-def test_logits_are_those_of_the_weights_that_were_kept(int8_llama: TinyModel) -> None:
+def test_logits_are_those_of_the_weights_that_were_kept(quantized: TinyModel) -> None:
     """Not those of the weights before: 8 bits of random weights are off by a few thousandths a layer."""
-    params = int8_llama.split().params
-    prompt = np.array(int8_llama.prompt(LONG))
-    run = jax.jit(int8_llama.model)
+    params = quantized.split().params
+    prompt = np.array(quantized.prompt(LONG))
+    run = jax.jit(quantized.model)
     found, expected = run(params, prompt), run(dequantized(params), prompt)
     assert relative_error(np.asarray(found), np.asarray(expected)) < 1e-5
-    assert 1e-4 < relative_error(np.asarray(found), int8_llama.expected_logits(prompt.tolist())) < 0.1
+    assert 1e-4 < relative_error(np.asarray(found), quantized.expected_logits(prompt.tolist())) < 0.1
 
 
 @pytest.mark.parametrize("steps", [CHUNKS, ONE_BY_ONE], ids=["chunks", "one by one"])
-def test_logits_over_pages_are_those_without(int8_llama: TinyModel, steps: list) -> None:
-    prompts = [int8_llama.prompt(LONG), int8_llama.prompt(SHORT)]
-    params = int8_llama.split().params
-    for prompt, logits in zip(prompts, int8_llama.split().logits(prompts, steps), strict=True):
-        expected = jax.jit(int8_llama.model)(dequantized(params), np.array(prompt))
+def test_logits_over_pages_are_those_without(quantized: TinyModel, steps: list) -> None:
+    prompts = [quantized.prompt(LONG), quantized.prompt(SHORT)]
+    params = quantized.split().params
+    for prompt, logits in zip(prompts, quantized.split().logits(prompts, steps), strict=True):
+        expected = jax.jit(quantized.model)(dequantized(params), np.array(prompt))
         assert relative_error(logits, np.asarray(expected)) < 1e-5
 
 
 @pytest.mark.multi_device(4)
-def test_scales_are_split_as_the_outputs_are(int8_llama: TinyModel) -> None:
+def test_scales_are_split_as_the_outputs_are(quantized: TinyModel) -> None:
     """Where the inputs are split, in `o` and `down`, each device has all scales."""
-    prompts = [int8_llama.prompt(LONG), int8_llama.prompt(SHORT)]
-    layer = int8_llama.split(4).params["layers"][0]
+    prompts = [quantized.prompt(LONG), quantized.prompt(SHORT)]
+    layer = quantized.split(4).params["layers"][0]
     for name in ("qkv", "o", "gate_up", "down"):
         weight = layer[name]
         outputs = weight.scales.ndim
         assert tuple(weight.scales.sharding.spec) == tuple(weight.values.sharding.spec)[:outputs]
     assert "tp" in layer["qkv"].scales.sharding.spec
     for ours, expected in zip(
-        int8_llama.split(4).logits(prompts, CHUNKS), int8_llama.split().logits(prompts, CHUNKS), strict=True
+        quantized.split(4).logits(prompts, CHUNKS), quantized.split().logits(prompts, CHUNKS), strict=True
     ):
         assert relative_error(ours, expected) < 1e-5

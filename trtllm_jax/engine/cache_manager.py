@@ -295,7 +295,7 @@ class KVCacheManager:
         return tuple(self._newest(index, requests, slots) for index in range(len(self._groups)))
 
     def _newest(self, index: int, requests: Sequence[Request], slots: np.ndarray) -> np.ndarray:
-        held = np.fromiter((len(_held(request).pages[index]) for request in requests), np.int32, len(requests))
+        held = np.fromiter((len(request.blocks.pages[index]) for request in requests), np.int32, len(requests))  # type: ignore[union-attr]
         columns = np.maximum(held[:, None] - np.arange(self._pages_per_dispatch, 0, -1), 0)
         return np.stack([columns, self._groups[index].table[slots[:, None], columns]], axis=2)
 

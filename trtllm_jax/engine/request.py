@@ -202,7 +202,7 @@ class Request:
         """Tokens known to the host."""
         return len(self.prompt) + len(self.generated)
 
-    @property
+    @cached_property
     def limit(self) -> int:
         """Tokens the sequence can reach."""
         return len(self.prompt) + self.max_tokens

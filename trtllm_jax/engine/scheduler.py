@@ -18,7 +18,6 @@ from trtllm_jax.engine.cache_manager import Copy, KVCacheManager
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
-from trtllm_jax.engine.row_outputs import Due
 from trtllm_jax.engine.step_output import StepOutput
 
 
@@ -28,6 +27,10 @@ class Counters:
 
     completed: int = 0
     preempted: int = 0
+
+
+_ON_DEVICE = [-1]
+"""The tokens of a row whose only one the device has drawn."""
 
 
 class _Row(NamedTuple):
@@ -93,11 +96,13 @@ class Scheduler:
     def _grow(self, decoding: Sequence[Request]) -> list[Request]:
         """Those sequences that have room for one more iteration; an older one may preempt newer ones for it."""
         grown = []
-        iteration = self.limits.max_tokens_per_iteration
+        each = self.limits.max_tokens_per_iteration
         for request in decoding:
-            if request.blocks is None:
+            blocks = request.blocks
+            if blocks is None:  # preempted for one of those before
                 continue
-            if request.blocks.tokens >= self._reach(request, iteration) or self._make_room(request):
+            # Inline, because it is asked for every row of every step.
+            if blocks.tokens >= request.computed_max + each or self._make_room(request):
                 grown.append(request)
         return grown
 
@@ -118,16 +123,20 @@ class Scheduler:
 
     def _iterations(self, decoding: Sequence[Request]) -> int:
         """How many iterations the next decode dispatch has; gives the rows room for them, but preempts nobody."""
+        if self.limits.max_decode_steps == 1:
+            return 1
         left = max(request.limit - 1 - request.computed_min for request in decoding)
         steps, each = max(1, min(self.limits.max_decode_steps, left)), self.limits.max_tokens_per_iteration
         fixed = self.limits.fixed_decode_steps
         if fixed and (self.waiting or steps < self.limits.max_decode_steps):
             return 1
         while steps > 1:
+            tokens = steps * each
             goals = {
-                request: (request.computed_min, end)
+                request: (request.computed_min, self._reach(request, tokens))
                 for request in decoding
-                if request.blocks is not None and request.blocks.tokens < (end := self._reach(request, steps * each))
+                # Only then may it lack pages: asked for every row, so nothing is called.
+                if request.blocks is not None and request.blocks.tokens < request.computed_max + tokens
             }
             if not goals or self.cache.grow_all(goals):
                 return steps
@@ -233,13 +242,14 @@ class Scheduler:
             penalised=self._newly_penalised(),
         )
 
-    def _decoding_row(self, request: Request) -> _Row:
+    @staticmethod
+    def _decoding_row(request: Request) -> _Row:
         position = request.computed_min
         request.computed_min += 1
-        request.computed_max = self._reach(request, 1)
+        request.computed_max = min(request.computed_max + 1, request.limit - 1)
         if request.needs_host_token:
-            return _Row(request, position, request.tokens(position, position + 1), emits=True)
-        return _Row(request, -1, [-1], emits=True)
+            return _Row(request, position, request.tokens(position, position + 1), True)
+        return _Row(request, -1, _ON_DEVICE, True)
 
     @staticmethod
     def _prompt_rows(request: Request, chunk: int) -> list[_Row]:
@@ -261,14 +271,13 @@ class Scheduler:
 
     def _decode_plan(self, decoding: Sequence[Request]) -> StepPlan:
         steps, each = self._iterations(decoding), self.limits.max_tokens_per_iteration
-        gains = []
+        gains = [] if each == 1 else [self._progress(request, steps, steps * each) for request in decoding]
         for request in decoding:
-            least, most = request.computed_min, request.computed_max
-            request.computed_min = min(least + steps, request.limit - 1)
-            request.computed_max = self._reach(request, steps * each)
-            if each > 1:
-                gains.append((request.computed_min - least, request.computed_max - most))
-        self._dispatched(decoding)
+            if each == 1:
+                # Both bounds are one: without a choice of how many tokens an iteration gains, it gains one.
+                request.computed_min = request.computed_max = min(request.computed_max + steps, request.limit - 1)
+            request.in_flight += 1
+            request.dispatched = request.computed_min
         slots = _slots(decoding)
         return StepPlan(
             kind="decode",
@@ -279,6 +288,13 @@ class Scheduler:
             gains=tuple(gains),
             penalised=self._newly_penalised(),
         )
+
+    def _progress(self, request: Request, least: int, most: int) -> tuple[int, int]:
+        """Move a sequence's bounds by what a dispatch gains it, no further than its limit; by how much they moved."""
+        before = request.computed_min, request.computed_max
+        request.computed_min = min(request.computed_min + least, request.limit - 1)
+        request.computed_max = self._reach(request, most)
+        return request.computed_min - before[0], request.computed_max - before[1]
 
     @staticmethod
     def _dispatched(rows: Sequence[Request]) -> None:
@@ -303,10 +319,7 @@ class Scheduler:
         updates: list[Update] = []
         for row, request in enumerate(plan.requests):
             request.in_flight -= 1
-            if request.finished is not None:
-                continue
-            update = self._commit_row(plan, output, row, request)
-            if update is not None:
+            if request.finished is None and (update := self._commit_row(plan, output, row, request)) is not None:
                 updates.append(update)
                 if update.finish is not None:
                     self._remove(request)
@@ -317,9 +330,10 @@ class Scheduler:
         if row in output.failures:
             request.finished = FinishReason.CANCELLED
             return Update(request, finish=request.finished, error=output.failures[row])
-        reports_context = plan.is_due(row, Due.PROMPT_TOKEN)
-        request.context_sent += reports_context
         gained = output.tokens[row]
+        reports_context = plan.kind == "step" and bool(plan.context[row])
+        if reports_context:
+            request.context_sent += 1
         if plan.gains:
             least, most = plan.gains[row]
             request.computed_min += len(gained) - least
@@ -328,13 +342,14 @@ class Scheduler:
             return None
         admission = None
         if gained:
-            admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
+            if not request.generated:
+                admission = Admission(request.cached_tokens or 0, request.waited)
             gained = self._take_tokens(request, gained)
-            if request.blocks is not None:
-                # The last token's key and value are not written yet.
-                self.cache.register(request, request.total - 1)
-        outputs = _outputs(plan, output, row, len(gained)) if request.row_outputs else {}
-        return Update(request, gained, request.finished, admission=admission, outputs=outputs)
+            # The last token's key and value are not written yet.
+            self.cache.register(request, request.total - 1)
+        if not request.row_outputs:
+            return Update(request, gained, request.finished, None, admission)
+        return Update(request, gained, request.finished, None, admission, _outputs(plan, output, row, len(gained)))
 
     @staticmethod
     def _take_tokens(request: Request, gained: list[int]) -> list[int]:

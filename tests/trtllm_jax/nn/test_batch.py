@@ -52,7 +52,7 @@ def test_decoding_rows() -> None:
 
 def test_whole_sequences() -> None:
     tokens = np.array([[5, 6, 7], [8, 9, 0]])
-    batch = Batch.of_sequences(jnp.asarray(tokens), jnp.array([3, 2]), Execution(xla_only=True))
+    batch = Batch.of_sequences(jnp.asarray(tokens), jnp.array([3, 2]), BY_XLA)
     assert batch.groups == ()
     assert batch.execution.xla_only
     np.testing.assert_array_equal(batch.tokens, tokens.ravel())

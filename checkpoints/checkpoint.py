@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.gguf_architecture import GgufArchitecture, find_architecture
 from checkpoints.hub import locate
 from checkpoints.json_file import read_object
 from checkpoints.orbax_folder import METADATA_FILE, find_arrays
@@ -27,21 +29,43 @@ logger = logging.getLogger("trtllm_jax")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's `config` and `generation_config` in Hugging Face's form, and on demand its tensors and tokenizer.
+    """A model's configuration in Hugging Face's form, and on demand its tensors and tokenizer.
 
-    `name` is what the user asked for, `path` the folder or file; `generation_config` is {} where there is none. `token`
-    is for further downloads of the same model. At most one of `gguf`, `llama2c` and `orbax` (the folder of the arrays)
-    is there; without one the weights are safetensors.
+    At most one of `gguf`, `llama2c` and `orbax` is set; without them the weights are safetensors.
+
+    Attributes:
+        name: what the user asked for.
+        path: the folder or file.
+        stated_config: the configuration that the model states in Hugging Face's form; {} for a GGUF file.
+        generation_config: {} where there is none.
+        token: for further downloads of the same model.
+        gguf: the file that holds everything.
+        gguf_architectures: the architectures that are read from GGUF files.
+        llama2c: the file that holds everything but the tokenizer.
+        orbax: the folder of the arrays.
     """
 
     name: str
     path: Path
-    config: dict[str, Any]
+    stated_config: dict[str, Any]
     generation_config: dict[str, Any]
     token: str | None = field(default=None, repr=False)
     gguf: GgufFile | None = field(default=None, repr=False)
+    gguf_architectures: tuple[GgufArchitecture, ...] = field(default=(), repr=False)
     llama2c: Llama2cFile | None = field(default=None, repr=False)
     orbax: Path | None = None
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The configuration in the form of config.json.
+
+        A GGUF file's is made of its metadata; ValueError where its architecture is not among those that are read.
+        """
+        if self.gguf is None:
+            return self.stated_config
+        from checkpoints.gguf_config import model_config
+
+        return model_config(self.gguf, find_architecture(self.gguf, self.gguf_architectures))
 
     @cached_property
     def tensors(self) -> TensorSource:
@@ -56,7 +80,7 @@ class Checkpoint:
         if self.gguf is not None:
             from checkpoints.gguf_source import GgufSource
 
-            return GgufSource(self.gguf)
+            return GgufSource(self.gguf, find_architecture(self.gguf, self.gguf_architectures))
         if self.llama2c is not None:
             return self.llama2c
         from checkpoints.safetensors_source import SafetensorsSource
@@ -95,7 +119,7 @@ class Checkpoint:
             self.path,
             *found,
         )
-        return replace(self, config=self.config | {"tie_word_embeddings": False})
+        return replace(self, stated_config=self.config | {"tie_word_embeddings": False})
 
     def load_tokenizer(
         self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
@@ -135,12 +159,24 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str | Path, *, revision: str | None = None, token: str | None = None, weights: bool = True
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    weights: bool = True,
+    gguf_architectures: Iterable[GgufArchitecture] = (),
 ) -> Checkpoint:
     """The checkpoint that `model` names: a Hugging Face or Orbax folder, a GGUF or llama2.c file, else a hub name.
 
-    `revision` and `token` are for the hub, from where `weights=False` downloads the configuration and the tokenizer
-    only. ValueError names what is missing or cannot be read, and the remedy.
+    ValueError names what is missing or cannot be read, and the remedy.
+
+    Args:
+        model: a path or a hub name.
+        revision: of a hub name.
+        token: for the hub.
+        weights: whether they are downloaded, or only the configuration and the tokenizer.
+        gguf_architectures: those that are read from GGUF files, as `trtllm_jax.models.gguf_architectures` gives them. A
+            GGUF file of another architecture has a tokenizer, but neither a configuration nor tensors.
     """
     path = locate(model, revision=revision, token=token, weights=weights)
     if path.is_dir():
@@ -152,9 +188,10 @@ def open_checkpoint(
         return Checkpoint(str(model), path, llama2c.config(), llama2c.generation_config(), token, llama2c=llama2c)
     gguf = _gguf_at(path)
     if gguf is not None:
-        from checkpoints.gguf_architectures import generation_config, model_config
+        from checkpoints.gguf_config import generation_config
 
-        return Checkpoint(str(model), gguf.path, model_config(gguf), generation_config(gguf), token, gguf)
+        known = tuple(gguf_architectures)
+        return Checkpoint(str(model), gguf.path, {}, generation_config(gguf), token, gguf, known)
     orbax = None if any(path.glob("*.safetensors")) else find_arrays(path)
     _check_folder(path, orbax)
     generation = path / "generation_config.json"

@@ -9,8 +9,10 @@ import numpy.typing as npt
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from checkpoints.gguf_architectures import ROPE_FACTORS, architecture_of, hugging_face_name, model_config
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.gguf_config import model_config
 from checkpoints.gguf_file import REMEDY, GgufFile, GgufTensor
+from checkpoints.gguf_names import ROPE_FACTORS, hugging_face_name
 from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
 
@@ -35,21 +37,21 @@ class _Stored(NamedTuple):
 class GgufSource:
     """A `TensorSource` over a GGUF file. Quantised tensors read as float32, others as they are stored."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self._file = file
-        permuted = architecture_of(file).permuted
-        config = model_config(file)
+        config = model_config(file, architecture)
         self._stored: dict[str, _Stored] = {}
         self.info: Mapping[str, TensorInfo] = {}
         for tensor in file.tensors.values():
             if tensor.name == ROPE_FACTORS:
                 continue  # part of the configuration
             _check_type(file, tensor)
-            name = hugging_face_name(tensor.name)
+            name = hugging_face_name(tensor.name, architecture)
             if name in self._stored:
                 both = f"{shown(self._stored[name].tensor.name)} and {shown(tensor.name)}"
                 raise ValueError(f"{file.path} is damaged: {both} are the same tensor. {REMEDY}")
-            heads = next((config[count] for module, count in permuted.items() if f".{module}." in name), None)
+            counts = (count for module, count in architecture.permuted.items() if f".{module}." in name)
+            heads = next((config[count] for count in counts), None)
             if heads is not None and tensor.shape[0] % (2 * heads):
                 raise ValueError(
                     f"{file.path}: {shown(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "

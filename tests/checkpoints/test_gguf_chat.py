@@ -16,6 +16,8 @@ from checkpoints.gguf_chat import chat_templates, turn_ends
 from checkpoints.gguf_file import GgufFile
 from checkpoints.model_files import write_model_files
 
+from .gguf_llama import LLAMA
+
 WriteGguf = Callable[..., Path]
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
@@ -75,7 +77,7 @@ class TestTemplates:
 
     def test_they_become_the_files_that_transformers_reads(self, write_gguf: WriteGguf, tmp_path: Path) -> None:
         named = {"chat_template": "plain", "chat_template.tool_use": "tools", "chat_template.rag": "documents"}
-        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL), **named)))
+        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL), **named)), gguf_architectures=[LLAMA])
         folder = tmp_path / "hf"
         folder.mkdir()
         write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=checkpoint.load_tokenizer())
@@ -95,7 +97,7 @@ class TestTemplates:
 
     @pytest.mark.parametrize("name", ["../../escaped", "a/b", "..", "a\\b", "x\0", ""])
     def test_names_lead_nowhere(self, name: str, write_gguf: WriteGguf, tmp_path: Path) -> None:
-        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL))))
+        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL))), gguf_architectures=[LLAMA])
         tokenizer = checkpoint.load_tokenizer()
         tokenizer.chat_template = {"default": "plain", name: "elsewhere"}
         folder = tmp_path / "out" / "hf"
@@ -139,7 +141,7 @@ class TestTurnEnds:
         first = len(BYTES) + 1
         added = (("<|end_of_text|>", CONTROL), ("<|eot_id|>", CONTROL), ("<|eom_id|>", CONTROL))
         path = write_gguf(metadata=tokens(*added, **{"ggml.eos_token_id": first + 1}))
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, gguf_architectures=[LLAMA])
         assert checkpoint.generation_config == {"eos_token_id": [first + 1]}
         assert checkpoint.turn_ends == {first, first + 1, first + 2}
         folder = tmp_path / "hf"

@@ -17,7 +17,7 @@ from checkpoints.table import Sizes, Weight, blocks, expand
 from sharding import DEFAULT_RULES, Extents
 from trtllm_jax.engine import device_memory
 from trtllm_jax.logger import logger, progress
-from trtllm_jax.models import architecture
+from trtllm_jax.models import architecture, gguf_architectures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -92,13 +92,15 @@ class _Weights:
 
 
 def _open(source: str | Path, config: str | Path | None, revision: str | None) -> Checkpoint:
+    known = gguf_architectures()
     if config is None:
-        return open_checkpoint(source, revision=revision)
+        return open_checkpoint(source, revision=revision, gguf_architectures=known)
     folder = Path(source).expanduser()
     arrays = find_arrays(folder) if folder.is_dir() else None
     if arrays is None:
         raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
-    return replace(open_checkpoint(config, revision=revision, weights=False), orbax=arrays).settled()
+    model = open_checkpoint(config, revision=revision, weights=False, gguf_architectures=known)
+    return replace(model, orbax=arrays).settled()
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:

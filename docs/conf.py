@@ -16,6 +16,7 @@ from sphinx.util.inspect import stringify_signature
 
 import trtllm_jax
 from trtllm_jax.common.strict_model import StrictModel
+from trtllm_jax.models import gguf_architectures, supported
 
 project = "trtllm_jax"
 version = release = trtllm_jax.__version__
@@ -53,11 +54,25 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", add_limits)
     app.connect("autodoc-skip-member", skip_or_show)
     app.connect("source-read", list_modules)
+    app.connect("source-read", list_architectures)
 
 
 def list_modules(app: Sphinx, page: str, source: list[str]) -> None:
     """A line `.. modules:: package` stands for an entry of each public module of the package, so none is forgotten."""
     source[0] = re.sub(r"^\.\. modules:: (\w+)$", lambda line: _module_entries(line[1]), source[0], flags=re.MULTILINE)
+
+
+def list_architectures(app: Sphinx, page: str, source: list[str]) -> None:
+    """A line `.. architectures::` stands for a table of the architectures that the package finds."""
+    source[0] = re.sub(r"^\.\. architectures::$", lambda _: _architecture_table(), source[0], flags=re.MULTILINE)
+
+
+def _architecture_table() -> str:
+    gguf = {known.model_class: f"``{known.name}``" for known in gguf_architectures()}
+    rows = [("Name in config.json", "Name in GGUF", "Models")]
+    rows += [(f"``{name}``", gguf.get(name, "none"), models) for name, models in sorted(supported().items())]
+    cells = ("\n     - ".join(row) for row in rows)
+    return ".. list-table::\n   :header-rows: 1\n\n" + "\n".join(f"   * - {row}" for row in cells)
 
 
 def _module_entries(package: str) -> str:

@@ -99,7 +99,7 @@ class Checkpoint:
 
         return frozenset(turn_ends(self.gguf).values())
 
-    def settled(self) -> Checkpoint:
+    def resolve_tied_head(self) -> Checkpoint:
         """With a `config` that is true of the weights.
 
         A head that is stored although the configuration ties it, and is no copy of the embeddings, is used, as
@@ -108,9 +108,9 @@ class Checkpoint:
         stored = self.orbax is not None or (self.path.is_dir() and any(self.path.glob("*.safetensors")))
         if self.gguf is not None or not stored or self.config.get("tie_word_embeddings") is not True:
             return self
-        from checkpoints.stored_twice import own_head
+        from checkpoints.duplicates import find_untied_head
 
-        found = own_head(self.tensors)
+        found = find_untied_head(self.tensors)
         if found is None:
             return self
         logger.warning(
@@ -145,13 +145,13 @@ class Checkpoint:
         return hf_tokenizer.load_tokenizer(path, use_fast=tokenizer_mode == "auto")
 
     def _llama2c_tokenizer(self, path: Path) -> PreTrainedTokenizerBase:
-        from checkpoints.llama2c_tokenizer import beside, load_tokenizer
+        from checkpoints.llama2c_tokenizer import find_tokenizer_file, load_tokenizer
 
         if self.llama2c is None:
             return load_tokenizer(path)
         if path != self.path:
             return load_tokenizer(path, self.llama2c.vocab_size)
-        found = beside(path, self.llama2c.vocab_size)
+        found = find_tokenizer_file(path, self.llama2c.vocab_size)
         if found is None:
             names = f"tokenizer.bin or tok{self.llama2c.vocab_size}.bin"
             raise ValueError(f"{path} has no {names} beside it; give the tokenizer's own path")
@@ -203,7 +203,7 @@ def open_checkpoint(
         token,
         orbax=orbax,
     )
-    return checkpoint.settled() if weights else checkpoint
+    return checkpoint.resolve_tied_head() if weights else checkpoint
 
 
 def _warn_of_other_formats(folder: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from checkpoints.shown import shown
+from checkpoints.error_text import short_repr
 
 if TYPE_CHECKING:
     from checkpoints.gguf_file import GgufFile
@@ -44,6 +44,7 @@ def find_architecture(file: GgufFile, known: Iterable[GgufArchitecture]) -> Gguf
     name = file.metadata.get("general.architecture")
     if not isinstance(name, str) or name not in by_name:
         raise ValueError(
-            f"{file.path} has the architecture {shown(name)}; supported in GGUF: {', '.join(sorted(by_name)) or 'none'}"
+            f"{file.path} has the architecture {short_repr(name)}; supported in GGUF: "
+            f"{', '.join(sorted(by_name)) or 'none'}"
         )
     return by_name[name]

@@ -3,8 +3,8 @@
 from collections.abc import Mapping
 from enum import IntEnum
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_file import GgufFile
-from checkpoints.shown import shown
 
 
 class TokenType(IntEnum):
@@ -38,7 +38,7 @@ def chat_templates(file: GgufFile) -> str | dict[str, str] | None:
     found = {key: value for key, value in file.metadata.items() if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")}
     for key, value in found.items():
         if not isinstance(value, str):
-            raise ValueError(f"{file.path}: {key!r} is {shown(value)}; it must be a str")
+            raise ValueError(f"{file.path}: {key!r} is {short_repr(value)}; it must be a str")
     if found.keys() <= {_TEMPLATE}:
         return found.get(_TEMPLATE)
     return {key.removeprefix(_TEMPLATE).removeprefix(".") or "default": value for key, value in found.items()}

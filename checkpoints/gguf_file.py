@@ -16,8 +16,8 @@ import numpy as np
 import numpy.typing as npt
 from gguf.constants import GGML_QUANT_SIZES, GGUF_DEFAULT_ALIGNMENT, GGMLQuantizationType, GGUFValueType
 
+from checkpoints.error_text import short_repr
 from checkpoints.regular_file import map_regular
-from checkpoints.shown import shown
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
@@ -85,7 +85,7 @@ class GgufFile:
         """The metadata's integer at `key`, None where it states none; ValueError where it is something else."""
         value = self.metadata.get(key)
         if value is not None and type(value) is not int:
-            raise ValueError(f"{self.path}: {key!r} is {shown(value)}; it must be an integer")
+            raise ValueError(f"{self.path}: {key!r} is {short_repr(value)}; it must be an integer")
         return value
 
     def data(self, tensor: GgufTensor) -> npt.NDArray[np.uint8]:
@@ -128,7 +128,7 @@ class _Header:
         for _ in range(count):
             key = self._string()
             if key in metadata:
-                raise ValueError(f"{self._path} is damaged: it states {shown(key)} twice. {REMEDY}")
+                raise ValueError(f"{self._path} is damaged: it states {short_repr(key)} twice. {REMEDY}")
             metadata[key] = self._value(key, self._number("<u4"))
         return metadata
 
@@ -142,10 +142,10 @@ class _Header:
             if item in _SCALARS:
                 dtype = np.dtype(_SCALARS[item])
                 return np.frombuffer(self._take(count * dtype.itemsize), dtype).tolist()
-            raise ValueError(f"{self._path}: {shown(key)} is an array of type {item}, which is not read. {REMEDY}")
+            raise ValueError(f"{self._path}: {short_repr(key)} is an array of type {item}, which is not read. {REMEDY}")
         if kind in _SCALARS:
             return self._number(_SCALARS[kind])
-        raise ValueError(f"{self._path}: {shown(key)} is of the unknown type {kind}. {REMEDY}")
+        raise ValueError(f"{self._path}: {short_repr(key)} is of the unknown type {kind}. {REMEDY}")
 
     def _tensors(self, count: int) -> dict[str, GgufTensor]:
         entries = [
@@ -160,17 +160,17 @@ class _Header:
         alignment = self.metadata.get("general.alignment", GGUF_DEFAULT_ALIGNMENT)
         if type(alignment) is not int or alignment < 1 or alignment & (alignment - 1):
             raise ValueError(
-                f"{self._path}: 'general.alignment' is {shown(alignment)}; it must be a power of two. {REMEDY}"
+                f"{self._path}: 'general.alignment' is {short_repr(alignment)}; it must be a power of two. {REMEDY}"
             )
         start = -(-self._at // alignment) * alignment
         tensors: dict[str, GgufTensor] = {}
         for name, innermost_first, kind, offset in entries:
             if name in tensors:
-                raise ValueError(f"{self._path} is damaged: it holds the tensor {shown(name)} twice. {REMEDY}")
+                raise ValueError(f"{self._path} is damaged: it holds the tensor {short_repr(name)} twice. {REMEDY}")
             if offset % alignment:
                 raise ValueError(
-                    f"{self._path} is damaged: the tensor {shown(name)} is {offset} bytes into the data, which is no "
-                    f"multiple of the alignment {alignment}. {REMEDY}"
+                    f"{self._path} is damaged: the tensor {short_repr(name)} is {offset} bytes into the data, which is "
+                    f"no multiple of the alignment {alignment}. {REMEDY}"
                 )
             tensors[name] = self._tensor(name, tuple(innermost_first[::-1]), kind, start + offset)
         self._refuse_overlaps(tensors)
@@ -181,18 +181,18 @@ class _Header:
             tensor = GgufTensor(name, shape, GGMLQuantizationType(kind), offset)
         except ValueError as error:
             raise ValueError(
-                f"{self._path}: the tensor {shown(name)} is of the unknown type {kind}. {REMEDY}"
+                f"{self._path}: the tensor {short_repr(name)} is of the unknown type {kind}. {REMEDY}"
             ) from error
         block_size, _ = GGML_QUANT_SIZES[tensor.type]
         if not shape or 0 in shape or shape[-1] % block_size:
             raise ValueError(
-                f"{self._path}: the tensor {shown(name)} has the shape {shape}; {tensor.type.name} needs rows of a "
-                f"multiple of {block_size}, and no size may be 0. {REMEDY}"
+                f"{self._path}: the tensor {short_repr(name)} has the shape {shape}; {tensor.type.name} needs rows of "
+                f"a multiple of {block_size}, and no size may be 0. {REMEDY}"
             )
         if offset + tensor.nbytes > self._file_size:
             raise ValueError(
-                f"{self._path} is truncated: the tensor {shown(name)} should end at byte {offset + tensor.nbytes}, "
-                f"the file has {self._file_size}. {REMEDY}"
+                f"{self._path} is truncated: the tensor {short_repr(name)} should end at byte "
+                f"{offset + tensor.nbytes}, the file has {self._file_size}. {REMEDY}"
             )
         return tensor
 
@@ -201,8 +201,8 @@ class _Header:
         for tensor, following in itertools.pairwise(in_order):
             if following.offset < tensor.offset + tensor.nbytes:
                 raise ValueError(
-                    f"{self._path} is damaged: the tensors {shown(tensor.name)} and {shown(following.name)} overlap. "
-                    f"{REMEDY}"
+                    f"{self._path} is damaged: the tensors {short_repr(tensor.name)} and {short_repr(following.name)} "
+                    f"overlap. {REMEDY}"
                 )
 
     def _dimensions(self) -> int:

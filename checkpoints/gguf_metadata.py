@@ -4,8 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_file import REMEDY, GgufFile
-from checkpoints.shown import shown
 
 
 class ArchitectureMetadata:
@@ -24,8 +24,8 @@ class ArchitectureMetadata:
         value = self._value(key, default)
         if type(value) is not int or not minimum <= value < 2**31:
             raise ValueError(
-                f"{self._file.path}: '{self._prefix}.{key}' is {shown(value)}; it must be a whole number of at least "
-                f"{minimum}. {REMEDY}"
+                f"{self._file.path}: '{self._prefix}.{key}' is {short_repr(value)}; it must be a whole number of at "
+                f"least {minimum}. {REMEDY}"
             )
         return value
 
@@ -35,7 +35,8 @@ class ArchitectureMetadata:
         # The bounds are those of float32, in which metadata is stored. NaN is in no range.
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-38 < value < 1e38:
             raise ValueError(
-                f"{self._file.path}: '{self._prefix}.{key}' is {shown(value)}; it must be a number above 0. {REMEDY}"
+                f"{self._file.path}: '{self._prefix}.{key}' is {short_repr(value)}; it must be a number above 0. "
+                f"{REMEDY}"
             )
         # 1e-5 in float32 would come out as 9.999999747378752e-06.
         return float(str(np.float32(value)))

@@ -3,10 +3,10 @@
 import math
 from typing import Any
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_file import REMEDY, GgufFile
 from checkpoints.gguf_metadata import ArchitectureMetadata
 from checkpoints.gguf_names import ROPE_FACTORS
-from checkpoints.shown import shown
 
 
 def rope_scaling(file: GgufFile, metadata: ArchitectureMetadata, head_dim: int) -> dict[str, Any] | None:
@@ -15,7 +15,7 @@ def rope_scaling(file: GgufFile, metadata: ArchitectureMetadata, head_dim: int) 
     if ROPE_FACTORS in file.tensors:
         if kind != "none":
             raise ValueError(
-                f"{file.path} has both {ROPE_FACTORS!r} and rope scaling {shown(kind)}; only one is supported"
+                f"{file.path} has both {ROPE_FACTORS!r} and rope scaling {short_repr(kind)}; only one is supported"
             )
         return {"rope_type": "frequency_factors", "factors": _factors(file, head_dim)}
     if kind == "none":
@@ -24,7 +24,7 @@ def rope_scaling(file: GgufFile, metadata: ArchitectureMetadata, head_dim: int) 
         return {"rope_type": "linear", "factor": metadata.number("rope.scaling.factor")}
     if kind == "yarn":
         return _yarn(metadata)
-    raise ValueError(f"{file.path} has rope scaling {shown(kind)}; supported: none, linear, yarn")
+    raise ValueError(f"{file.path} has rope scaling {short_repr(kind)}; supported: none, linear, yarn")
 
 
 def _factors(file: GgufFile, head_dim: int) -> list[float]:
@@ -36,7 +36,9 @@ def _factors(file: GgufFile, head_dim: int) -> list[float]:
         )
     factors: list[float] = file.data(tensor).view("<f4").ravel().tolist()
     if not all(0 < factor < math.inf for factor in factors):
-        raise ValueError(f"{file.path}: {ROPE_FACTORS!r} is {shown(factors)}; it must hold numbers above 0. {REMEDY}")
+        raise ValueError(
+            f"{file.path}: {ROPE_FACTORS!r} is {short_repr(factors)}; it must hold numbers above 0. {REMEDY}"
+        )
     return factors
 
 

@@ -9,11 +9,11 @@ import numpy.typing as npt
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.gguf_config import model_config
 from checkpoints.gguf_file import REMEDY, GgufFile, GgufTensor
 from checkpoints.gguf_names import ROPE_FACTORS, hugging_face_name
-from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
 
 _PLAIN: Mapping[GGMLQuantizationType, npt.DTypeLike] = {
@@ -48,13 +48,13 @@ class GgufSource:
             _check_type(file, tensor)
             name = hugging_face_name(tensor.name, architecture)
             if name in self._stored:
-                both = f"{shown(self._stored[name].tensor.name)} and {shown(tensor.name)}"
+                both = f"{short_repr(self._stored[name].tensor.name)} and {short_repr(tensor.name)}"
                 raise ValueError(f"{file.path} is damaged: {both} are the same tensor. {REMEDY}")
             counts = (count for module, count in architecture.permuted.items() if f".{module}." in name)
             heads = next((config[count] for count in counts), None)
             if heads is not None and tensor.shape[0] % (2 * heads):
                 raise ValueError(
-                    f"{file.path}: {shown(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
+                    f"{file.path}: {short_repr(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
                     f"halves do not divide. {REMEDY}"
                 )
             self._stored[name] = _Stored(tensor, heads)
@@ -82,12 +82,12 @@ def _check_type(file: GgufFile, tensor: GgufTensor) -> None:
     if tensor.type not in _PLAIN and tensor.type not in _QUANTISED:
         supported = ", ".join(kind.name for kind in GGMLQuantizationType if kind in _PLAIN or kind in _QUANTISED)
         raise ValueError(
-            f"{file.path}: the tensor {shown(tensor.name)} is stored as {tensor.type.name}; supported: {supported}. "
-            "Convert the model to one of these"
+            f"{file.path}: the tensor {short_repr(tensor.name)} is stored as {tensor.type.name}; supported: "
+            f"{supported}. Convert the model to one of these"
         )
     if tensor.type in _QUANTISED and len(tensor.shape) == 1:
         raise ValueError(
-            f"{file.path}: the vector {shown(tensor.name)} is stored as {tensor.type.name}; it must be a float. "
+            f"{file.path}: the vector {short_repr(tensor.name)} is stored as {tensor.type.name}; it must be a float. "
             f"{REMEDY}"
         )
 

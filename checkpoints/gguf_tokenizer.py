@@ -8,10 +8,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_chat import TokenType, chat_templates, turn_ends
 from checkpoints.gguf_file import GgufFile
 from checkpoints.rust_errors import as_value_error
-from checkpoints.shown import shown
 
 _REMEDY = "Give the folder or hub name of the model's original tokenizer instead"
 
@@ -77,7 +77,9 @@ def _build(file: GgufFile, vocabulary: "_Vocabulary") -> PreTrainedTokenizerFast
     elif model == "llama":
         tokenizer, add_bos = _sentencepiece(vocabulary)
     else:
-        raise ValueError(f"{vocabulary.path} has the tokenizer model {shown(model)}; supported: gpt2, llama. {_REMEDY}")
+        raise ValueError(
+            f"{vocabulary.path} has the tokenizer model {short_repr(model)}; supported: gpt2, llama. {_REMEDY}"
+        )
     # Some converters gave the end of a turn another type.
     control = dict.fromkeys([*vocabulary.of_type(TokenType.CONTROL), *turn_ends(file)])
     others = [token for token in vocabulary.of_type(TokenType.USER_DEFINED) if token not in control]
@@ -119,7 +121,7 @@ class _Vocabulary:
         value = self.get(key)
         if value is not None and not isinstance(value, kind):
             raise ValueError(
-                f"{self.path}: 'tokenizer.{key}' is {shown(value)}; it must be a {kind.__name__}. {_REMEDY}"
+                f"{self.path}: 'tokenizer.{key}' is {short_repr(value)}; it must be a {kind.__name__}. {_REMEDY}"
             )
         return default if value is None else value
 
@@ -129,7 +131,8 @@ class _Vocabulary:
             raise ValueError(f"{self.path} has no 'tokenizer.{key}'. {_REMEDY}")
         if not isinstance(values, list) or not all(type(value) is kind for value in values):
             raise ValueError(
-                f"{self.path}: 'tokenizer.{key}' is {shown(values)}; it must be an array of {kind.__name__}. {_REMEDY}"
+                f"{self.path}: 'tokenizer.{key}' is {short_repr(values)}; it must be an array of {kind.__name__}. "
+                f"{_REMEDY}"
             )
         return values
 
@@ -156,7 +159,7 @@ class _Vocabulary:
         name = self.optional("ggml.pre", str, "default")
         if name not in _PRE:
             raise ValueError(
-                f"{self.path} has the pre-tokeniser {shown(name)}; supported: {', '.join(_PRE)}. {_REMEDY}"
+                f"{self.path} has the pre-tokeniser {short_repr(name)}; supported: {', '.join(_PRE)}. {_REMEDY}"
             )
         return _PRE[name]
 
@@ -200,8 +203,8 @@ def _merges(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     longest = max(vocabulary.tokens, key=len)
     if len(longest) > _LONGEST_PIECE:
         raise ValueError(
-            f"{vocabulary.path}: 'tokenizer.ggml.tokens' has {shown(longest)} of {len(longest)} characters; at most "
-            f"{_LONGEST_PIECE} are read. {_REMEDY}"
+            f"{vocabulary.path}: 'tokenizer.ggml.tokens' has {short_repr(longest)} of {len(longest)} characters; at "
+            f"most {_LONGEST_PIECE} are read. {_REMEDY}"
         )
     every = (
         (-scores[i], ids[token[:cut]], ids[token[cut:]], token[:cut], token[cut:])

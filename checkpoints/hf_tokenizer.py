@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from checkpoints.error_text import short_repr
 from checkpoints.json_file import read_object
 from checkpoints.regular_file import check_regular
 from checkpoints.rust_errors import as_value_error
-from checkpoints.shown import shown
 
 MAX_BYTES = 256 << 20  # the largest tokenizers of published models are about 40 MB
 
@@ -48,7 +48,9 @@ def _check_files(folder: Path) -> None:
         return
     versions = read_object(stated).get("fast_tokenizer_files", [])
     if not isinstance(versions, list) or not all(isinstance(v, str) and Path(v).name == v for v in versions):
-        raise ValueError(f"{stated} has fast_tokenizer_files={shown(versions)}; it must list names of its own folder")
+        raise ValueError(
+            f"{stated} has fast_tokenizer_files={short_repr(versions)}; it must list names of its own folder"
+        )
 
 
 def _config(folder: Path) -> Any:

@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from checkpoints.error_text import short_repr
 from checkpoints.regular_file import open_regular
-from checkpoints.shown import shown
 
 MAX_BYTES = 32 << 20  # the largest indexes of published models are about 15 MB; values take up to 25 times their text
 
@@ -49,5 +49,5 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     content = dict(pairs)
     if len(content) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shown(twice)} is there twice; remove one")
+        raise ValueError(f"the key {short_repr(twice)} is there twice; remove one")
     return content

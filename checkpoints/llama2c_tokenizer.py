@@ -23,7 +23,7 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 
-def beside(model: Path, vocab_size: int) -> Path | None:
+def find_tokenizer_file(model: Path, vocab_size: int) -> Path | None:
     """The tokenizer file of `model`, by the names that llama2.c gives it, if it is there."""
     named = (model.with_name(f"tok{vocab_size}{SUFFIX}"), model.with_name(f"tokenizer{SUFFIX}"))
     return next((path for path in named if path.is_file()), None)

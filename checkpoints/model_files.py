@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.error_text import short_repr
 from checkpoints.json_file import read_object
 from checkpoints.regular_file import open_regular
 from checkpoints.rope_factors import as_llama3
-from checkpoints.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -31,12 +31,12 @@ _OF_THE_TOKENIZER = (
 
 
 def write_model_files(
-    checkpoint: Checkpoint, folder: Path, *, dtype: str, rounded: bool, tokenizer: PreTrainedTokenizerBase | None
+    checkpoint: Checkpoint, folder: Path, *, dtype: str, cast: bool, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """The configuration and the tokenizer, as a Hugging Face folder has them.
 
     A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save. Only
-    if the weights were `rounded` does config.json then name `dtype` instead of what it did, and only if they have a
+    if the weights were `cast` does config.json then name `dtype` instead of what it did, and only if they have a
     head that it denied does it say so. ValueError where a file is a link that leaves the folder and the hub's cache.
     """
     if checkpoint.path.is_dir():
@@ -46,7 +46,7 @@ def write_model_files(
                 _copy(checkpoint.path, path, folder)
         for path in sorted(checkpoint.path.glob(_MORE_TEMPLATES)) if tokenizer is None else ():
             _copy(checkpoint.path, path, folder / path.parent.name)
-        config = _with_dtype(checkpoint.config, dtype) if rounded else checkpoint.config
+        config = _with_dtype(checkpoint.config, dtype) if cast else checkpoint.config
         if config != read_object(folder / CONFIG):
             _write(folder / CONFIG, config)
     else:
@@ -75,8 +75,8 @@ def _check_template_names(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizer
     for name in templates if isinstance(templates, dict) else ():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w .-]*", name):
             raise ValueError(
-                f"{checkpoint.path}: the tokenizer has a chat template with the name {shown(name)}, which is no file's "
-                "name: rename it, or give another tokenizer"
+                f"{checkpoint.path}: the tokenizer has a chat template with the name {short_repr(name)}, which is no "
+                "file's name: rename it, or give another tokenizer"
             )
 
 

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from checkpoints.error_text import one_line, short_repr
 from checkpoints.json_file import read_object
 from checkpoints.orbax_folder import METADATA_FILE
-from checkpoints.shown import one_line, shown
 from checkpoints.source import TensorInfo
 
 
@@ -75,7 +75,7 @@ class OrbaxSource:
         for name in names:
             if not name or name.startswith(".") or "/" in name or "\0" in name:
                 raise ValueError(
-                    f"{self._folder / METADATA_FILE} names an array {shown(name)}, which is no array's name"
+                    f"{self._folder / METADATA_FILE} names an array {short_repr(name)}, which is no array's name"
                 )
         return names
 
@@ -115,6 +115,8 @@ def _size_of_files(folder: Path) -> int:
         for name in (*folders, *files):
             status = os.lstat(os.path.join(parent, name))
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                raise ValueError(f"{folder} holds {shown(name)}, which is no regular file; put a copy in its place")
+                raise ValueError(
+                    f"{folder} holds {short_repr(name)}, which is no regular file; put a copy in its place"
+                )
             size += status.st_size
     return size

@@ -16,10 +16,10 @@ import numpy.typing as npt
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from checkpoints.error_text import one_line
 from checkpoints.load import Progress
-from checkpoints.pieces import chunk_shape, grid, rounded
+from checkpoints.pieces import cast, chunk_shape, grid
 from checkpoints.shards import read_shard
-from checkpoints.shown import one_line
 from checkpoints.source import TensorInfo, TensorSource
 from checkpoints.table import Sizes, Weight, assemble, blocks, shape
 from sharding import Extents
@@ -66,7 +66,7 @@ def write_orbax(
         chunk = chunk_shape(row.axis_names, info.shape, split, np.dtype(info.dtype).itemsize)
         store = _create(folder, row.path, info, chunk)
         for window in grid(info.shape, chunk):
-            values = rounded(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
+            values = cast(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
             _write(store[tuple(slice(*part) for part in window)], values, f"{folder}: the array {row.path!r}")
             done += values.nbytes
             if progress is not None:

@@ -51,7 +51,7 @@ def chunk_shape(axes: Sequence[str], shape: Sequence[int], split: frozenset[str]
     return tuple(chunk)
 
 
-def rounded(values: npt.NDArray[Any], dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:
+def cast(values: npt.NDArray[Any], dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:
     """`values` in `dtype`; ValueError, naming the tensor, where a finite value would become infinite."""
     if values.dtype == np.dtype(dtype):
         return values

@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoints.shown import one_line, shown
+from checkpoints.error_text import one_line, short_repr
 
 # A hub cache's snapshots are links to `models--org--name/blobs/<hash>`, some of these to `blobs/<xx>/<hash>` beside it.
 _HUB_BLOB = re.compile(r".*/(models--[^/]+/blobs/[0-9a-f]{40,64}|blobs/[0-9a-f]{2}/[0-9a-f]{64})", re.DOTALL)
@@ -38,7 +38,7 @@ def check_regular(path: Path, folder: Path | None = None) -> os.stat_result:
         raise ValueError(f"{path} is not a regular file; put the model's own file in its place")
     if outside:
         raise ValueError(
-            f"{path} is a link to {shown(os.path.realpath(path))}, outside the model's folder, so it is not "
+            f"{path} is a link to {short_repr(os.path.realpath(path))}, outside the model's folder, so it is not "
             "read; put the file itself or a hard link there, or give the folder that the link leads to"
         )
     return status

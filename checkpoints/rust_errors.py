@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoints.shown import one_line
+from checkpoints.error_text import one_line
 
 
 def is_failure(error: BaseException) -> bool:

@@ -14,11 +14,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from checkpoints.duplicates import equal_tensors
+from checkpoints.error_text import short_repr
 from checkpoints.json_file import decode, read_object
 from checkpoints.regular_file import map_regular
-from checkpoints.shown import shown
 from checkpoints.source import TensorInfo
-from checkpoints.stored_twice import same_values
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -95,24 +95,25 @@ def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]]
         if shard not in shards:
             if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_NAME:
                 raise ValueError(
-                    f"{index} places {shown(name)} in {shown(shard)}, which is not a file of its own folder. {REMEDY}"
+                    f"{index} places {short_repr(name)} in {short_repr(shard)}, which is not a file of its own folder. "
+                    f"{REMEDY}"
                 )
             if not os.path.lexists(folder / shard):
                 raise ValueError(
-                    f"{folder / shard} is missing; {INDEX_FILE} places {shown(name)} in it. Download it too"
+                    f"{folder / shard} is missing; {INDEX_FILE} places {short_repr(name)} in it. Download it too"
                 )
             shards[shard] = _open_file(folder / shard)
         if name not in shards[shard]:
             raise ValueError(
-                f"{folder / shard} does not hold {shown(name)}, though {INDEX_FILE} places it there. {REMEDY}"
+                f"{folder / shard} does not hold {short_repr(name)}, though {INDEX_FILE} places it there. {REMEDY}"
             )
         arrays[name] = shards[shard][name]
     for shard, tensors in shards.items():
         for name in tensors.keys() & arrays.keys():
             if weight_map[name] != shard and not _same(tensors[name], arrays[name]):
                 raise ValueError(
-                    f"{folder}: {shown(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, and "
-                    f"{shard}. {REMEDY}"
+                    f"{folder}: {short_repr(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, "
+                    f"and {shard}. {REMEDY}"
                 )
     return arrays, shards.keys()
 
@@ -127,13 +128,13 @@ def _require_the_same(
     if different:
         raise ValueError(
             f"{folder} holds two models, {SINGLE_FILE} and the shards of {INDEX_FILE}, which differ in "
-            f"{shown(different[0])}: remove the one that is not meant"
+            f"{short_repr(different[0])}: remove the one that is not meant"
         )
 
 
 def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
     one, other = (TensorInfo(array.shape, array.dtype.name) for array in (first, second))
-    return same_values(first.__getitem__, second.__getitem__, one, other)
+    return equal_tensors(first.__getitem__, second.__getitem__, one, other)
 
 
 def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
@@ -158,7 +159,9 @@ def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object. {REMEDY}")
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{path} has a '__metadata__' that is not an object of texts: {shown(metadata)}. {REMEDY}")
+        raise ValueError(
+            f"{path} has a '__metadata__' that is not an object of texts: {short_repr(metadata)}. {REMEDY}"
+        )
     entries = {name: _checked(path, name, stated) for name, stated in header.items()}
     _check_layout(path, entries, data.size)
     return {
@@ -169,17 +172,18 @@ def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 def _checked(path: Path, name: str, stated: Any) -> _Entry:
     if not isinstance(stated, dict) or stated.keys() != set(_Entry._fields) or not _is_layout(**stated):
-        raise ValueError(f"{path}: the header entry of {shown(name)} is malformed: {shown(stated)}. {REMEDY}")
+        raise ValueError(f"{path}: the header entry of {short_repr(name)} is malformed: {short_repr(stated)}. {REMEDY}")
     entry = _Entry(**stated)
     if entry.dtype not in DTYPES:
         raise ValueError(
-            f"{path}: {shown(name)} is stored as {shown(entry.dtype)}; supported: {', '.join(DTYPES)}. Convert the "
-            "model to one of these"
+            f"{path}: {short_repr(name)} is stored as {short_repr(entry.dtype)}; supported: {', '.join(DTYPES)}. "
+            "Convert the model to one of these"
         )
     begin, end = entry.data_offsets
     if end - begin != math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize:
         raise ValueError(
-            f"{path}: {shown(name)} has bytes {begin} to {end}, which do not fit {entry.dtype} {entry.shape}. {REMEDY}"
+            f"{path}: {short_repr(name)} has bytes {begin} to {end}, which do not fit {entry.dtype} {entry.shape}. "
+            f"{REMEDY}"
         )
     return entry
 
@@ -202,12 +206,13 @@ def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
         begin, end = entry.data_offsets
         if end > size:
             raise ValueError(
-                f"{path} is truncated: {shown(name)} should end at byte {end} of its data, which has {size}. {REMEDY}"
+                f"{path} is truncated: {short_repr(name)} should end at byte {end} of its data, which has {size}. "
+                f"{REMEDY}"
             )
         if begin != at:
             raise ValueError(
-                f"{path} is damaged: {shown(name)} begins at byte {begin} of its data, not at byte {at}: tensors may "
-                f"neither overlap nor leave gaps. {REMEDY}"
+                f"{path} is damaged: {short_repr(name)} begins at byte {begin} of its data, not at byte {at}: tensors "
+                f"may neither overlap nor leave gaps. {REMEDY}"
             )
         at = end
     if at != size:

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoints.load import Progress
-from checkpoints.pieces import contiguous_step, grid, rounded
+from checkpoints.pieces import cast, contiguous_step, grid
 from checkpoints.safetensors_source import DTYPES, INDEX_FILE, SINGLE_FILE
 from checkpoints.source import TensorInfo, TensorSource
 
@@ -92,7 +92,7 @@ def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, source: TensorSou
     widest = max(np.dtype(source.info[name].dtype).itemsize, np.dtype(info.dtype).itemsize)
     for window in grid(info.shape, contiguous_step(info.shape, widest)):
         piece = source.read(name, tuple(slice(*part) for part in window))
-        values = np.ascontiguousarray(rounded(piece, info.dtype, name))
+        values = np.ascontiguousarray(cast(piece, info.dtype, name))
         yield file.write(values.reshape(-1).view(np.uint8).data)
 
 

@@ -80,19 +80,19 @@ class TestTemplates:
         checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL), **named)), gguf_architectures=[LLAMA])
         folder = tmp_path / "hf"
         folder.mkdir()
-        write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=checkpoint.load_tokenizer())
+        write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=checkpoint.load_tokenizer())
         templates = AutoTokenizer.from_pretrained(folder).chat_template
         assert templates == {"default": "plain", "tool_use": "tools", "rag": "documents"}
         again = tmp_path / "again"
         again.mkdir()
         copied = open_checkpoint(folder)
-        write_model_files(copied, again, dtype="float32", rounded=False, tokenizer=None)
+        write_model_files(copied, again, dtype="float32", cast=False, tokenizer=None)
         assert AutoTokenizer.from_pretrained(again).chat_template == templates
         other = tmp_path / "other"
         other.mkdir()
         bare = copied.load_tokenizer()
         bare.chat_template = None
-        write_model_files(copied, other, dtype="float32", rounded=False, tokenizer=bare)
+        write_model_files(copied, other, dtype="float32", cast=False, tokenizer=bare)
         assert AutoTokenizer.from_pretrained(other).chat_template is None
 
     @pytest.mark.parametrize("name", ["../../escaped", "a/b", "..", "a\\b", "x\0", ""])
@@ -103,7 +103,7 @@ class TestTemplates:
         folder = tmp_path / "out" / "hf"
         folder.mkdir(parents=True)
         with pytest.raises(ValueError, match="which is no file's name: rename it"):
-            write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=tokenizer)
+            write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=tokenizer)
         assert not list(tmp_path.rglob("*escaped*"))
 
 
@@ -146,7 +146,7 @@ class TestTurnEnds:
         assert checkpoint.turn_ends == {first, first + 1, first + 2}
         folder = tmp_path / "hf"
         folder.mkdir()
-        write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=None)
+        write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=None)
         assert open_checkpoint(folder).generation_config == {"eos_token_id": [first + 1, first, first + 2]}
 
     @pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.tokens": "x"}, {"tokenizer.ggml.tokens": [1, 2]}])

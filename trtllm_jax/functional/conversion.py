@@ -100,7 +100,7 @@ def _open(source: str | Path, config: str | Path | None, revision: str | None) -
     if arrays is None:
         raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
     model = open_checkpoint(config, revision=revision, weights=False, gguf_architectures=known)
-    return replace(model, orbax=arrays).settled()
+    return replace(model, orbax=arrays).resolve_tied_head()
 
 
 def _is_safetensors(checkpoint: Checkpoint) -> bool:
@@ -156,7 +156,7 @@ def _write(
     for info in infos.values():
         main[info.dtype] += info.nbytes
     stated = main.most_common(1)[0][0]
-    write_model_files(checkpoint, folder, dtype=stated, rounded=dtype is not None, tokenizer=tokenizer)
+    write_model_files(checkpoint, folder, dtype=stated, cast=dtype is not None, tokenizer=tokenizer)
     with progress(total, "Converting weights", unit="B", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
-from checkpoints.shown import shown
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
@@ -18,7 +18,7 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
         if wanted in module.ARCHITECTURES:
             return module
     raise ValueError(
-        f"architectures names {shown(wanted)}, which is not supported; supported: {', '.join(sorted(supported()))}"
+        f"architectures names {short_repr(wanted)}, which is not supported; supported: {', '.join(sorted(supported()))}"
     )
 
 

@@ -450,7 +450,7 @@ def stalls(*arguments):
     if written == 5:
         print("half", flush=True)
         time.sleep(60)
-    return rounded(*arguments)
+    return cast(*arguments)
 safetensors_writer.rounded = stalls
 convert_checkpoint(sys.argv[1], sys.argv[2])
 """

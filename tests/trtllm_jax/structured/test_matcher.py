@@ -11,7 +11,8 @@ from trtllm_jax import SamplingParams
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Request
-from trtllm_jax.engine.step_edits import follow, step_edits
+from trtllm_jax.engine.step_edits import advance_matchers, step_edits
+from trtllm_jax.engine.step_output import StepOutput
 from trtllm_jax.llmapi import GuidedDecodingParams
 from trtllm_jax.structured.matcher import GrammarCompiler, LLGuidanceMatcher
 from trtllm_jax.text.tokenizer import Tokenizer
@@ -75,11 +76,11 @@ def test_a_matcher_that_breaks_fails_its_own_sequence_only(compiler: GrammarComp
         Request([1], 4, SamplingParams().resolved(), matcher=matcher, edits=LogitEdits(constraint="x"))
         for matcher in rows
     ]
-    none = np.zeros(0, np.int32)
-    plan = StepPlan("step", tuple(requests), none, none, none, none, none, none, np.ones(3, bool), np.zeros(3, bool), 1)
+    plan = StepPlan("step", tuple(requests), np.arange(3), emits=np.ones(3, bool), context=np.zeros(3, bool))
     (changes,) = step_edits(plan, 258, 1 << 14)
     assert list(changes.failures) == [1]
     assert [len(ids) for ids in ids_of(changes.allowed)] == [3, 288, 10]
     tokens = [[ids_of(changes.allowed)[0][0]], [0], [200]]
-    failures = follow(plan, tokens, changes.failures)
-    assert (sorted(failures), str(failures[1])) == ([1, 2], "poisoned")
+    output = StepOutput(tokens, failures=dict(changes.failures))
+    advance_matchers(plan, output)
+    assert (sorted(output.failures), str(output.failures[1])) == ([1, 2], "poisoned")

@@ -16,7 +16,7 @@ HEADS = (("lm_head.weight", "model.embed_tokens.weight"), ("head", "embed"))
 """The output head and the embeddings that it may be tied to: in Hugging Face's layout, and in ours as Orbax has it."""
 
 
-def own_head(source: TensorSource) -> tuple[str, str] | None:
+def find_untied_head(source: TensorSource) -> tuple[str, str] | None:
     """The names of a head that is no copy of the embeddings, and of these; None where there is no such head.
 
     In our own layout a head is there only where a model has one.
@@ -28,7 +28,7 @@ def own_head(source: TensorSource) -> tuple[str, str] | None:
     return None
 
 
-def same_values(first: Read, second: Read, one: TensorInfo, other: TensorInfo) -> bool:
+def equal_tensors(first: Read, second: Read, one: TensorInfo, other: TensorInfo) -> bool:
     """Whether two tensors have the same shape and values, in whatever dtypes; ends with the first piece that differs.
 
     Those of one dtype are compared bit by bit, so that what is not a number equals itself.
@@ -47,7 +47,7 @@ def same_values(first: Read, second: Read, one: TensorInfo, other: TensorInfo) -
 
 
 def _same_tensor(source: TensorSource, name: str, other: str) -> bool:
-    return same_values(
+    return equal_tensors(
         lambda index: source.read(name, index),
         lambda index: source.read(other, index),
         source.info[name],

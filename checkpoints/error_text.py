@@ -8,7 +8,7 @@ _REPR.maxstring = _REPR.maxother = 200
 _REPR.maxlong = 60
 
 
-def shown(value: Any) -> str:
+def short_repr(value: Any) -> str:
     """`repr(value)` with the middle of long texts, and the inside of long or deep containers, left out."""
     return _REPR.repr(value)
 

@@ -1,4 +1,4 @@
-"""A model as it lies on disk: configuration, tensors and tokenizer, from a folder, a GGUF file or a llama2.c file."""
+"""A model on disk: configuration, tensors and tokenizer, from a folder, a GGUF file or a llama2.c file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.formats import check_folder, is_llama2c_file, open_gguf, warn_of_other_formats
 from checkpoints.gguf_architecture import GgufArchitecture, find_architecture
 from checkpoints.hub import locate
 from checkpoints.json_file import read_object
-from checkpoints.orbax_folder import METADATA_FILE, find_arrays
+from checkpoints.orbax_folder import find_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,9 +70,10 @@ class Checkpoint:
 
     @cached_property
     def tensors(self) -> TensorSource:
-        """The weights; nothing but headers is read before a tensor is. ValueError where there are none, or damaged.
+        """The weights, of which only the headers are read yet. ValueError where there are none, or damaged ones.
 
-        They have Hugging Face's names, but for Orbax's: these are our arrays, and `load.as_hugging_face` gives them so.
+        Their names are Hugging Face's. Only Orbax folders hold arrays in our layout, under the paths of our parameters;
+        `load.as_hugging_face` converts them.
         """
         if self.orbax is not None:
             from checkpoints.orbax_source import OrbaxSource
@@ -89,9 +91,10 @@ class Checkpoint:
 
     @cached_property
     def turn_ends(self) -> frozenset[int]:
-        """The ids that end a turn by their tokens' names, stated or not: a GGUF file's, whose converter left some out.
+        """The end-of-turn ids of a GGUF file, recognised by the names of their tokens.
 
-        They end any sequence, as in llama.cpp. A Hugging Face folder states what ends a sequence.
+        As in llama.cpp they end any sequence, because converters often state one end-of-sequence id only. A Hugging
+        Face folder states all of its ids, so there it is empty.
         """
         if self.gguf is None:
             return frozenset()
@@ -100,10 +103,10 @@ class Checkpoint:
         return frozenset(turn_ends(self.gguf).values())
 
     def resolve_tied_head(self) -> Checkpoint:
-        """With a `config` that is true of the weights.
+        """The checkpoint with a `config` that unties the output head if the weights hold a separate one.
 
-        A head that is stored although the configuration ties it, and is no copy of the embeddings, is used, as
-        transformers does from 5 on: that is how merged adapters look.
+        As in transformers from version 5 on, a stored head that differs from the embeddings is used even where the
+        configuration ties it; merged adapters produce such checkpoints.
         """
         stored = self.orbax is not None or (self.path.is_dir() and any(self.path.glob("*.safetensors")))
         if self.gguf is not None or not stored or self.config.get("tie_word_embeddings") is not True:
@@ -133,8 +136,8 @@ class Checkpoint:
         path, gguf = self.path, self.gguf
         if path_override is not None or revision is not None:
             path = locate(path_override or self.name, revision=revision, token=self.token, weights=False)
-            gguf = None if _is_llama2c(path) else _gguf_at(path)
-        if _is_llama2c(path):
+            gguf = None if is_llama2c_file(path) else open_gguf(path)
+        if is_llama2c_file(path):
             return self._llama2c_tokenizer(path)
         if gguf is not None:
             from checkpoints import gguf_tokenizer
@@ -180,20 +183,20 @@ def open_checkpoint(
     """
     path = locate(model, revision=revision, token=token, weights=weights)
     if path.is_dir():
-        _warn_of_other_formats(path)
-    if _is_llama2c(path):
+        warn_of_other_formats(path)
+    if is_llama2c_file(path):
         from checkpoints.llama2c import Llama2cFile
 
         llama2c = Llama2cFile(path)
         return Checkpoint(str(model), path, llama2c.config(), llama2c.generation_config(), token, llama2c=llama2c)
-    gguf = _gguf_at(path)
+    gguf = open_gguf(path)
     if gguf is not None:
         from checkpoints.gguf_config import generation_config
 
         known = tuple(gguf_architectures)
         return Checkpoint(str(model), gguf.path, {}, generation_config(gguf), token, gguf, known)
     orbax = None if any(path.glob("*.safetensors")) else find_arrays(path)
-    _check_folder(path, orbax)
+    check_folder(path, orbax)
     generation = path / "generation_config.json"
     checkpoint = Checkpoint(
         str(model),
@@ -204,53 +207,3 @@ def open_checkpoint(
         orbax=orbax,
     )
     return checkpoint.resolve_tied_head() if weights else checkpoint
-
-
-def _warn_of_other_formats(folder: Path) -> None:
-    """Weights of two formats cannot be compared where one of them is rounded, so it is said which are read."""
-    patterns = ("*.safetensors", "*.gguf", f"*/{METADATA_FILE}")
-    first, *others = [min(files) for pattern in patterns if (files := list(folder.glob(pattern)))] or [folder]
-    for other in others:
-        logger.warning(
-            "%s holds weights as %s and as %s: only the former are read",
-            folder, first.relative_to(folder), other.relative_to(folder),
-        )  # fmt: skip
-
-
-def _is_llama2c(path: Path) -> bool:
-    return path.suffix.lower() == ".bin" and not path.is_dir()
-
-
-def _gguf_at(path: Path) -> GgufFile | None:
-    """The GGUF file that `path` is, or is the folder of."""
-    folder = path if path.is_dir() else None
-    if folder is not None:
-        found = sorted(path.glob("*.gguf"))
-        if not found or any(path.glob("*.safetensors")):
-            return None
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise ValueError(f"{path} holds several GGUF files ({names}); give the path of one of them")
-        path = found[0]
-    elif path.suffix.lower() != ".gguf":
-        raise ValueError(f"{path} is neither a folder nor a .gguf file; give the folder that holds it")
-    from checkpoints.gguf_file import GgufFile
-
-    return GgufFile(path, folder)
-
-
-def _check_folder(path: Path, orbax: Path | None) -> None:
-    if orbax is not None and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds Orbax arrays and no config.json: put the model's config.json and tokenizer beside them, or "
-            "convert it with the option config, which takes them from another folder of the model"
-        )
-    if orbax is None and not any(path.glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-        if pickled:
-            raise ValueError(
-                f"{path} holds weights only as {', '.join(pickled)}: only safetensors, GGUF and Orbax are read, "
-                "because loading the others may run code. Convert them to safetensors first"
-            )
-    if not os.path.lexists(path / "config.json"):
-        raise ValueError(f"{path} holds no config.json and no .gguf file, so it is not a model's folder")

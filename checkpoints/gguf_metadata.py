@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 
 from checkpoints.error_text import short_repr
-from checkpoints.gguf_file import REMEDY, GgufFile
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import REMEDY
 
 
 class ArchitectureMetadata:

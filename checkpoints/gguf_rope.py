@@ -4,7 +4,8 @@ import math
 from typing import Any
 
 from checkpoints.error_text import short_repr
-from checkpoints.gguf_file import REMEDY, GgufFile
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import REMEDY
 from checkpoints.gguf_metadata import ArchitectureMetadata
 from checkpoints.gguf_names import ROPE_FACTORS
 

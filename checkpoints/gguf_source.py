@@ -12,7 +12,8 @@ from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.gguf_config import model_config
-from checkpoints.gguf_file import REMEDY, GgufFile, GgufTensor
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import REMEDY, GgufTensor
 from checkpoints.gguf_names import ROPE_FACTORS, hugging_face_name
 from checkpoints.source import TensorInfo
 

@@ -13,7 +13,8 @@ import pytest
 from gguf import GGMLQuantizationType
 
 from checkpoints.gguf_config import model_config
-from checkpoints.gguf_file import MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS, GgufFile
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS
 from checkpoints.gguf_source import GgufSource
 
 from .gguf_llama import LLAMA

@@ -1,4 +1,4 @@
-"""Values and texts from a file as an error shows them: short, on one line, whatever they are."""
+"""Values and texts of untrusted files in error messages: short and on one line."""
 
 import reprlib
 from typing import Any
@@ -9,10 +9,10 @@ _REPR.maxlong = 60
 
 
 def short_repr(value: Any) -> str:
-    """`repr(value)` with the middle of long texts, and the inside of long or deep containers, left out."""
+    """`repr(value)`, with the middle of long texts and the content of long or deep containers abbreviated."""
     return _REPR.repr(value)
 
 
-def one_line(text: str, most: int = 500) -> str:
-    """The first `most` characters of a text, with spaces for what cannot be printed."""
-    return "".join(c if c.isprintable() else " " for c in text[:most])
+def one_line(text: str, max_length: int = 500) -> str:
+    """The first `max_length` characters of a text, with spaces in place of unprintable ones."""
+    return "".join(c if c.isprintable() else " " for c in text[:max_length])

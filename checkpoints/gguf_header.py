@@ -47,8 +47,14 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True)
 class GgufTensor:
-    """A tensor of the file: `shape`, outermost dimension first, the `type` of its blocks, `offset` in the file in "
-    "bytes."""
+    """A tensor of the file.
+
+    Attributes:
+        name: in GGUF.
+        shape: outermost dimension first.
+        type: of its blocks.
+        offset: of its data in the file, in bytes.
+    """
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file under Hugging Face names, dequantised on reading."""
+"""The tensors of a GGUF file under Hugging Face names, dequantised when they are read."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -36,7 +36,7 @@ class _Stored(NamedTuple):
 
 
 class GgufSource:
-    """A `TensorSource` over a GGUF file. Quantised tensors read as float32, others as they are stored."""
+    """A `TensorSource` over a GGUF file. Quantised tensors are read as float32, others in their stored dtype."""
 
     def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self._file = file
@@ -65,7 +65,7 @@ class GgufSource:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Only the wanted rows, and of these only the blocks that hold wanted columns, are dequantised."""
+        """One part of a tensor; only the blocks that hold it are dequantised."""
         tensor, heads = self._stored[name]
         *outer, columns = (range(length)[part] for part, length in zip(index, tensor.shape, strict=True))
         data = self._file.data(tensor)
@@ -94,7 +94,7 @@ def _check_type(file: GgufFile, tensor: GgufTensor) -> None:
 
 
 def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt.NDArray[Any]:
-    """That part of the stored array, its rows in Hugging Face's order."""
+    """One part of the stored array, with its rows in Hugging Face's order."""
     index = tuple(slice(part.start, part.stop) for part in wanted)
     if heads is None:
         return data[index]
@@ -102,7 +102,7 @@ def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt
 
 
 def _stored_rows(rows: npt.NDArray[np.intp], head_dim: int) -> npt.NDArray[np.intp]:
-    """Where llama.cpp puts these rows: row `half * (head_dim // 2) + i` of a head is stored as row `2 * i + half`."""
+    """The stored indices of rows: llama.cpp stores row `half * (head_dim // 2) + i` of a head as row `2 * i + half`."""
     head, row = np.divmod(rows, head_dim)
     half, i = np.divmod(row, head_dim // 2)
     return head * head_dim + 2 * i + half
@@ -115,7 +115,7 @@ def _dequantise(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> np
     values = np.empty((len(flat), block_size), np.float32)
     step = _CHUNK // block_size
     for start in range(0, len(flat), step):
-        # As one row: the package works through 16 rows at a time, which for rows of a model costs twice the time.
+        # As one row: the package processes 16 rows at a time, which takes twice as long for a model's rows.
         chunk = flat[start : start + step]
         with np.errstate(all="ignore"):  # scales are any bits, infinities and NaN among them
             values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)

@@ -14,7 +14,7 @@ from checkpoints.rust_errors import as_value_error
 
 _SPACE = "\u2581"  # how sentencepiece writes a space
 
-# Finding a piece's merges takes time with the square of its length. Real vocabularies stay far below both bounds.
+# The time to find a piece's merges grows with the square of its length. Real vocabularies are far below both bounds.
 _MAX_PIECE_LENGTH = 128
 _MAX_MERGES_PER_PIECE = 16
 
@@ -40,7 +40,7 @@ def _build(file: GgufFile, vocabulary: GgufVocabulary) -> PreTrainedTokenizerFas
         raise ValueError(
             f"{vocabulary.path} has the tokenizer model {short_repr(model)}; supported: gpt2, llama. {REMEDY}"
         )
-    # Some converters gave the end of a turn another type.
+    # Some converters gave end-of-turn tokens another type.
     control = dict.fromkeys([*vocabulary.of_type(TokenType.CONTROL), *turn_ends(file)])
     others = [token for token in vocabulary.of_type(TokenType.USER_DEFINED) if token not in control]
     tokenizer.add_special_tokens([_added(token, special=True) for token in control])
@@ -96,7 +96,7 @@ def _sentencepiece(vocabulary: GgufVocabulary) -> tuple[Tokenizer, bool]:
 
 
 def _merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
-    """The merges that a scored vocabulary implies: any two tokens whose union is a token, best score first."""
+    """The merges that a scored vocabulary implies: any two tokens whose concatenation is a token, best score first."""
     ids, scores = vocabulary.ids, vocabulary.per_token("ggml.scores", float)
     longest = max(vocabulary.tokens, key=len)
     if len(longest) > _MAX_PIECE_LENGTH:
@@ -104,14 +104,14 @@ def _merges(vocabulary: GgufVocabulary) -> list[tuple[str, str]]:
             f"{vocabulary.path}: 'tokenizer.ggml.tokens' has {short_repr(longest)} of {len(longest)} characters; at "
             f"most {_MAX_PIECE_LENGTH} are read. {REMEDY}"
         )
-    every = (
+    merges = (
         (-scores[i], ids[token[:cut]], ids[token[cut:]], token[:cut], token[cut:])
         for token, i in ids.items()
         for cut in range(1, len(token))
         if token[:cut] in ids and token[cut:] in ids
     )
     max_merges = _MAX_MERGES_PER_PIECE * len(ids)
-    found = sorted(itertools.islice(every, max_merges + 1))
+    found = sorted(itertools.islice(merges, max_merges + 1))
     if len(found) > max_merges:
         raise ValueError(f"{vocabulary.path}: 'tokenizer.ggml.tokens' implies more than {max_merges} merges. {REMEDY}")
     return [(left, right) for *_, left, right in found]

@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, loaded by transformers from files that were looked at first."""
+"""The tokenizer of a Hugging Face folder, loaded by transformers after its files are checked."""
 
 import itertools
 import os
@@ -26,7 +26,7 @@ _REMEDY = (
 def load_tokenizer(folder: Path, *, use_fast: bool) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; ValueError where there is none that loads. No code of the folder is run.
 
-    The tokenizer's files must lie in the folder, or in the hub's cache, once links are followed.
+    With links resolved the tokenizer's files must be in the folder or in the hub's cache.
     """
     _check_files(folder)
     config = _config(folder)
@@ -54,15 +54,15 @@ def _check_files(folder: Path) -> None:
 
 
 def _config(folder: Path) -> Any:
-    """Of config.json only what chooses the tokenizer's class.
+    """A configuration with those fields of config.json that select the tokenizer's class.
 
-    The classes of configurations do what the other fields say, even if it is to name a billion labels.
+    Configuration classes act on the other fields too, which may be hostile: one could ask for a billion labels.
     """
     path = folder / "config.json"
     stated = read_object(path) if os.path.lexists(path) else {}
     try:
         config = AutoConfig.for_model(stated.get("model_type"))
-    except Exception:  # of no class, or of one that has no default
+    except Exception:  # the model type has no class, or its class has no default
         config = PreTrainedConfig()
     config._name_or_path = str(folder)
     if isinstance(tokenizer_class := stated.get("tokenizer_class"), str):

@@ -1,4 +1,4 @@
-"""Which files of a model are opened: regular ones, in the model's own folder or in the hub's cache."""
+"""Opens regular files in a model's folder or in the hub's cache, and no others."""
 
 import mmap
 import os
@@ -16,8 +16,8 @@ _HUB_BLOB = re.compile(r".*/(models--[^/]+/blobs/[0-9a-f]{40,64}|blobs/[0-9a-f]{
 def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
     """`path`, open for reading. ValueError, with the remedy, where it is no regular file or cannot be read.
 
-    Once links are followed it must lie in `folder` or in a hub's cache; without `folder` the user named the very file,
-    and it may lie anywhere. Nothing is opened before it is known to be a regular file: opening a pipe waits for its
+    With links resolved it must be in `folder` or in a hub's cache; without `folder` the user named the file itself,
+    which may be anywhere. Nothing is opened before it is known to be a regular file: opening a pipe waits for its
     writer, opening a device may do anything.
     """
     check_regular(path, folder)
@@ -28,10 +28,10 @@ def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
 
 
 def check_regular(path: Path, folder: Path | None = None) -> os.stat_result:
-    """What the system says of the file that `open_regular` would open; its ValueError where it would not."""
+    """The status of the file that `open_regular` would open, or the ValueError that it would raise."""
     try:
         status = path.stat()
-        outside = folder is not None and not _belongs(path, folder)
+        outside = folder is not None and not _is_inside(path, folder)
     except (OSError, RuntimeError, ValueError) as error:  # absent or a loop of links; a name that no file can have
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
@@ -55,7 +55,7 @@ def map_regular(path: Path, folder: Path | None = None) -> mmap.mmap:
             raise _unreadable(path, error) from error
 
 
-def _belongs(path: Path, folder: Path) -> bool:
+def _is_inside(path: Path, folder: Path) -> bool:
     target = path.resolve(strict=True)
     return target.is_relative_to(folder.resolve(strict=True)) or _HUB_BLOB.fullmatch(str(target)) is not None
 

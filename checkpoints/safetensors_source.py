@@ -53,9 +53,9 @@ DTYPES: Mapping[str, npt.DTypeLike] = {
 class SafetensorsSource:
     """A `TensorSource` over `model.safetensors`, or over the shards that `model.safetensors.index.json` names.
 
-    The files must lie in the folder, or in the hub's cache, once links are followed. ValueError names the file and the
-    tensor where a header is not what the format allows, the format's rule of no overlaps and no gaps included; and both
-    files where a tensor lies in two of them with different values.
+    With links resolved the files must be in the folder or in the hub's cache. ValueError names the file and the tensor
+    if a header violates the format, which allows neither overlaps nor gaps; and both files if a tensor is in two of
+    them with different values.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,7 +63,7 @@ class SafetensorsSource:
         if os.path.lexists(index):
             self._arrays, files = _open_shards(folder, index)
             if SINGLE_FILE not in files and os.path.lexists(folder / SINGLE_FILE):
-                _require_the_same(folder, self._arrays, _open_file(folder / SINGLE_FILE))
+                _require_equal(folder, self._arrays, _open_file(folder / SINGLE_FILE))
         elif os.path.lexists(folder / SINGLE_FILE):
             self._arrays = _open_file(folder / SINGLE_FILE)
         else:
@@ -74,7 +74,7 @@ class SafetensorsSource:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """A read-only view of that part of the mapped file."""
+        """A read-only view of one part of the mapped file."""
         return self._arrays[name][index]
 
 
@@ -110,7 +110,7 @@ def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]]
         arrays[name] = shards[shard][name]
     for shard, tensors in shards.items():
         for name in tensors.keys() & arrays.keys():
-            if weight_map[name] != shard and not _same(tensors[name], arrays[name]):
+            if weight_map[name] != shard and not _is_equal(tensors[name], arrays[name]):
                 raise ValueError(
                     f"{folder}: {short_repr(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, "
                     f"and {shard}. {REMEDY}"
@@ -118,12 +118,12 @@ def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]]
     return arrays, shards.keys()
 
 
-def _require_the_same(
+def _require_equal(
     folder: Path, sharded: Mapping[str, npt.NDArray[Any]], single: Mapping[str, npt.NDArray[Any]]
 ) -> None:
-    """ValueError unless both hold the same: readers disagree about which of them is the model."""
+    """ValueError unless both hold the same tensors, because readers disagree about which of them is the model."""
     different = sorted(sharded.keys() ^ single.keys()) or [
-        name for name, array in sharded.items() if not _same(array, single[name])
+        name for name, array in sharded.items() if not _is_equal(array, single[name])
     ]
     if different:
         raise ValueError(
@@ -132,7 +132,7 @@ def _require_the_same(
         )
 
 
-def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
+def _is_equal(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
     one, other = (TensorInfo(array.shape, array.dtype.name) for array in (first, second))
     return equal_tensors(first.__getitem__, second.__getitem__, one, other)
 
@@ -162,7 +162,7 @@ def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
         raise ValueError(
             f"{path} has a '__metadata__' that is not an object of texts: {short_repr(metadata)}. {REMEDY}"
         )
-    entries = {name: _checked(path, name, stated) for name, stated in header.items()}
+    entries = {name: _validate_entry(path, name, stated) for name, stated in header.items()}
     _check_layout(path, entries, data.size)
     return {
         name: data[slice(*entry.data_offsets)].view(DTYPES[entry.dtype]).reshape(entry.shape)
@@ -170,8 +170,8 @@ def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
     }
 
 
-def _checked(path: Path, name: str, stated: Any) -> _Entry:
-    if not isinstance(stated, dict) or stated.keys() != set(_Entry._fields) or not _is_layout(**stated):
+def _validate_entry(path: Path, name: str, stated: Any) -> _Entry:
+    if not isinstance(stated, dict) or stated.keys() != set(_Entry._fields) or not _is_valid_layout(**stated):
         raise ValueError(f"{path}: the header entry of {short_repr(name)} is malformed: {short_repr(stated)}. {REMEDY}")
     entry = _Entry(**stated)
     if entry.dtype not in DTYPES:
@@ -188,8 +188,8 @@ def _checked(path: Path, name: str, stated: Any) -> _Entry:
     return entry
 
 
-def _is_layout(dtype: Any, shape: Any, data_offsets: Any) -> bool:
-    """Whether the fields have their types, and sizes that numpy can multiply: an empty array may state any."""
+def _is_valid_layout(dtype: Any, shape: Any, data_offsets: Any) -> bool:
+    """Whether the fields have the right types, and sizes that do not overflow in numpy even for an empty array."""
     if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(data_offsets, list):
         return False
     if len(shape) > MAX_DIMENSIONS or len(data_offsets) != 2:
@@ -200,7 +200,7 @@ def _is_layout(dtype: Any, shape: Any, data_offsets: Any) -> bool:
 
 
 def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
-    """Every byte of the data belongs to one tensor: the format's rule, without which files could hide content."""
+    """ValueError unless every byte of the data belongs to one tensor, as the format demands against hidden content."""
     at = 0
     for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
         begin, end = entry.data_offsets

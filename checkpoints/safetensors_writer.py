@@ -1,4 +1,4 @@
-"""Writes safetensors files without holding them: the header first, then every tensor piece by piece.
+"""Writes safetensors files piece by piece: the header first, then every tensor.
 
 The safetensors package writes from memory only. Format: https://github.com/huggingface/safetensors#format
 """
@@ -21,7 +21,7 @@ _NAME_OF = {np.dtype(dtype).name: name for name, dtype in DTYPES.items()}
 
 
 def tensor_infos(source: TensorSource, names: Iterable[str], dtype: npt.DTypeLike | None) -> dict[str, TensorInfo]:
-    """What `write_safetensors` will write: floating point tensors in `dtype` if one is given, others as they are."""
+    """The tensors of `write_safetensors`: floating point ones in `dtype` if one is given, others unchanged."""
 
     def kept(info: TensorInfo) -> bool:
         return dtype is None or np.dtype(info.dtype).kind in "iub"
@@ -88,7 +88,7 @@ def _write_header(file: BinaryIO, shard: Mapping[str, TensorInfo]) -> None:
 
 
 def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, source: TensorSource) -> Iterable[int]:
-    # Of the wider of the two types: a piece is held in both.
+    # A piece is in memory in both dtypes, so the wider one decides its size.
     widest = max(np.dtype(source.info[name].dtype).itemsize, np.dtype(info.dtype).itemsize)
     for window in grid(info.shape, contiguous_step(info.shape, widest)):
         piece = source.read(name, tuple(slice(*part) for part in window))

@@ -14,7 +14,8 @@ import numpy.typing as npt
 
 from checkpoints.load import Progress
 from checkpoints.pieces import cast, contiguous_step, grid
-from checkpoints.safetensors_source import DTYPES, INDEX_FILE, SINGLE_FILE
+from checkpoints.safetensors_file import DTYPES
+from checkpoints.safetensors_source import INDEX_FILE, SINGLE_FILE
 from checkpoints.source import TensorInfo, TensorSource
 
 _NAME_OF = {np.dtype(dtype).name: name for name, dtype in DTYPES.items()}

@@ -442,7 +442,7 @@ STALLS = """
 import sys, time
 from checkpoints import safetensors_writer
 from trtllm_jax import convert_checkpoint
-rounded = safetensors_writer.rounded
+cast = safetensors_writer.cast
 written = 0
 def stalls(*arguments):
     global written
@@ -451,7 +451,7 @@ def stalls(*arguments):
         print("half", flush=True)
         time.sleep(60)
     return cast(*arguments)
-safetensors_writer.rounded = stalls
+safetensors_writer.cast = stalls
 convert_checkpoint(sys.argv[1], sys.argv[2])
 """
 

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.cache_manager import Group, KVCacheManager
@@ -32,6 +33,7 @@ from trtllm_jax.requests.sampling_params import SamplingParams
 
 PARTS = ("schedule", "pack", "read", "commit")
 PAGE_SIZE = 32
+GPU = Platform("gpu")
 PROMPT = 512
 MAX_NUM_TOKENS = 8192
 NEVER_DRAWN = 10**6
@@ -48,7 +50,7 @@ class Step:
         self.decode_layout = steps.decode_layout(rows, 1, 1, steps.Draw(False, 0))
         width = -(-max_seq_len // PAGE_SIZE)
         self.ragged_layouts = {
-            tokens: steps.ragged_layout(tokens, rows, (width,)) for tokens in token_buckets(MAX_NUM_TOKENS)
+            tokens: steps.ragged_layout(tokens, rows, (width,)) for tokens in token_buckets(MAX_NUM_TOKENS, GPU)
         }
         self.flight: InFlight | None = None
         self.milliseconds: dict[str, list[float]] = {part: [] for part in PARTS}
@@ -80,7 +82,7 @@ class Step:
         rows = self.limits.max_batch_size
         if plan.kind == "decode":
             return pack_decode(plan, (), self.decode_layout, rows, rows)
-        bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS))
+        bucket = bucket_for(len(plan.tokens), token_buckets(MAX_NUM_TOKENS, GPU))
         return pack_ragged(plan, self.ragged_layouts[bucket], rows, rows)
 
     def _result(self, plan: StepPlan) -> Any:

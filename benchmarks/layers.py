@@ -109,8 +109,9 @@ def random_params(layers: int) -> dict[str, Any]:
 def step(config: llama.Config, params: Any, caches: Any, batch: Batch) -> tuple[jax.Array, Any]:
     """Greedy tokens and the caches."""
     x, caches = forward.hidden_states(llama, config, params, batch, caches)
-    if batch.locations is not None and batch.locations.starts is not None:
-        x = x[jnp.maximum(batch.locations.starts[1:] - 1, 0)]
+    (locations,) = batch.groups
+    if locations.starts is not None:
+        x = x[jnp.maximum(locations.starts[1:] - 1, 0)]
     return sampling.greedy(llama.head(config, params, x)), caches
 
 

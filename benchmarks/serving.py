@@ -106,7 +106,7 @@ def main() -> None:
             "max_batch_size": ROWS, "kv_cache_config": {"enable_block_reuse": False},
         }  # fmt: skip
         if args.simulate:
-            config.backend_defaults = engine.backend_defaults = lambda: config.BackendDefaults(ROWS, 8192, 1)
+            config.backend_defaults = engine.backend_defaults = lambda platform: config.BackendDefaults(ROWS, 8192, 1)
             arguments["kv_cache_config"] |= {"max_tokens": ROWS * 1024}
         began = time.perf_counter()
         with LLM(**arguments) as llm:
@@ -143,7 +143,9 @@ def processor_seconds() -> dict[str, float]:
     """Processor time so far, of the engine's process and of the frontends."""
     process = psutil.Process()
     spent = {"engine": sum(process.cpu_times()[:2])}
-    frontends = [child for child in process.children() if any("serve.frontend" in word for word in child.cmdline())]
+    frontends = [
+        child for child in process.children() if any("serve.processes.frontend" in word for word in child.cmdline())
+    ]
     return spent | {"frontends": sum(sum(child.cpu_times()[:2]) for child in frontends)}
 
 

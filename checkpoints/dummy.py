@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from jax.sharding import NamedSharding
 
-from checkpoints.load import Progress, collect
-from checkpoints.table import Params, Stored, Weight, expand, piece_size, stored_size
+from checkpoints.load import Progress, as_leaf, collect, own_dtype
+from checkpoints.table import Params, Stored, Weight, expand, leaf_shape, piece_size, stored_size
 from sharding import Extents, ShardingRules
 
 SCALE = 0.02
@@ -43,16 +43,19 @@ def dummy_params(
     rows = expand(table, extents["layers"])
 
     @cache  # equal weights of all layers share one compiled program
-    def program(pieces: tuple[_Piece, ...], axis: int, sharding: NamedSharding) -> Callable[[jax.Array], jax.Array]:
-        return jax.jit(partial(_draw, pieces=pieces, axis=axis, dtype=np.dtype(dtype)), out_shardings=sharding)
+    def program(
+        pieces: tuple[_Piece, ...], axis: int, dtype: np.dtype[Any], sharding: NamedSharding
+    ) -> Callable[[jax.Array], jax.Array]:
+        return jax.jit(partial(_draw, pieces=pieces, axis=axis, dtype=dtype), out_shardings=sharding)
 
-    def draw(row: Weight) -> jax.Array:
+    def draw(row: Weight) -> Any:
         pieces = tuple(_piece(row, stored, extents) for stored in row.stored)
         axis = row.axis_names.index(row.fuse) if row.fuse is not None else 0
         key = jax.random.key(zlib.crc32(row.path.encode()))
-        return program(pieces, axis, rules.sharding(row.axis_names))(key)
+        array = program(pieces, axis, own_dtype(row, dtype), rules.sharding(row.axis_names))(key)
+        return as_leaf(array, row, leaf_shape(row, extents, rules, dtype))
 
-    return collect(rows, map(draw, rows), extents, dtype, progress)
+    return collect(rows, map(draw, rows), extents, rules, dtype, progress)
 
 
 def _piece(row: Weight, stored: Stored, extents: Extents) -> _Piece:

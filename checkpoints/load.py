@@ -16,7 +16,8 @@ from checkpoints.fit import require_fit
 from checkpoints.packed_source import PackedSource
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorSource
-from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, shape
+from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, leaf_shape, shape
+from pallas_kernels.weights import quantize_int8
 from sharding import Extents, ShardingRules
 
 Progress = Callable[[int, int], None]
@@ -50,11 +51,12 @@ def load_params(
     source = as_hugging_face(source, rows, extents.sizes)
     check(rows, source, sizes=extents.sizes, ignore=ignore)
 
-    def load(row: Weight) -> jax.Array:
-        return _load(row, source, extents, rules.sharding(row.axis_names), np.dtype(dtype))
+    def load(row: Weight) -> Any:
+        leaf = leaf_shape(row, extents, rules, dtype)
+        return as_leaf(_load(row, source, extents, rules.sharding(row.axis_names), own_dtype(row, dtype)), row, leaf)
 
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
-        return collect(rows, threads.map(load, rows), extents, dtype, progress)
+        return collect(rows, threads.map(load, rows), extents, rules, dtype, progress)
 
 
 def check(rows: Iterable[Weight], source: TensorSource, *, sizes: Sizes, ignore: Sequence[str] = IGNORED) -> None:
@@ -76,23 +78,41 @@ def ignorable(config: Mapping[str, Any]) -> tuple[str, ...]:
     return (*IGNORED, "lm_head.weight") if config.get("tie_word_embeddings") else IGNORED
 
 
+def own_dtype(row: Weight, dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """The dtype of a row's array in a model of `dtype`, before it is quantised."""
+    return np.dtype(row.dtype or dtype)
+
+
+def as_leaf(array: jax.Array, row: Weight, leaf: Any) -> Any:
+    """A row's array as the leaf of the parameters that `leaf_shape` gives: itself, or quantised."""
+    if row.format is None:
+        return array
+    placed = jax.tree.map(lambda part: part.sharding, leaf)
+    return jax.jit(quantize_int8, static_argnums=1, out_shardings=placed)(array, row.inputs)
+
+
 def collect(
     rows: Sequence[Weight],
-    arrays: Iterable[jax.Array],
+    leaves: Iterable[Any],
     extents: Extents,
+    rules: ShardingRules,
     dtype: npt.DTypeLike,
     progress: Progress | None,
 ) -> Params:
-    """The tree of the rows' arrays as they come; `progress(done, total)` is told of each, in bytes."""
-    total = sum(math.prod(shape(row, extents)) for row in rows) * np.dtype(dtype).itemsize
-    leaves = []
+    """The tree of the rows' leaves as they come; `progress(done, total)` is told of each, in bytes."""
+    total = sum(_bytes(leaf_shape(row, extents, rules, dtype)) for row in rows)
+    named = []
     done = 0
-    for row, array in zip(rows, arrays, strict=True):
-        leaves.append((row.path, array))
-        done += array.nbytes
+    for row, leaf in zip(rows, leaves, strict=True):
+        named.append((row.path, leaf))
+        done += _bytes(leaf)
         if progress is not None:
             progress(done, total)
-    return assemble(leaves)
+    return assemble(named)
+
+
+def _bytes(leaf: Any) -> int:
+    return sum(math.prod(part.shape) * part.dtype.itemsize for part in jax.tree.leaves(leaf))
 
 
 def _load(

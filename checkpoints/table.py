@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import numpy.typing as npt
 
+from pallas_kernels.weights import Format, QuantizedWeight
 from sharding import Extents, ShardingRules
 
 Sizes = Mapping[str, int]
@@ -49,6 +50,7 @@ class Weight:
 
     `path` "layers.{i}.qkv" is `params["layers"][i]["qkv"]`. With several stored tensors, `fuse` names the axis along
     which they are concatenated, in order. `dtype` is the weight's own; None for the one that the model is loaded in.
+    With a `format` the weight is a `QuantizedWeight`, whose scales are those of all but the last `inputs` axes.
     """
 
     path: str
@@ -56,6 +58,8 @@ class Weight:
     stored: tuple[Stored, ...]
     fuse: str | None = None
     dtype: str | None = None
+    format: Format | None = None
+    inputs: int = 1
 
     def __post_init__(self) -> None:
         if len(self.stored) != 1 and self.fuse is None:
@@ -163,10 +167,20 @@ def stored_size(row: Weight, stored: Stored, extents: Extents) -> tuple[dict[str
 
 def param_shapes(table: Iterable[Weight], *, extents: Extents, rules: ShardingRules, dtype: npt.DTypeLike) -> Params:
     """The parameters as a pytree of `jax.ShapeDtypeStruct`, each with its sharding."""
-    return assemble(
-        (row.path, jax.ShapeDtypeStruct(shape(row, extents), dtype, sharding=rules.sharding(row.axis_names)))
-        for row in expand(table, extents["layers"])
-    )
+    return assemble((row.path, leaf_shape(row, extents, rules, dtype)) for row in expand(table, extents["layers"]))
+
+
+def leaf_shape(row: Weight, extents: Extents, rules: ShardingRules, dtype: npt.DTypeLike) -> Any:
+    """A row's `jax.ShapeDtypeStruct` with its sharding, or a `QuantizedWeight` of two, in a model of `dtype`."""
+
+    def array(axes: int, dtype: npt.DTypeLike) -> Any:
+        sharding = rules.sharding(row.axis_names[:axes])
+        return jax.ShapeDtypeStruct(shape(row, extents)[:axes], dtype, sharding=sharding)
+
+    axes = len(row.axis_names)
+    if row.format is None:
+        return array(axes, row.dtype or dtype)
+    return QuantizedWeight(array(axes, np.int8), array(axes - row.inputs, np.float32), row.format)
 
 
 def to_stored(row: Weight, array: npt.ArrayLike, extents: Extents) -> Iterator[tuple[str, npt.NDArray[Any]]]:

@@ -3,12 +3,14 @@
 The source folder is the repository's root, so that the documents' links to each other and to README.md hold as written.
 """
 
+import ast
 import enum
 import importlib
 import inspect
 import pkgutil
 import re
 import typing
+from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
@@ -17,6 +19,9 @@ from sphinx.util.inspect import stringify_signature
 import trtllm_jax
 from trtllm_jax.common.strict_model import StrictModel
 from trtllm_jax.models import gguf_architectures, supported
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = ("pallas_kernels", "sharding", "checkpoints", "trtllm_jax")
 
 project = "trtllm_jax"
 version = release = trtllm_jax.__version__
@@ -55,11 +60,35 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-skip-member", skip_or_show)
     app.connect("source-read", list_modules)
     app.connect("source-read", list_architectures)
+    app.connect("source-read", list_files)
 
 
 def list_modules(app: Sphinx, page: str, source: list[str]) -> None:
     """A line `.. modules:: package` stands for an entry of each public module of the package, so none is forgotten."""
-    source[0] = re.sub(r"^\.\. modules:: (\w+)$", lambda line: _module_entries(line[1]), source[0], flags=re.MULTILINE)
+    source[0] = re.sub(
+        r"^\.\. modules:: ([\w.]+)$", lambda line: _module_entries(line[1]), source[0], flags=re.MULTILINE
+    )
+
+
+def list_files(app: Sphinx, page: str, source: list[str]) -> None:
+    """A line `.. files::` stands for every file of the packages, with the sentence that it begins with."""
+    if ".. files::" in source[0]:
+        source[0] = source[0].replace(".. files::", "\n".join(map(_files_of, PACKAGES)))
+
+
+def _files_of(package: str) -> str:
+    lines = [package, "-" * len(package), ""]
+    for path in sorted((ROOT / package).rglob("*.py")):
+        text = ast.get_docstring(ast.parse(path.read_text())) or ""
+        lines.append(f"- ``{path.relative_to(ROOT)}``: {_escaped(text.split(chr(10) * 2)[0])}")
+    return "\n".join([*lines, ""])
+
+
+def _escaped(text: str) -> str:
+    """A docstring's first sentence as restructured text, in one line."""
+    lines = [text.replace("\n", " ")]
+    prose_as_restructured_text(None, "module", "", None, None, lines)  # type: ignore[arg-type]
+    return lines[0]
 
 
 def list_architectures(app: Sphinx, page: str, source: list[str]) -> None:

@@ -62,8 +62,8 @@ def exposed() -> dict[str, set[str]]:
     from trtllm_jax.serve.metrics import Metrics
 
     metrics = Metrics("model")
-    metrics.answered(1.0, [RequestOutput(1, None, [1, 2, 3], 1, lambda: None)])
-    metrics.failed(503)
+    metrics.record_success(1.0, [RequestOutput(1, None, [1, 2, 3], 1, lambda: None)])
+    metrics.record_error(503)
     series: dict[str, set[str]] = defaultdict(set)
     for family in text_string_to_metric_families(metrics.exposition().decode()):
         for sample in family.samples:
@@ -147,14 +147,14 @@ def test_the_proxys_other_times_are_the_servers() -> None:
 
 
 def test_whoever_stops_a_server_waits_for_its_drain() -> None:
-    from trtllm_jax.commands.serve_run import SHORT_DRAIN
+    from trtllm_jax.commands.serve_run import FAILURE_DRAIN_TIMEOUT
 
     spare = 5.0
     pause = float(CONTAINER["lifecycle"]["preStop"]["exec"]["command"][1])
     grace = POD["terminationGracePeriodSeconds"]
-    assert grace >= pause + flag(ENTRYPOINT, "--drain_timeout") + SHORT_DRAIN + spare
+    assert grace >= pause + flag(ENTRYPOINT, "--drain_timeout") + FAILURE_DRAIN_TIMEOUT + spare
     drain = flag(unit("ExecStart").split(), "--drain_timeout")
-    assert float(unit("TimeoutStopSec")) >= drain + SHORT_DRAIN + spare
+    assert float(unit("TimeoutStopSec")) >= drain + FAILURE_DRAIN_TIMEOUT + spare
     assert unit("KillMode") == "mixed"
 
 

@@ -121,7 +121,7 @@ def test_guides_run_and_print_what_they_show() -> None:
 
 
 def test_readme_names_every_document() -> None:
-    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", section(README, "GrammarCompiler")))
+    linked = set(re.findall(r"\]\((docs/\w+\.md)\)", section(README, "Guides")))
     assert linked == {path.relative_to(ROOT).as_posix() for path in DOCUMENTS if path.parent.name == "docs"}
 
 
@@ -179,27 +179,46 @@ def test_notebook_prints_what_it_shows() -> None:
         assert printed.getvalue() == shown
 
 
-def test_architecture_has_one_sentence_for_every_file() -> None:
-    described = re.findall(r"^- `([\w/]+\.py)` [^\n]+\.$", section(ARCHITECTURE, "Files"), re.MULTILINE)
-    assert sorted(described) == sorted(path.relative_to(ROOT).as_posix() for path in sources())
+def test_every_file_begins_with_a_sentence() -> None:
+    """The documentation's list of files is made of these."""
+    for path in sources():
+        text = ast.get_docstring(ast.parse(path.read_text()))
+        assert text, f"{path} does not say what it has"
+        first = text.split("\n\n")[0].replace("\n", " ")
+        assert first.endswith((".", ":", "?", "!")), f"{path}: {first!r} is no sentence"
 
 
-def test_architecture_counts_the_programs(monkeypatch: pytest.MonkeyPatch) -> None:
-    import jax
+def test_architecture_describes_every_room() -> None:
+    rooms = section(ARCHITECTURE, "Rooms")
+    packages = [path.parent.relative_to(ROOT).as_posix() for path in sources() if path.name == "__init__.py"]
+    top = [name for name in packages if name.count("/") == (1 if name.startswith("trtllm_jax/") else 0)]
+    assert {name for name in top if f"`{name}/`" not in rooms} - {"trtllm_jax"} == set()
 
-    from sharding import make_mesh
-    from trtllm_jax.engine import programs, steps
+
+def test_architecture_shows_the_table_of_programs() -> None:
+    from trtllm_jax.engine.program_table import FAMILIES
+
+    shown = re.findall(r"^\| `(\w+)` \| (.+) \|$", section(ARCHITECTURE, "Programs"), re.MULTILINE)
+    assert shown == [(family.name, family.runs) for family in FAMILIES]
+
+
+def test_architecture_counts_the_programs() -> None:
+    from types import ModuleType, SimpleNamespace
+
+    from pallas_kernels.devices import Platform
     from trtllm_jax.engine.config import backend_defaults
-    from trtllm_jax.engine.scheduler import SchedulerLimits
+    from trtllm_jax.engine.limits import SchedulerLimits
+    from trtllm_jax.engine.program_table import Sizes, programs
+    from trtllm_jax.nn.execution import Execution
+    from trtllm_jax.nn.model import Model
 
-    caches = (jax.ShapeDtypeStruct((1, 2, 1, 32, 1), "float32"),)
     counts = []
-    for backend in ("cpu", "gpu"):
-        monkeypatch.setattr(jax, "default_backend", lambda backend=backend: backend)
-        sizes = backend_defaults()
-        limits = SchedulerLimits(sizes.max_batch_size, sizes.max_num_tokens, 512, sizes.max_decode_steps)
-        every = programs.Programs(steps.Model(programs, None), make_mesh(1), {}, caches, limits, table_width=16)
-        counts.append(str(len(every._lowerings())))
+    for platform in (Platform("cpu"), Platform("gpu")):
+        chosen = backend_defaults(platform)
+        limits = SchedulerLimits(chosen.max_batch_size, chosen.max_num_tokens, 512, chosen.max_decode_steps)
+        model = Model(ModuleType("any"), SimpleNamespace(vocab=1000), execution=Execution(platform))
+        sizes = Sizes(model, limits, page_size=32, table_widths=(16,), new_pages=1)
+        counts.append(str(len(programs(sizes))))
     assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", ARCHITECTURE) == [tuple(counts)]
 
 

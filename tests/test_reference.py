@@ -12,8 +12,8 @@ import zlib
 from collections import defaultdict
 from functools import cached_property
 from pathlib import Path
-from types import FunctionType, GenericAlias
-from typing import Any
+from types import FunctionType
+from typing import Any, get_origin
 
 import pytest
 
@@ -51,7 +51,7 @@ def public_objects() -> dict[Any, set[str]]:
     found: dict[Any, set[str]] = defaultdict(set)
     for module, name in names:
         thing = getattr(importlib.import_module(module), name)
-        if callable(thing) and not isinstance(thing, GenericAlias):
+        if callable(thing) and get_origin(thing) is None:
             found[thing] |= {f"{module}.{name}", f"{thing.__module__}.{thing.__qualname__}"}
     return found
 

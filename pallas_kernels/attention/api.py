@@ -12,11 +12,11 @@ from typing import Any, Literal
 
 import jax
 
-from pallas_kernels import devices
 from pallas_kernels.attention import mosaic_hopper, pallas_decode, pallas_ragged, tuned, xla
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate_queries_and_keys
+from pallas_kernels.devices import Platform
 
 
 def cache_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tuple[int, ...]:
@@ -33,6 +33,7 @@ def append_and_attend(
     rotation: Rotation | None = None,
     sinks: jax.Array | None = None,
     implementation: Literal["xla"] | None = None,
+    platform: Platform | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Rotate queries and keys, write keys and values to their pages, attend causally to everything before.
 
@@ -46,6 +47,7 @@ def append_and_attend(
         rotation: of each token; None for heads that are not rotated, or were before.
         sinks: float [h, g], a score without a value that every query head adds to its softmax; None for none.
         implementation: None takes a kernel on a GPU and XLA elsewhere; only XLA's can be mapped and partitioned.
+        platform: what computes; None for JAX's default backend.
 
     Returns:
         Attention [t, h, g, d] in qkv's dtype, where rows of length 0 and tokens past starts[-1] hold anything; and
@@ -57,7 +59,8 @@ def append_and_attend(
     if not scoring.causal:
         raise ValueError("attention over pages is causal; attend without a cache where scoring.causal is False")
     options: dict[str, Any] = {"scoring": scoring, "sinks": sinks}
-    if implementation == "xla" or jax.default_backend() != "gpu":
+    platform = platform or Platform.default()
+    if implementation == "xla" or not platform.on_gpu:
         return xla.append_and_attend(qkv, cache, locations, rotation=rotation, **options)
     tokens, heads, planes, dim = qkv.shape
     if rotation is not None and rotation.channels < dim:
@@ -67,8 +70,6 @@ def append_and_attend(
         longest = locations.page_table.shape[1] * cache.shape[3]
         decode = tuned.decode_config(tokens, heads, dim, entry, longest)
         return pallas_decode.decode_attention(qkv, cache, locations, rotation=rotation, config=decode, **options)
-    by_hopper = (
-        tokens >= tuned.HOPPER_TOKENS and devices.is_hopper() and mosaic_hopper.takes(qkv, cache, scoring, sinks)
-    )
+    by_hopper = tokens >= tuned.HOPPER_TOKENS and platform.is_hopper and mosaic_hopper.takes(qkv, cache, scoring, sinks)
     ragged = None if by_hopper else tuned.ragged_config(tokens, planes - 2, dim, entry)
     return pallas_ragged.ragged_attention(qkv, cache, locations, rotation=rotation, config=ragged, **options)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
+from pallas_kernels.devices import Platform
 
 Implementation = Literal["xla", "cudnn"]
 
@@ -25,6 +26,7 @@ def attend(
     sinks: jax.Array | None = None,
     lengths: jax.Array | None = None,
     implementation: Implementation | None = None,
+    platform: Platform | None = None,
 ) -> jax.Array:
     """Softmax attention of each token to those of its sequence that `scoring` lets it see: [b * s, h, g, d].
 
@@ -40,6 +42,7 @@ def attend(
             causal looks at them: otherwise nobody sees what follows.
         implementation: XLA keeps all scores, float32 [b, h, g, s, s]. cuDNN keeps none and has a first derivative in
             reverse mode only; it raises where it cannot take the shapes. None takes it on a GPU where it can.
+        platform: what computes; None for JAX's default backend.
     """
     tokens, heads, planes, dim = qkv.shape
     group = planes - 2
@@ -50,7 +53,9 @@ def attend(
     q = turned[:, :, :group].reshape(*by_sequence, heads, group, dim)
     k = turned[:, :, group].reshape(*by_sequence, heads, dim)
     v = qkv[:, :, group + 1].reshape(*by_sequence, heads, dim)
-    if implementation == "cudnn" or (implementation is None and _cudnn_takes(qkv, scoring, sinks)):
+    if implementation == "cudnn" or (
+        implementation is None and _cudnn_takes(platform or Platform.default(), qkv, scoring, sinks)
+    ):
         return _cudnn(q, k, v, scoring, sinks).reshape(tokens, heads, group, dim)
     return _xla(q, k, v, scoring, sinks, None if scoring.causal else lengths).reshape(tokens, heads, group, dim)
 
@@ -80,10 +85,10 @@ def _xla(
     return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v, preferred_element_type=jnp.float32).astype(q.dtype)
 
 
-def _cudnn_takes(qkv: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> bool:
+def _cudnn_takes(platform: Platform, qkv: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> bool:
     dim = qkv.shape[3]
     return (
-        jax.default_backend() == "gpu"
+        platform.on_gpu
         and qkv.dtype in (jnp.bfloat16, jnp.float16)
         and dim % 8 == 0
         and dim <= LARGEST_CUDNN_HEAD

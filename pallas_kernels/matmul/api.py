@@ -9,7 +9,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from pallas_kernels import devices
+from pallas_kernels.devices import Platform
 from pallas_kernels.matmul import mosaic_hopper, pallas_triton, tuned, xla
 from pallas_kernels.matmul.activations import Activation
 from pallas_kernels.norm import Norm, normalise
@@ -29,6 +29,7 @@ def linear(
     residual: jax.Array | None = None,
     norm: Norm | None = None,
     implementation: Implementation = "measured",
+    platform: Platform | None = None,
 ) -> jax.Array:
     """`x @ w.T + residual`, accumulated and added in float32, rounded once.
 
@@ -38,6 +39,7 @@ def linear(
         residual: [m, n]; None for none.
         norm: how x is normalised first, over k channels; None for not at all.
         implementation: a kernel of given sizes is interpreted where there is no GPU, but for Hopper's own.
+        platform: what computes; None for JAX's default backend.
 
     Returns:
         [m, n] in x's dtype.
@@ -49,19 +51,21 @@ def linear(
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1] or (residual is not None and residual.shape != shape):
         added = "" if residual is None else f" plus residual {residual.shape}"
         raise ValueError(f"x {x.shape} times w {w.shape}{added}: want x [m, k], w [n, k] and residual [m, n]")
-    config = _config(implementation, x, w, planes=1)
-    x, norm = _normalised(x, norm, config, implementation)
+    platform = platform or Platform.default()
+    config = _config(implementation, platform, x, w, planes=1)
+    x, norm = _normalised(x, norm, config, implementation, platform)
     if config is None:
-        return xla.linear(x, w, residual=residual)
-    return _by_kernel(x, w, residual, norm, config)
+        return xla.linear(x, w, residual=residual, platform=platform)
+    return _by_kernel(x, w, residual, norm, config, platform)
 
 
-def adds_residual(x: jax.Array, w: jax.Array | QuantizedWeight) -> bool:
+def adds_residual(x: jax.Array, w: jax.Array | QuantizedWeight, platform: Platform | None = None) -> bool:
     """Whether `linear` adds a residual at no cost: in its kernel, or where XLA fuses what follows a product.
 
     Only on a GPU may a sum be a kernel of its own, which the next normalisation spares who leaves the sum to it.
     """
-    return jax.default_backend() != "gpu" or _config("measured", x, w, planes=1) is not None
+    platform = platform or Platform.default()
+    return not platform.on_gpu or _config("measured", platform, x, w, planes=1) is not None
 
 
 def gated_linear(
@@ -71,6 +75,7 @@ def gated_linear(
     norm: Norm | None = None,
     activation: Activation = "silu",
     implementation: Implementation = "measured",
+    platform: Platform | None = None,
 ) -> jax.Array:
     """`activation(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202), float32 throughout, rounded once.
 
@@ -80,6 +85,7 @@ def gated_linear(
         norm: as in `linear`.
         activation: of the gate; what is not SiLU is XLA's.
         implementation: as in `linear`.
+        platform: as in `linear`.
 
     Returns:
         [m, n] in x's dtype.
@@ -89,35 +95,51 @@ def gated_linear(
     """
     if x.ndim != 2 or w.ndim != 3 or w.shape[0] != 2 or x.shape[1] != w.shape[2]:
         raise ValueError(f"x {x.shape} times w {w.shape}: want x [m, k] and w [2, n, k]")
-    config = _config(implementation, x, w, planes=2, possible=activation == "silu")
-    x, norm = _normalised(x, norm, config, implementation)
+    platform = platform or Platform.default()
+    config = _config(implementation, platform, x, w, planes=2, possible=activation == "silu")
+    x, norm = _normalised(x, norm, config, implementation, platform)
     if config is None:
-        return xla.gated_linear(x, w, activation)
-    return _by_kernel(x, w, None, norm, config)
+        return xla.gated_linear(x, w, activation, platform)
+    return _by_kernel(x, w, None, norm, config, platform)
 
 
 def _by_kernel(
-    x: jax.Array, w: Any, residual: jax.Array | None, norm: Norm | None, config: tuned.Config | tuned.Wide
+    x: jax.Array,
+    w: Any,
+    residual: jax.Array | None,
+    norm: Norm | None,
+    config: tuned.Config | tuned.Wide,
+    platform: Platform,
 ) -> jax.Array:
     """The product with an array w [n, k] or [2, n, k], which is all that `_config` has kernels for."""
     planes = w if w.ndim == 3 else w[None]
     if isinstance(config, tuned.Wide):
         return mosaic_hopper.product(x, planes, residual, config)
-    return pallas_triton.product(x, planes, residual, norm, config, interpret=jax.default_backend() != "gpu")
+    return pallas_triton.product(x, planes, residual, norm, config, interpret=not platform.on_gpu)
 
 
 def _normalised(
-    x: jax.Array, norm: Norm | None, config: tuned.Config | tuned.Wide | None, implementation: Implementation
+    x: jax.Array,
+    norm: Norm | None,
+    config: tuned.Config | tuned.Wide | None,
+    implementation: Implementation,
+    platform: Platform,
 ) -> tuple[jax.Array, Norm | None]:
     """x, and the normalisation that is left to the kernel."""
     # The kernel rounds rows before it divides by their size, which float16 may not survive.
     if norm is None or (config is not None and config.normalises and norm.in_kernels and x.dtype == jnp.bfloat16):
         return x, norm
-    return normalise(x, norm, implementation="xla" if implementation == "xla" else None), None
+    return normalise(x, norm, "xla" if implementation == "xla" else None, platform), None
 
 
 def _config(
-    implementation: Implementation, x: jax.Array, w: jax.Array | QuantizedWeight, *, planes: int, possible: bool = True
+    implementation: Implementation,
+    platform: Platform,
+    x: jax.Array,
+    w: jax.Array | QuantizedWeight,
+    *,
+    planes: int,
+    possible: bool = True,
 ) -> tuned.Config | tuned.Wide | None:
     """The sizes of the kernel that takes this product of `planes` matrices, or None where XLA does."""
     n, k = w.shape[-2:]
@@ -128,5 +150,5 @@ def _config(
         return implementation
     if implementation == "xla" or not possible:
         return None
-    config = tuned.choose(devices.gpu_kind(), x.shape[0], n, k, planes == 2)
+    config = tuned.choose(platform.gpu, x.shape[0], n, k, planes == 2)
     return config if config is not None and config.takes(x.shape[0], n, k) else None

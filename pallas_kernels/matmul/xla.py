@@ -4,36 +4,39 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from pallas_kernels.devices import Platform
 from pallas_kernels.matmul.activations import ACTIVATIONS, Activation
 from pallas_kernels.weights import QuantizedWeight
 
 
-def linear(x: jax.Array, w: jax.Array | QuantizedWeight, *, residual: jax.Array | None) -> jax.Array:
+def linear(
+    x: jax.Array, w: jax.Array | QuantizedWeight, *, residual: jax.Array | None, platform: Platform
+) -> jax.Array:
     """As the public function of this name, x normalised already."""
-    product = _product(x, w)
+    product = _product(x, w, platform)
     return (product if residual is None else product + residual.astype(product.dtype)).astype(x.dtype)
 
 
-def gated_linear(x: jax.Array, w: jax.Array | QuantizedWeight, activation: Activation) -> jax.Array:
+def gated_linear(x: jax.Array, w: jax.Array | QuantizedWeight, activation: Activation, platform: Platform) -> jax.Array:
     """As the public function of this name, x normalised already."""
     n = w.shape[1]
-    both = _product(x, w.reshape(2 * n, -1)).astype(jnp.float32)
+    both = _product(x, w.reshape(2 * n, -1), platform).astype(jnp.float32)
     return (ACTIVATIONS[activation](both[:, :n]) * both[:, n:]).astype(x.dtype)
 
 
-def _product(x: jax.Array, w: jax.Array | QuantizedWeight) -> jax.Array:
+def _product(x: jax.Array, w: jax.Array | QuantizedWeight, platform: Platform) -> jax.Array:
     """`x @ w.T`, accumulated in float32; the one place that looks at what kind of weight it is."""
     if isinstance(w, QuantizedWeight):
         # Integers of 8 bits are exact in 16-bit floats; the scales of outputs may follow the sum.
-        return _dot(x, w.values.astype(x.dtype), jnp.float32) * w.scales
+        return _dot(x, w.values.astype(x.dtype), jnp.float32, platform) * w.scales
     # A GPU's matmul would write a wider result, only for another kernel to read and round it.
-    return _dot(x.astype(w.dtype), w, w.dtype if jax.default_backend() == "gpu" else jnp.float32)
+    return _dot(x.astype(w.dtype), w, w.dtype if platform.on_gpu else jnp.float32, platform)
 
 
-def _dot(x: jax.Array, w: jax.Array, result: jnp.dtype) -> jax.Array:
+def _dot(x: jax.Array, w: jax.Array, result: jnp.dtype, platform: Platform) -> jax.Array:
     """`x @ w.T` of arrays of one dtype, accumulated in float32, as an array of dtype `result`."""
     rows = x.shape[0]
-    if rows == 1 and jax.default_backend() == "cpu" and w.dtype != jnp.float32:
+    if rows == 1 and platform.on_cpu and w.dtype != jnp.float32:
         # XLA's CPU backend has a fast path for 16-bit matmuls, but not for vectors: 10 times slower there.
         x = jnp.concatenate([x, x])
     return lax.dot_general(x, w, (((1,), (1,)), ((), ())), preferred_element_type=result)[:rows]

@@ -7,6 +7,7 @@ from typing import Literal
 
 import jax
 
+from pallas_kernels.devices import Platform
 from pallas_kernels.sampling import pallas_triton, xla
 
 
@@ -25,6 +26,7 @@ def sample(
     seed: jax.Array,
     position: jax.Array,
     implementation: Literal["xla", "triton"] | None = None,
+    platform: Platform | None = None,
 ) -> jax.Array:
     """A token for each row, int32 [r]: temperature, then top-k, top-p and min-p, then a draw from what is left.
 
@@ -44,8 +46,9 @@ def sample(
         seed: uint32 [r, 2].
         position: int32 [r], the drawn token's place in its sequence.
         implementation: None takes the kernel on a GPU and XLA elsewhere. The kernel is interpreted without a GPU.
+        platform: what computes; None for JAX's default backend.
     """
-    on_gpu = jax.default_backend() == "gpu"
+    on_gpu = (platform or Platform.default()).on_gpu
     with jax.named_scope("sample"):
         if implementation == "triton" or (implementation is None and on_gpu):
             return pallas_triton.sample(logits, temperature, top_k, top_p, min_p, seed, position, interpret=not on_gpu)

@@ -35,7 +35,9 @@ def sample(
 ) -> jax.Array:
     """`pallas_kernels.sampling.sample`."""
     logits = logits.astype(jnp.float32)
-    depth = keys.depth(logits, logits.max(axis=-1, keepdims=True))
+    best = logits.max(axis=-1, keepdims=True)
+    # A compiler may contract the product that made the logits with the difference, which then is not 0 for the best.
+    depth = jnp.where((logits == best) & (best > -jnp.inf), 0.0, keys.depth(logits, best))
     scaled = depth * keys.inverse_temperature(temperature)[:, None]
     rank_low, rank_high, mass_low, mass_high = keys.brackets(temperature, top_k, top_p, logits.shape[1]).T
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,35 @@ def assert_matches(params: Params, shapes: Params) -> None:
     assert jax.tree.structure(params) == jax.tree.structure(shapes)
     for array, expected in zip(jax.tree.leaves(params), jax.tree.leaves(shapes), strict=True):
         assert (array.shape, array.dtype, array.sharding) == (expected.shape, expected.dtype, expected.sharding)
+
+
+OWN = (
+    replace(TABLE[1], dtype="float32"),
+    *(replace(row, format="int8", inputs=2) for row in TABLE if row.path == "layers.{i}.down"),
+)
+"""A norm that keeps its dtype, and a weight whose scales have one axis, that of the experts."""
+
+
+@pytest.mark.multi_device(8)
+def test_a_row_may_state_its_dtype_and_its_format() -> None:
+    """Loaded and drawn; the scales lie as the outputs do."""
+    names = ("norm.weight", *(f"layers.{i}.down.{expert}.weight" for i in range(2) for expert in range(4)))
+    tensors = {name: stored_tensors()[name] for name in names}
+    where: Any = {"extents": EXTENTS, "rules": ShardingRules(mesh_of(1, 2, 4), RULES), "dtype": jnp.bfloat16}
+    steps: list[tuple[int, int]] = []
+    params = load_params(OWN, CountingSource(tensors), **where, progress=lambda *step: steps.append(step))
+    for found in (params, dummy_params(OWN, **where)):
+        assert_matches(found, param_shapes(OWN, **where))
+        assert found["norm"].dtype == jnp.float32
+    down = params["layers"][1]["down"]
+    assert (down.values.shape, down.scales.shape) == ((4, 8, 6), (4,))
+    assert (down.values.sharding.spec[0], down.scales.sharding.spec[0]) == ("ep", "ep")
+    whole = layer_by_hand(stored_tensors(ml_dtypes.bfloat16), 1)["down"].astype(np.float32)
+    np.testing.assert_allclose(down.scales, np.abs(whole).max((1, 2)) / 127, rtol=1e-6)
+    np.testing.assert_allclose(
+        down.dequantized(jnp.dtype(jnp.float32)), whole, atol=0.501 * np.asarray(down.scales).max()
+    )
+    assert steps[-1] == (6 * 4 + 2 * (4 * 8 * 6 + 4 * 4),) * 2
 
 
 @pytest.mark.multi_device(4)

@@ -38,6 +38,7 @@ from pallas_kernels.attention import (
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
+from pallas_kernels.devices import Platform
 
 Attend = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -444,12 +445,12 @@ def test_only_the_first_channels_of_a_head_are_rotated(name: str, decode: bool) 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
 def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernels that it would choose, interpreted."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     for module, name in ((pallas_decode, "decode_attention"), (pallas_ragged, "ragged_attention")):
         monkeypatch.setattr(module, name, partial(getattr(module, name), interpret=True))
     rows = [Row(41), Row(4), Row(0), Row(1), Row(90)] if decode else [chunk(20, 9), chunk(0, 3)]
     case = small_case(rows, PARTLY_ROTATED, tokens=None if decode else TOKENS)
-    check(jax.jit(append_and_attend, static_argnames="scoring"), case, decode=decode)
+    on_gpu = partial(append_and_attend, platform=Platform("gpu"))
+    check(jax.jit(on_gpu, static_argnames="scoring"), case, decode=decode)
 
 
 def test_pages_are_for_causal_attention() -> None:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 import pytest
 
 from pallas_kernels.attention import Rotation, Scoring, attend, rotate
+from pallas_kernels.devices import Platform
 
 SEQUENCES, TOKENS, HEADS, GROUP, DIM = 2, 13, 3, 2, 8
 
@@ -97,8 +98,9 @@ def test_some_channels_may_be_rotated() -> None:
     np.testing.assert_allclose(rotate(jnp.asarray(QKV, jnp.float32), rotation), turned, rtol=1e-4, atol=1e-5)
 
 
-def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """Choose as on a GPU; what cuDNN is asked for is computed by jax's own XLA code, and recorded."""
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """What cuDNN is asked for, which jax's own XLA code computes."""
     calls: list[dict[str, Any]] = []
     compute = jax.nn.dot_product_attention
 
@@ -106,15 +108,16 @@ def on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
         calls.append({"implementation": implementation, **options})
         return compute(*arrays, implementation="xla", **options)
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(jax.nn, "dot_product_attention", record)
     return calls
 
 
+GPU = Platform("gpu")
+
+
 @pytest.mark.parametrize("scoring", [SCORINGS["causal"], SCORINGS["window"]], ids=["causal", "window"])
-def test_a_gpu_asks_cudnn_for_the_same(scoring: Scoring, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = on_a_gpu(monkeypatch)
-    out = attend(jnp.asarray(QKV, jnp.bfloat16), SEQUENCES, scoring=scoring, rotation=ROTATION)
+def test_a_gpu_asks_cudnn_for_the_same(scoring: Scoring, calls: list[dict[str, Any]]) -> None:
+    out = attend(jnp.asarray(QKV, jnp.bfloat16), SEQUENCES, scoring=scoring, rotation=ROTATION, platform=GPU)
     assert [call["implementation"] for call in calls] == ["cudnn"]
     assert out.dtype == jnp.bfloat16
     np.testing.assert_allclose(np.asarray(out, np.float32), expected(scoring, True, False), atol=0.06)
@@ -130,20 +133,17 @@ def test_a_gpu_asks_cudnn_for_the_same(scoring: Scoring, monkeypatch: pytest.Mon
     ],
 )
 def test_a_gpu_computes_in_xla_what_cudnn_cannot(
-    dtype: npt.DTypeLike, scoring: Scoring, sinks: bool, monkeypatch: pytest.MonkeyPatch
+    dtype: npt.DTypeLike, scoring: Scoring, sinks: bool, calls: list[dict[str, Any]]
 ) -> None:
-    calls = on_a_gpu(monkeypatch)
-    out = attend(
-        jnp.asarray(QKV, dtype), SEQUENCES, scoring=scoring, sinks=jnp.asarray(SINKS, jnp.float32) if sinks else None
-    )
+    added = jnp.asarray(SINKS, jnp.float32) if sinks else None
+    out = attend(jnp.asarray(QKV, dtype), SEQUENCES, scoring=scoring, sinks=added, platform=GPU)
     assert calls == []
     np.testing.assert_allclose(np.asarray(out, np.float32), expected(scoring, False, sinks), atol=0.06)
 
 
 @pytest.mark.parametrize("chosen", [None, "xla"])
-def test_xla_may_be_asked_for(chosen: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = on_a_gpu(monkeypatch)
-    attend(jnp.asarray(QKV, jnp.bfloat16), SEQUENCES, scoring=SCORINGS["causal"], implementation=chosen)
+def test_xla_may_be_asked_for(chosen: Any, calls: list[dict[str, Any]]) -> None:
+    attend(jnp.asarray(QKV, jnp.bfloat16), SEQUENCES, scoring=SCORINGS["causal"], implementation=chosen, platform=GPU)
     assert len(calls) == (chosen is None)
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from pallas_kernels.devices import Platform
 from pallas_kernels.matmul import (
     ACTIVATIONS,
     Activation,
@@ -170,10 +171,10 @@ def test_products_with_int8_weights(m: int, dtype: Any) -> None:
 
 def test_no_kernel_takes_a_quantised_weight(monkeypatch: pytest.MonkeyPatch) -> None:
     numbers = Numbers(16, 80, 320, jnp.bfloat16)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     monkeypatch.setattr(tuned, "choose", lambda *_: ONE_WAVE)
-    assert adds_residual(numbers.x, numbers.w[0])
-    assert not adds_residual(numbers.x, quantize_int8(numbers.w[0]))
+    gpu = Platform("gpu")
+    assert adds_residual(numbers.x, numbers.w[0], gpu)
+    assert not adds_residual(numbers.x, quantize_int8(numbers.w[0]), gpu)
     with pytest.raises(ValueError, match="does not take"):
         linear(numbers.x, quantize_int8(numbers.w[0]), implementation=ONE_WAVE)
 
@@ -335,7 +336,7 @@ def test_the_kernel_lowers_for_hopper(name: str, m: int, config: Config) -> None
 
     def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
         added = residual if planes == 1 else None
-        return pallas_triton.product(x, w, added, Norm(gamma, EPS), config)
+        return pallas_triton.product(x, w, added, Norm(gamma, EPS, offset=1.0), config)
 
     shapes = [jax.ShapeDtypeStruct(size, jnp.bfloat16) for size in ((m, k), (planes, n, k), (k,), (m, n))]
     with jax.sharding.use_abstract_mesh(HOPPER):

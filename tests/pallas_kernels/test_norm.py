@@ -9,7 +9,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
+from pallas_kernels.devices import Platform
 from pallas_kernels.norm import Norm, add_and_normalise, normalise, pallas_triton, xla
 
 Normalise = Callable[[jax.Array, Norm], jax.Array]
@@ -91,9 +93,9 @@ def test_the_weight_may_be_stored_less_one(norm: Normalise, add_norm: AddAndNorm
 
 
 @pytest.mark.parametrize("biased", [False, True])
-def test_a_layer_norm_is_that_of_torch(biased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_layer_norm_is_that_of_torch(biased: bool) -> None:
     """On a GPU too it is XLA's."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    gpu = Platform("gpu")
     rng = np.random.default_rng(3)
     x, added, weight, bias = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 96), (4, 96), 96, 96))
     record = Norm(jnp.asarray(weight), 1e-5, bias=jnp.asarray(bias) if biased else None, kind="layer")
@@ -102,7 +104,20 @@ def test_a_layer_norm_is_that_of_torch(biased: bool, monkeypatch: pytest.MonkeyP
         arrays = map(torch.from_numpy, (rows, weight, bias if biased else np.zeros_like(bias)))
         return torch.nn.functional.layer_norm(next(arrays), (96,), *arrays, eps=1e-5).numpy()
 
-    np.testing.assert_allclose(normalise(jnp.asarray(x), record), expected(x), rtol=1e-5, atol=1e-5)
-    total, normed = add_and_normalise(jnp.asarray(x), jnp.asarray(added), record)
+    np.testing.assert_allclose(normalise(jnp.asarray(x), record, platform=gpu), expected(x), rtol=1e-5, atol=1e-5)
+    total, normed = add_and_normalise(jnp.asarray(x), jnp.asarray(added), record, platform=gpu)
     np.testing.assert_allclose(total, x + added, rtol=1e-6)
     np.testing.assert_allclose(normed, expected(x + added), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("offset", [0.0, 1.0])
+@pytest.mark.parametrize("shape", [(32, 4096), (16, 8, 4, 96)], ids=str)
+def test_the_kernel_lowers_for_a_gpu(shape: tuple[int, ...], offset: float) -> None:
+    """Rows of the stream, and heads."""
+    device = AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
+    mesh = AbstractMesh((1,), ("x",), abstract_device=device, axis_types=(AxisType.Auto,))
+    x, weight = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct(shape[-1:], jnp.bfloat16)
+    with jax.sharding.use_abstract_mesh(mesh):
+        run = jax.jit(lambda x, weight: pallas_triton.add_and_normalise(x, x, Norm(weight, 1e-5, offset)))
+        text = run.trace(x, weight).lower(lowering_platforms=("cuda",)).as_text()
+    assert text.count("__gpu$xla.gpu.triton") == 1

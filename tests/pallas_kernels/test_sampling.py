@@ -242,6 +242,19 @@ def test_a_greedy_row_takes_the_lowest_of_the_likeliest_ids(choose: str) -> None
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_of_the_same_program_have_a_likeliest_token(temperature: float) -> None:
+    """As after a soft cap: the product that ends it may be contracted with a difference, and rounded once less."""
+    hidden = make_logits("normal", 257)
+    wishes = make_wishes(temperature, top_k=1)
+
+    @jax.jit
+    def capped_draw(hidden: jax.Array) -> jax.Array:
+        return sampling.sample(5.0 * jnp.tanh(hidden / 5.0), **wishes, implementation="xla")
+
+    np.testing.assert_array_equal(capped_draw(hidden), hidden.argmax(-1))
+
+
 @pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
 def test_a_hot_row_draws_anything_but_what_is_banned(implementation: str) -> None:
     logits = make_logits("holes", 257, rows=1).repeat(MANY, 0)

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import click
 
-from trtllm_jax.commands.bench.options import SETTINGS
+from trtllm_jax.commands.click_options import SETTINGS
 from trtllm_jax.commands.user_errors import readable_errors
 
-# Click wraps paragraphs anew, except those that begin with a backspace.
+# Click rewraps paragraphs, except those that begin with a backspace.
 HELP = """Convert a model: SOURCE becomes the folder OUTPUT.
 
 \b
@@ -47,7 +47,7 @@ def main(
     overwrite: bool,
 ) -> None:
     """Convert, and say how large the result is."""
-    # Nothing is computed: another process may have the GPU.
+    # Nothing is computed, and another process may use the GPU.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from trtllm_jax import convert_checkpoint
 

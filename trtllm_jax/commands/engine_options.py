@@ -1,11 +1,11 @@
-"""TensorRT-LLM's options of an engine, as commands other than `trtllm-bench` take them, and what `LLM` is given."""
+"""TensorRT-LLM's options of an engine for commands other than `trtllm-bench`, and the arguments of `LLM`."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from trtllm_jax.commands.bench.options import BACKENDS, LOG_LEVELS, POSITIVE, PRESENT, option
+from trtllm_jax.commands.click_options import BACKENDS, LOG_LEVELS, POSITIVE, PRESENT, option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -56,7 +56,7 @@ _OPTIONS = (
 )
 
 NOT_FOR_LLM = {"config", "log_level"}
-CACHE = {"kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction", "kv_cache_dtype": "dtype"}
+CACHE_FIELDS = {"kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction", "kv_cache_dtype": "dtype"}
 """Options that are fields of `kv_cache_config`."""
 
 LOG_LEVEL = option("--log_level", section="Logs", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="How much.")
@@ -69,11 +69,16 @@ def engine_options(command: Command) -> Command:
     return command
 
 
-def llm_arguments(options: Mapping[str, Any], file: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """The arguments of `LLM`: engine options that were given, then what `file` says."""
-    given = {name: value for name, value in options.items() if value is not None and name not in NOT_FOR_LLM}
-    cache = {CACHE[name]: given.pop(name) for name in CACHE if name in given}
-    arguments = {**file, **given, "model": model}
+def split_options(
+    options: Mapping[str, Any], file: Mapping[str, Any], model: str, own_names: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A command's own options, and the arguments of `LLM`: an option that was given outweighs the file's."""
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    own = {name: value for name, value in {**file, **given}.items() if name in own_names}
+    engine = {name: value for name, value in given.items() if name not in own_names and name not in NOT_FOR_LLM}
+    rest = {name: value for name, value in file.items() if name not in own_names}
+    cache = {field: engine.pop(name) for name, field in CACHE_FIELDS.items() if name in engine}
+    arguments = {**rest, **engine, "model": model}
     if cache:
-        arguments["kv_cache_config"] = {**(file.get("kv_cache_config") or {}), **cache}
-    return arguments
+        arguments["kv_cache_config"] = {**(rest.get("kv_cache_config") or {}), **cache}
+    return own, arguments

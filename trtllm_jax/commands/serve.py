@@ -2,18 +2,17 @@
 
 import os
 import sys
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import SETTINGS, SectionedCommand, option, set_log_level
-from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, llm_arguments
+from trtllm_jax.commands.click_options import SETTINGS, SectionedCommand, option, set_log_level
+from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, split_options
 from trtllm_jax.commands.user_errors import readable_errors
 from trtllm_jax.commands.yaml_file import read_yaml
 
-# Click wraps paragraphs anew, except those that begin with a backspace.
+# Click rewraps paragraphs, except those that begin with a backspace.
 HELP = """Serve MODEL to OpenAI's clients.
 
 \b
@@ -30,7 +29,7 @@ SECONDS = click.FloatRange(min=0, min_open=True)
 COUNT = click.IntRange(min=0)
 FILE = click.Path(exists=True, dir_okay=False)
 
-_OWN = (
+_SERVER_OPTIONS = (
     option("--host", section="Server", help="Address to listen on  [localhost]"),
     option("--port", section="Server", type=click.IntRange(0, 65535), help="Port; 0 for any that is free  [8000]"),
     option(
@@ -69,14 +68,14 @@ _OWN = (
         default=None,
         help="Let requests bring templates.",
     ),
-    option("--reasoning_parser", section="Text", help="How the model marks its thoughts, 'auto' to find out."),
-    option("--tool_parser", section="Text", help="How the model writes tool calls, 'auto' to find out."),
+    option("--reasoning_parser", section="Text", help="The format of the model's reasoning; 'auto' detects it."),
+    option("--tool_parser", section="Text", help="The format of the model's tool calls; 'auto' detects it."),
 )
 
 
-def own_options(command: Any) -> Any:
+def server_options(command: Any) -> Any:
     """Give `command` the server's options."""
-    for add in reversed(_OWN):
+    for add in reversed(_SERVER_OPTIONS):
         command = add(command)
     return command
 
@@ -84,11 +83,11 @@ def own_options(command: Any) -> Any:
 @click.command(cls=SectionedCommand, context_settings=SETTINGS, help=HELP)
 @click.argument("model", required=False)
 @click.option("--model", "named_model", help="The same as MODEL.")
-@own_options
+@server_options
 @engine_options
 @LOG_LEVEL
 def command(model: str | None, named_model: str | None, **options: Any) -> None:
-    """Serve until told to stop."""
+    """Serve until a signal stops the server."""
     if options["log_level"]:
         set_log_level(options["log_level"])
     file = read_yaml(options["config"])
@@ -97,24 +96,12 @@ def command(model: str | None, named_model: str | None, **options: Any) -> None:
     location = model or named_model or file.get("model")
     if not location:
         raise click.UsageError("Missing MODEL: a folder, a .gguf file or a hub name.")
-    own, engine = divided(options, file, str(location))
     with readable_errors():
         from trtllm_jax.commands.serve_run import run
         from trtllm_jax.serve.config import ServerOptions
 
-        sys.exit(run(ServerOptions(**own), engine))
-
-
-def divided(options: Mapping[str, Any], file: Mapping[str, Any], model: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What `ServerOptions` and `LLM` are given: an option that was given wins over the file's."""
-    from trtllm_jax.serve.config import ServerOptions
-
-    names = ServerOptions.model_fields.keys()
-    given = {name: value for name, value in options.items() if value not in (None, ())}
-    own = {name: value for name, value in {**file, **given}.items() if name in names}
-    of_engine = {name: value for name, value in given.items() if name not in names}
-    rest = {name: value for name, value in file.items() if name not in names}
-    return {"served_model_name": (_name_of(model),), **own}, llm_arguments(of_engine, rest, model)
+        own, arguments = split_options(options, file, str(location), ServerOptions.model_fields)
+        sys.exit(run(ServerOptions(**{"served_model_name": (_name_of(str(location)),), **own}), arguments))
 
 
 def _name_of(model: str) -> str:

@@ -1,4 +1,4 @@
-"""A server from its start to its end: the port, the engine, the frontends, and who stops what."""
+"""A server from its start to its end: the port, the engine, the frontends, and how they stop."""
 
 import contextlib
 import json
@@ -13,38 +13,38 @@ from trtllm_jax.logger import logger, status
 from trtllm_jax.serve.config import ServerOptions
 from trtllm_jax.serve.processes.frontends import Frontends
 
-LOOK_AGAIN = 0.2
-"""Seconds between two looks at engine and frontends."""
-SHORT_DRAIN = 5.0
-"""Seconds for the error answers of a server whose engine failed."""
+POLL_INTERVAL = 0.2
+"""Seconds between two checks of the engine and the frontends."""
+FAILURE_DRAIN_TIMEOUT = 5.0
+"""Seconds for a server whose engine failed to send its error answers."""
 
 
 def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
     """Serve until SIGTERM or SIGINT, and return the exit code: 0 then, 1 where the engine or the frontends failed.
 
-    `llm_arguments` are those of `LLM`. ValueError where one is wrong, or the port cannot be had: before a model is
+    `llm_arguments` are those of `LLM`. ValueError where one is wrong, or the port is taken, before a model is
     loaded.
     """
     configuration = json.dumps({"llm": dict(llm_arguments), "server": options.model_dump()}).encode()
-    with _bound(options.host, options.port) as listening:
-        # Only now: importing jax takes a second, and loading a model minutes.
+    with _listening_socket(options.host, options.port) as listening:
+        # Imported only now, because importing jax takes a second.
         from trtllm_jax.llmapi.llm import LLM
         from trtllm_jax.remote.host import EngineHost
 
-        with LLM(**llm_arguments) as llm, _Stop() as stop:
+        with LLM(**llm_arguments) as llm, _StopSignals() as stop:
             host = EngineHost(llm, options.max_queue_size)
             listening.listen(2048)
             with Frontends(host, listening, configuration, options.processes) as frontends:
                 frontends.start()
                 _announce(listening, options)
-                failed = _watch(llm, frontends, stop)
+                failed = _wait_until_stopped(llm, frontends, stop)
                 if failed:
                     logger.error("the server ends: %s", failed)
-                seconds = SHORT_DRAIN if failed else options.drain_timeout + 1
-                # The frontends close theirs: from now on connections are refused, and a proxy tries another server.
+                seconds = FAILURE_DRAIN_TIMEOUT if failed else options.drain_timeout + 1
+                # The frontends close theirs as well: connections are refused now, and a proxy tries another server.
                 listening.close()
                 logger.info("no more connections are taken; %d sequences are under way", host.unfinished)
-                if not frontends.drain(seconds, stop.insisted) and not failed:
+                if not frontends.drain(seconds, stop.forced) and not failed:
                     logger.warning(
                         "requests were cut off: they took longer than drain_timeout, or a second signal came"
                     )
@@ -53,7 +53,7 @@ def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
 
 
 @contextlib.contextmanager
-def _bound(host: str, port: int) -> Iterator[socket.socket]:
+def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
     """A socket at the address, before the model is loaded: a port in use is an error at once."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
@@ -70,40 +70,40 @@ def _bound(host: str, port: int) -> Iterator[socket.socket]:
         yield listening
 
 
-class _Stop:
-    """SIGTERM and SIGINT while the server runs: the first asks to stop, the second insists."""
+class _StopSignals:
+    """SIGTERM and SIGINT while the server runs: the first one stops it, the second one forces it to stop at once."""
 
     def __init__(self) -> None:
-        self._times = 0
-        self._happened = threading.Event()
+        self._count = 0
+        self._received = threading.Event()
 
-    def insisted(self) -> bool:
-        return self._times > 1
+    def forced(self) -> bool:
+        return self._count > 1
 
     def wait(self, seconds: float) -> bool:
-        """Whether somebody asked, which ends the wait."""
-        return self._happened.wait(seconds)
+        """Wait for a signal for so many seconds at most; whether one came."""
+        return self._received.wait(seconds)
 
-    def __enter__(self) -> "_Stop":
-        def note(number: int, frame: Any) -> None:
-            self._times += 1
-            self._happened.set()
+    def __enter__(self) -> "_StopSignals":
+        def handle(number: int, frame: Any) -> None:
+            self._count += 1
+            self._received.set()
 
-        self._before = {number: signal.signal(number, note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
         return self
 
     def __exit__(self, *exception: object) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
 
-def _watch(llm: Any, frontends: Frontends, stop: _Stop) -> str | None:
-    """Returns when somebody asks to stop, or with what failed."""
-    while not stop.wait(LOOK_AGAIN):
+def _wait_until_stopped(llm: Any, frontends: Frontends, stop: _StopSignals) -> str | None:
+    """Return once a signal asks to stop, or what failed."""
+    while not stop.wait(POLL_INTERVAL):
         if llm.failure is not None:
             return str(llm.failure)
         try:
-            frontends.look()
+            frontends.restart_exited()
         except RuntimeError as failure:
             return str(failure)
     return None

@@ -1,4 +1,4 @@
-"""How the commands show what a user can mend."""
+"""How the commands show errors that a user can fix."""
 
 import os
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import click
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """What a user can mend is one line without a traceback; the log levels from VERBOSE on show all of it."""
+    """A context in which a user's error becomes one line; the log levels from VERBOSE on show the traceback."""
     try:
         yield
     except (ValueError, MemoryError) as error:

@@ -5,10 +5,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from trtllm_jax.engine import weights
+from trtllm_jax.engine import sizing, weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pages_per_dispatch
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
@@ -23,6 +24,8 @@ from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.logger import logger
+from trtllm_jax.nn.dtypes import activation_dtype
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Model
 
 NOMINAL_PAGES = 1024
@@ -63,18 +66,17 @@ def build_engine(
     Raises:
         MemoryError: the cache does not fit; names the knob.
     """
-    weight_dtype = model.weight_dtype(params)
+    model = replace(model, execution=Execution.on(mesh))
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
-    kv_dtype = jnp.dtype(config.kv_dtype or ("float32" if on_cpu else weight_dtype))
+    kv_dtype = jnp.dtype(config.kv_dtype or activation_dtype(model.weight_dtype(params), model.platform))
     spec = CacheSpec.of(model.cache_groups, model.config.sizes, config.page_size, kv_dtype, mesh)
     started = time.perf_counter()
     # Whatever keeps the weights themselves would keep their memory when others take their place.
     shapes = weights.shapes_of(params)
     limits, pages = _size(model, shapes, mesh, config, spec)
-    programs = Programs(_sizes(model, limits, spec, on_cpu), mesh, shapes, spec.arrays(pages))
+    programs = Programs(_sizes(model, limits, spec), mesh, shapes, spec.arrays(pages))
     try:
-        programs.compile(compilation(config.eager), progress)
+        programs.compile(compilation(config.eager, model.platform), progress)
         compile_seconds = time.perf_counter() - started
         events = CacheEvents(config.event_buffer, pages[0] - 1) if config.event_buffer else None
         pools = [BlockPool(count, spec.page_size, reuse=config.reuse) for count in pages]
@@ -83,7 +85,7 @@ def build_engine(
         engine = Engine(
             Scheduler(limits, KVCacheManager(limits, groups, model.rope_stretch), config.policy),
             Packer(programs),
-            Runner(programs, params, spec.allocate(pages), mesh),
+            Runner(programs, params, spec.allocate(pages)),
             sink,
             ended,
             overlap_scheduling=config.overlap_scheduling,
@@ -106,31 +108,24 @@ def build_engine(
     return engine, start_up
 
 
-def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec, on_cpu: bool) -> Sizes:
+def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec) -> Sizes:
     width = -(-limits.max_seq_len // spec.page_size)
     new_pages = pages_per_dispatch(limits, spec.page_size)
-    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages, on_cpu)
+    return Sizes(model, limits, spec.page_size, (width,) * len(spec.groups), new_pages)
 
 
 def _size(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
 ) -> tuple[SchedulerLimits, tuple[int, ...]]:
     """The limits and the pages of each group: what was asked for, clamped to what memory holds, with a warning."""
-    defaults = backend_defaults()
-    batch = config.max_batch_size or defaults.max_batch_size
-    length = config.max_seq_len or model.config.max_position
-    # All sequences together have no more tokens, so no step has.
-    tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
-    decode_steps = config.max_decode_steps or defaults.max_decode_steps
-    wanted = SchedulerLimits(batch, tokens, length, decode_steps)
-
-    temporary = 0
-    if mesh.devices.flat[0].platform != "cpu":
-        nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
-        temporary = Programs(_sizes(model, wanted, spec, on_cpu=False), mesh, params, nominal).temporary_bytes()
-    columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
+    wanted = _wanted_limits(model, config)
+    columns = _columns(model, params, mesh, config, spec, wanted)
     room = columns - 1
-    limits = replace(wanted, max_batch_size=min(batch, room), max_seq_len=min(length, room * spec.page_size))
+    limits = replace(
+        wanted,
+        max_batch_size=min(wanted.max_batch_size, room),
+        max_seq_len=min(wanted.max_seq_len, room * spec.page_size),
+    )
     for name in ("max_batch_size", "max_seq_len"):
         if getattr(config, name) and getattr(limits, name) < getattr(config, name):
             logger.warning(
@@ -139,3 +134,39 @@ def _size(
                 name, getattr(config, name), getattr(limits, name), room * spec.page_size, spec.page_size,
             )  # fmt: skip
     return limits, spec.pages(columns, wanted)
+
+
+def _wanted_limits(model: Model, config: EngineConfig) -> SchedulerLimits:
+    defaults = backend_defaults(model.platform)
+    batch = config.max_batch_size or defaults.max_batch_size
+    length = config.max_seq_len or model.config.max_position
+    # All sequences together have no more tokens, so no step has.
+    tokens = min(max(config.max_num_tokens or defaults.max_num_tokens, batch), batch * length)
+    return SchedulerLimits(
+        max_batch_size=batch,
+        max_num_tokens=tokens,
+        max_seq_len=length,
+        max_decode_steps=config.max_decode_steps or defaults.max_decode_steps,
+        fixed_decode_steps=not model.platform.on_cpu,
+    )
+
+
+def _columns(
+    model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec, wanted: SchedulerLimits
+) -> int:
+    """The columns of the KV cache; a GPU's leave room for the largest step, as measured now or at an earlier start."""
+    if model.platform.on_cpu:
+        return pool_columns(spec, mesh, wanted, config.kv_fraction, 0, config.kv_tokens)
+    memory = config.kv_fraction, config.kv_tokens
+    key = sizing.key_of(model.module.__name__, model.config, jax.tree.map(str, params), spec, wanted, memory)
+    known = sizing.read(key)
+    if known is None:
+        nominal = spec.arrays((NOMINAL_PAGES,) * len(spec.groups))
+        temporary = Programs(_sizes(model, wanted, spec), mesh, params, nominal).temporary_bytes()
+    else:
+        temporary = known.temporary_bytes
+    columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
+    if known is not None and config.kv_tokens is None:
+        columns = known.columns_that_fit(columns)
+    sizing.write(key, sizing.Sizing(temporary, columns))
+    return columns

@@ -48,9 +48,21 @@ def kept() -> Iterator[None]:
                 _end()
 
 
+def folder() -> Path | None:
+    """Where programs are kept, whether or not the folder is there yet; None where it is no folder of this machine."""
+    named = getattr(jax.config, "jax_compilation_cache_dir", None)
+    if named is None:
+        return _own_folder()
+    return None if "://" in named else Path(named)
+
+
+def _own_folder() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtllm_jax" / "xla"
+
+
 def _begin() -> None:
     if getattr(jax.config, "jax_compilation_cache_dir", None) is None:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "trtllm_jax" / "xla"
+        folder = _own_folder()
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

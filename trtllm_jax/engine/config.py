@@ -4,8 +4,7 @@ import enum
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import jax
-
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine.limits import CapacityPolicy
 
 
@@ -68,20 +67,20 @@ class BackendDefaults:
     max_decode_steps: int
 
 
-def backend_defaults() -> BackendDefaults:
+def backend_defaults(platform: Platform) -> BackendDefaults:
     """A CPU core computes a few hundred tokens a second: larger steps only delay everyone, and cost compile time.
 
     It saves host work by several tokens a dispatch; a GPU is kept busy by the next dispatch being queued already, and
     a new request then waits for one token only.
     """
-    return BackendDefaults(32, 512, 8) if jax.default_backend() == "cpu" else BackendDefaults(256, 8192, 1)
+    return BackendDefaults(32, 512, 8) if platform.on_cpu else BackendDefaults(256, 8192, 1)
 
 
-def compilation(eager: bool) -> Compilation:
+def compilation(eager: bool, platform: Platform) -> Compilation:
     """When to compile. A GPU's compiler measures on the device, and needs memory there that the cache will take."""
     if eager:
         return Compilation.WHEN_NEEDED
-    return Compilation.BESIDE if jax.default_backend() == "cpu" else Compilation.BEFORE
+    return Compilation.BESIDE if platform.on_cpu else Compilation.BEFORE
 
 
 def decode_buckets(max_batch_size: int) -> tuple[int, ...]:
@@ -95,12 +94,12 @@ def extras_buckets(decode: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in decode if size == decode[-1] or size in (8, 32, 64, 128, 256))
 
 
-def token_buckets(max_num_tokens: int) -> tuple[int, ...]:
+def token_buckets(max_num_tokens: int, platform: Platform) -> tuple[int, ...]:
     """Token counts that a ragged step is compiled for, up to the maximum.
 
     A CPU's are powers of four. A GPU's are close together from 128 on, where a step's time grows with its tokens.
     """
-    if jax.default_backend() == "cpu":
+    if platform.on_cpu:
         sizes = [16, 64, 256, 1024, 4096]
     else:
         sizes = [16, 64, 128, 256, 512, 768, 1024, 1280, 1536, 2048, 3072, 4096, 6144]

@@ -9,6 +9,7 @@ import jax
 from jax._src import xla_bridge
 from jax.sharding import Mesh
 
+from pallas_kernels.devices import Platform
 from trtllm_jax.logger import logger
 
 SHARE = "0.95"
@@ -30,7 +31,7 @@ def claim() -> None:
     # the settings that refuse to change once it runs would have to be changed for a try.
     if not xla_bridge.backends_are_initialized():
         os.environ[SETTINGS[0]] = SHARE
-    elif jax.default_backend() == "gpu":
+    elif Platform.default().on_gpu:
         logger.warning(
             "JAX was started before trtllm_jax and takes only 75 %% of the GPU's memory, which leaves less for the KV "
             "cache; set %s=%s in the environment, or create the LLM before anything else uses JAX",

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels import sampling
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.packing import Field
 from trtllm_jax.engine.penalties import Penalties
@@ -131,6 +132,7 @@ def draw_extras(
     logits_of: Callable[[jax.Array], jax.Array],
     drawn: jax.Array,
     penalties: Penalties,
+    platform: Platform | None = None,
 ) -> Drawn:
     """Draw anew for the rows of `plan` (the unpacked `extra_fields`) that have extras; the others keep what they drew.
 
@@ -154,11 +156,11 @@ def draw_extras(
         original = logits_of(at).astype(jnp.float32)
 
         def change(logits: jax.Array) -> jax.Array:
-            changed = penalties.changed(logits, slots, positions, params.stop_ids)
+            changed = penalties.changed(logits, slots, positions, params.stop_ids, decides=room is None)
             return jnp.where(changing[:, None], changed, logits)
 
         def sample(logits: jax.Array) -> jax.Array:
-            return sampler.sample(logits, params, positions)
+            return sampler.sample(logits, params, positions, platform)
 
         def score(tokens: jax.Array) -> jax.Array:
             return Scores(tokens, outcome, *sampler.logprobs(original, tokens, alternatives(vocab))).packed

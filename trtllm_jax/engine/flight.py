@@ -12,6 +12,7 @@ from trtllm_jax.engine.extras import Outcome, Scores
 from trtllm_jax.engine.logit_edits import INVALID, NOTHING_LEFT
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import TokenLogprobs
+from trtllm_jax.engine.row_outputs import AFTER_STEP
 from trtllm_jax.engine.runner import Results
 from trtllm_jax.engine.step_edits import StepEdits
 from trtllm_jax.engine.step_output import StepOutput
@@ -48,11 +49,10 @@ class InFlight:
         """What came of it; `read` gives the host's arrays, and waits for the device."""
         plan, found = self.plan, read(self.results)
         tokens = [row[1 : 1 + row[0]] for row in found["tokens"][: len(plan.requests)].tolist()]
-        output = StepOutput(
-            tokens,
-            logits=_by_row(plan.with_logits, found.get("logits")),
-            embeddings=_by_row(plan.with_embeddings, found.get("embeddings")),
-        )
+        output = StepOutput(tokens)
+        for source in AFTER_STEP:
+            if source in found:
+                output.by_row[source] = dict(zip(plan.rows_with(source), found[source], strict=False))
         if "scores" in found and self.extras:
             _take_scores(output, plan, self.extras, Scores.unpacked(found["scores"]), plan.scored)
         for draw in self.draws:
@@ -70,7 +70,7 @@ def _take_scores(output: StepOutput, plan: StepPlan, rows: Sequence[int], scores
         if failed:
             output.failures[row] = _failure(failed[0])
     if scored:
-        output.logprobs.update(_token_logprobs(plan, rows, output.tokens, scores))
+        output.by_row["logprobs"].update(_token_logprobs(plan, rows, output.tokens, scores))
 
 
 def _take_draw(output: StepOutput, plan: StepPlan, edits: StepEdits, found: Mapping[str, np.ndarray]) -> None:
@@ -82,15 +82,11 @@ def _take_draw(output: StepOutput, plan: StepPlan, edits: StepEdits, found: Mapp
             output.failures.setdefault(row, _failure(outcome))
     if "scores" in found:
         scores = Scores.unpacked(found["scores"])
-        output.logprobs.update(_token_logprobs(plan, edits.rows, output.tokens, scores))
+        output.by_row["logprobs"].update(_token_logprobs(plan, edits.rows, output.tokens, scores))
 
 
 def _failure(outcome: int) -> RequestError:
     return RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT)
-
-
-def _by_row(rows: Sequence[int], values: np.ndarray | None) -> dict[int, np.ndarray]:
-    return {} if values is None else dict(zip(rows, values, strict=False))
 
 
 def _token_logprobs(

@@ -19,16 +19,17 @@ def draw_on_host(plan: StepPlan, output: StepOutput, draw: Draw, batched: Callab
 
     These stay as they are. A user's function that raises fails its own sequences only.
     """
+    logits = output.by_row["logits"]
     for row in plan.drawn_on_host:
         output.tokens[row] = []
     rows = [row for row in plan.drawn_on_host if plan.requests[row].finished is None]
-    changed = {row: output.logits[row].copy() for row in rows}
+    changed = {row: logits[row].copy() for row in rows}
     if batched is not None:
         _call_batched(batched, plan, changed, output)
     for row in rows:
         if row not in output.failures:
             try:
-                _change(plan.requests[row], changed[row], output.logits[row])
+                _change(plan.requests[row], changed[row], logits[row])
             except BaseException as failure:
                 output.failures[row] = detached(failure)
     alive = [row for row in rows if row not in output.failures]
@@ -39,8 +40,8 @@ def draw_on_host(plan: StepPlan, output: StepOutput, draw: Draw, batched: Callab
         output.tokens[row] = [token]
         count = plan.requests[row].num_logprobs
         if count is not None:
-            top, own, rank = top_logprobs(output.logits[row], count, token)
-            output.logprobs[row] = [TokenLogprobs(token, own, rank, tuple(top))]
+            top, own, rank = top_logprobs(logits[row], count, token)
+            output.by_row["logprobs"][row] = [TokenLogprobs(token, own, rank, tuple(top))]
 
 
 def _change(request: Request, logits: Logits, original: Logits) -> None:

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from pallas_kernels.devices import Platform
 from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.engine.cache_manager import window_pages
@@ -118,7 +119,7 @@ def pool_columns(
     be used again although free memory varies a little. A CPU's pool has `CPU_POOL_BYTES`, or what was asked for.
     MemoryError names the knobs when that does not fit, or not even one page.
     """
-    on_cpu = mesh.devices.flat[0].platform == "cpu"
+    on_cpu = Platform.of(mesh).on_cpu
     if on_cpu:
         # The devices that a CPU plays share its memory.
         free = CPU_POOL_BYTES if wanted_tokens is None else device_memory.of_host() // len(mesh.local_devices)

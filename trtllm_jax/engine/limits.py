@@ -23,6 +23,8 @@ class SchedulerLimits:
         max_seq_len: tokens of a sequence.
         max_decode_steps: iterations of one decode dispatch.
         max_tokens_per_iteration: tokens that a row may gain in one iteration; it gains one at least.
+        fixed_decode_steps: whether a decode dispatch has one iteration or `max_decode_steps`, and nothing between,
+            because a program whose loop must not look at its data has a fixed number of them.
     """
 
     max_batch_size: int
@@ -30,6 +32,7 @@ class SchedulerLimits:
     max_seq_len: int
     max_decode_steps: int
     max_tokens_per_iteration: int = 1
+    fixed_decode_steps: bool = False
 
     @property
     def max_decode_tokens(self) -> int:

@@ -13,6 +13,7 @@ from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.program_table import COPIES_PER_CALL
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import Logits, Request
+from trtllm_jax.engine.row_outputs import AFTER_STEP
 from trtllm_jax.engine.row_state import sampling_arrays
 from trtllm_jax.engine.step_edits import StepEdits
 
@@ -90,15 +91,15 @@ class Packer:
         if plan.extras:
             key = "extras", rows, self._programs.sizes.draw(rows, False, len(plan.extras)).extras
             dispatches.append(Dispatch(key, {"packed": self._pack_extras(plan, self._layout(key), rows)}))
-        for family, some in (("logits", plan.with_logits), ("embeddings", plan.with_embeddings)):
-            if some:
-                key = self._programs.after_step(family, len(some))
+        for source in AFTER_STEP:
+            if some := plan.rows_with(source):
+                key = self._programs.after_step(source, len(some))
                 dispatches.append(Dispatch(key, {"rows": _padded_rows(some, size_of(key))}))
         return dispatches
 
     def _decode(self, plan: StepPlan) -> Dispatch:
         extras = self.extras(plan)
-        key = self._programs.decode(len(plan.slots), plan.greedy, len(extras))
+        key = self._programs.decode(len(plan.slots), plan.greedy, len(extras), plan.steps)
         layout = self._layout(key)
         packed = pack_decode(plan, extras, layout, size_of(key), self._padding_slot)
         return Dispatch(key, {"packed": packed})

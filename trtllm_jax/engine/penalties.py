@@ -58,8 +58,13 @@ class Penalties:
             history=jnp.zeros((slots, length), jnp.int32),
         )
 
-    def changed(self, logits: jax.Array, slots: jax.Array, lengths: jax.Array, ends: jax.Array) -> jax.Array:
-        """Logits [a, v] in float32 of sequences in `slots` [a] of `lengths` [a] tokens, that `ends` [a, e] end."""
+    def changed(
+        self, logits: jax.Array, slots: jax.Array, lengths: jax.Array, ends: jax.Array, *, decides: bool
+    ) -> jax.Array:
+        """Logits [a, v] in float32 of sequences in `slots` [a] of `lengths` [a] tokens, that `ends` [a, e] end.
+
+        Where the program `decides` when it runs, it looks for repetitions only if a sequence asks for it.
+        """
         row = jnp.arange(logits.shape[0])[:, None]
         logits = logits.at[row, self.biased[slots]].add(self.bias[slots], mode="drop")
         logits = self._penalised(logits, slots)
@@ -69,7 +74,7 @@ class Penalties:
         def without_repeats(logits: jax.Array) -> jax.Array:
             return _banned_unless_all(logits, self._repeating(slots, lengths, logits.shape[1]))
 
-        if jax.default_backend() != "cpu":  # whose host would wait for the decision
+        if not decides:
             return without_repeats(logits)
         return lax.cond((self.ngram[slots] > 0).any(), without_repeats, lambda logits: logits, logits)
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from trtllm_jax.engine.cache_manager import Copy
 from trtllm_jax.engine.request import Request
+from trtllm_jax.engine.row_outputs import Due
 
 _HAS_EXTRAS = attrgetter("has_extras")
 
@@ -94,15 +95,24 @@ class StepPlan:
         """The rows whose token the host draws."""
         return [row for row in self._needing_host_token if self.requests[row].host_drawn]
 
-    @cached_property
-    def with_logits(self) -> list[int]:
-        """The rows whose logits the host needs."""
-        return sorted({*np.flatnonzero(self.context).tolist(), *self.drawn_on_host})
+    def rows_with(self, source: str) -> list[int]:
+        """The rows of a ragged step for which a program makes a source of `ROW_OUTPUTS`."""
+        due = {row for row in self._reporting if self._due(row, self.requests[row], source)}
+        return sorted(due.union(self.drawn_on_host) if source == "logits" else due)
+
+    def is_due(self, row: int, due: Due) -> bool:
+        """Whether what is reported after such tokens is reported after this row."""
+        if due is Due.PROMPT_TOKEN:
+            return self.kind == "step" and bool(self.context[row])
+        return self.kind == "decode" or bool(self.emits[row])
 
     @cached_property
-    def with_embeddings(self) -> list[int]:
-        """The rows that end a prompt whose embedding is asked for."""
-        return [row for row in self._emitting if self.requests[row].keep_embedding]
+    def _reporting(self) -> list[int]:
+        """The rows of sequences that report more than tokens; asked for in every step, and most have none."""
+        return [row for row, request in enumerate(self.requests) if request.row_outputs]
+
+    def _due(self, row: int, request: Request, source: str) -> bool:
+        return any(output.source == source and self.is_due(row, output.due) for output in request.row_outputs)
 
     @cached_property
     def _needing_host_token(self) -> list[int]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine import penalties, steps
 from trtllm_jax.engine.config import decode_buckets, extras_buckets, token_buckets
 from trtllm_jax.engine.dispatch import Key
@@ -38,6 +39,26 @@ REGISTERS = {
 
 RESULTS = ("tokens", "drawn", "scores", "logits", "embeddings")
 """Outputs that are copied to the host."""
+
+
+AXES: Mapping[str, tuple[str, ...]] = {
+    "state": ("slots",),
+    "penalties": ("slots",),
+    "last": ("slots", "embed"),
+    "tokens": ("rows",),
+    "drawn": ("rows",),
+    "scores": ("steps", "rows"),
+    "logits": ("rows",),
+    "embeddings": ("rows", "embed"),
+    "packed": ("words",),
+    "rows": ("rows",),
+    "allowed": ("rows",),
+    "pairs": ("pairs",),
+}
+"""The first logical axes of registers, results and what the host sends, by which the sharding rules place them.
+
+Weights and caches say themselves where they lie.
+"""
 
 
 class HostArray(NamedTuple):
@@ -84,7 +105,6 @@ class Sizes:
         page_size: tokens of a page.
         table_widths: for each cache group the pages of a row.
         new_pages: pages that a decode dispatch may add to a row.
-        on_cpu: whether programs may look at their data to decide what they compute, which makes a GPU's host wait.
     """
 
     model: Model
@@ -92,12 +112,21 @@ class Sizes:
     page_size: int
     table_widths: tuple[int, ...]
     new_pages: int
-    on_cpu: bool
+
+    @property
+    def platform(self) -> Platform:
+        """What computes."""
+        return self.model.platform
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether programs may look at their data to decide what they compute, which makes a GPU's host wait."""
+        return self.platform.on_cpu
 
     @property
     def token_buckets(self) -> tuple[int, ...]:
         """Tokens that ragged steps are compiled for."""
-        return token_buckets(self.limits.max_num_tokens)
+        return token_buckets(self.limits.max_num_tokens, self.platform)
 
     @property
     def row_buckets(self) -> tuple[int, ...]:
@@ -108,6 +137,12 @@ class Sizes:
     def extras_buckets(self) -> tuple[int, ...]:
         """Rows that decode loops with extras are compiled for: fewer, where these are programs of their own."""
         return self.row_buckets if self.on_cpu else extras_buckets(self.row_buckets)
+
+    @property
+    def decode_iterations(self) -> tuple[int, ...]:
+        """Iterations that decode loops are compiled for; a loop that looks at its data has as many as it is told."""
+        most = self.limits.max_decode_steps
+        return (1, most) if self.limits.fixed_decode_steps and most > 1 else (most,)
 
     @property
     def step_rows(self) -> tuple[int, ...]:
@@ -174,9 +209,9 @@ def _ragged(sizes: Sizes, tokens: int) -> Program:
     )
 
 
-def _decode(sizes: Sizes, rows: int, how: Draw) -> Program:
+def _decode(sizes: Sizes, rows: int, how: Draw, iterations: int) -> Program:
     layout = steps.decode_layout(rows, sizes.new_pages, len(sizes.table_widths), how)
-    what = sizes.model, layout, how, sizes.limits.max_decode_steps, sizes.page_size
+    what = sizes.model, layout, how, iterations, sizes.page_size
     kept: tuple[str, ...] = ("caches", "state")
     if how.extras == 0:
         loop = partial(steps.decode_loop, *what)
@@ -186,9 +221,9 @@ def _decode(sizes: Sizes, rows: int, how: Draw) -> Program:
 
 
 def _decode_variants(sizes: Sizes) -> list[tuple[Any, ...]]:
-    plain = [(rows, sizes.draw(rows, greedy, 0)) for rows in sizes.row_buckets for greedy in (True, False)]
+    without = [(rows, sizes.draw(rows, greedy, 0)) for rows in sizes.row_buckets for greedy in (True, False)]
     few_or_all = [(rows, sizes.draw(rows, False, extras)) for rows in sizes.extras_buckets for extras in (1, rows)]
-    return plain + few_or_all
+    return [(*variant, iterations) for variant in without + few_or_all for iterations in sizes.decode_iterations]
 
 
 def _extras(sizes: Sizes, rows: int, room: int | None) -> Program:
@@ -253,7 +288,10 @@ def _draw(sizes: Sizes, rows: int) -> Program:
     layout = steps.draw_layout(rows)
     logits = HostArray((rows, sizes.model.config.vocab), jnp.float32)
     return Program(
-        partial(steps.draw, layout), {"logits": logits, **_packed(layout)}, outputs=("drawn",), layout=layout
+        partial(steps.draw, sizes.platform, layout),
+        {"logits": logits, **_packed(layout)},
+        outputs=("drawn",),
+        layout=layout,
     )
 
 

@@ -7,15 +7,15 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import Mesh
 
+from sharding import ShardingRules
 from trtllm_jax.engine.compiler import Compiled, Compiler
 from trtllm_jax.engine.config import Compilation
 from trtllm_jax.engine.dispatch import Key, size_of
 from trtllm_jax.engine.edit_list import EDITS_PER_ROW, room_for
 from trtllm_jax.engine.penalties import Penalties
-from trtllm_jax.engine.program_table import HostArray, Program, Sizes, programs
+from trtllm_jax.engine.program_table import AXES, Program, Sizes, programs
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.nn.dtypes import activation_dtype
 
@@ -39,10 +39,10 @@ class Programs:
         self.sizes = sizes
         self.params = params
         self._mesh = mesh
-        self._replicated = NamedSharding(mesh, P())
+        self.rules = ShardingRules(mesh)
         self._registers: dict[str, Any] = {"params": params, "caches": caches}
         self.table = programs(sizes)
-        self._compiler = Compiler({key: partial(self._lower, key) for key in self.table}, _options)
+        self._compiler = Compiler({key: partial(self._lower, key) for key in self.table}, self._options)
 
     def __getitem__(self, key: Key) -> Compiled:
         """A compiled program; waits for it where it is not compiled yet."""
@@ -59,11 +59,12 @@ class Programs:
         """The smallest ragged step for so many tokens that is compiled, or will be first."""
         return self._smallest([("ragged", size) for size in self.sizes.token_buckets if size >= tokens])
 
-    def decode(self, rows: int, greedy: bool, extras: int) -> Key:
-        """The smallest decode loop for so many rows that is compiled, or will be first."""
+    def decode(self, rows: int, greedy: bool, extras: int, steps: int = 1) -> Key:
+        """The smallest decode loop for so many rows and iterations that is compiled, or will be first."""
         buckets = self.sizes.extras_buckets if extras else self.sizes.row_buckets
+        iterations = next(each for each in self.sizes.decode_iterations if each >= steps)
         return self._smallest(
-            [("decode", size, self.sizes.draw(size, greedy, extras)) for size in buckets if size >= rows]
+            [("decode", size, self.sizes.draw(size, greedy, extras), iterations) for size in buckets if size >= rows]
         )
 
     def after_step(self, family: str, rows: int) -> Key:
@@ -112,7 +113,7 @@ class Programs:
         Compiles that step.
         """
         key = ("ragged", self.sizes.token_buckets[-1])
-        analysis: Any = self._lower(key).compile(_options(key)).memory_analysis()
+        analysis: Any = self._lower(key).compile(self._options(key)).memory_analysis()
         kept = jax.tree.leaves((self._state(), self._penalties()))
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
         return int(state + analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
@@ -120,7 +121,8 @@ class Programs:
     def _lower(self, key: Key) -> jax.stages.Lowered:
         program = self.table[key]
         registers = [self._register(name, program) for name in program.reads]
-        arguments = (*registers, *map(self._host_array, program.inputs.values()))
+        sent = [self._array(name, array.shape, array.dtype) for name, array in program.inputs.items()]
+        arguments = (*registers, *sent)
         function = program.function
         if program.mapped:
             in_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, arguments)
@@ -133,47 +135,45 @@ class Programs:
     def _register(self, name: str, program: Program) -> Any:
         """The shapes of a register as a program reads it."""
         if name in program.sized:
-            return self._array(program.sized[name], jnp.int32)
+            return self._array(name, program.sized[name], jnp.int32)
         make = {"state": self._state, "penalties": self._penalties, "last": self._last}
         return make[name]() if name in make else self._registers[name]
 
     def _out_spec(self, name: str) -> Any:
-        return jax.tree.map(lambda leaf: leaf.sharding.spec, self._registers[name]) if name == "caches" else P()
+        if name == "caches":
+            return jax.tree.map(lambda leaf: leaf.sharding.spec, self._registers[name])
+        return self.rules.spec(AXES[name])
 
     def _last(self) -> jax.ShapeDtypeStruct:
         """The residual stream of each row's last token, as a ragged step leaves it."""
-        dtype = activation_dtype(self.sizes.model.weight_dtype(self.params))
-        return self._array((self.sizes.limits.max_batch_size, self.sizes.model.config.embed), dtype)
+        dtype = activation_dtype(self.sizes.model.weight_dtype(self.params), self.sizes.platform)
+        return self._array("last", (self.sizes.limits.max_batch_size, self.sizes.model.config.embed), dtype)
 
     def _penalties(self) -> Penalties:
         limits = self.sizes.limits
-        return self._shapes_of(Penalties.empty, limits.max_batch_size, self.vocab, limits.max_seq_len)
+        return self._shapes_of("penalties", Penalties.empty, limits.max_batch_size, self.vocab, limits.max_seq_len)
 
     def _state(self) -> RowState:
-        return self._shapes_of(RowState.empty, self.sizes.limits.max_batch_size, self.sizes.table_widths)
+        return self._shapes_of("state", RowState.empty, self.sizes.limits.max_batch_size, self.sizes.table_widths)
 
-    def _shapes_of(self, make: Callable[..., Record], *sizes: Any) -> Record:
+    def _shapes_of(self, name: str, make: Callable[..., Record], *sizes: Any) -> Record:
         shapes: Record = jax.tree.map(
-            lambda leaf: self._array(leaf.shape, leaf.dtype), jax.eval_shape(partial(make, *sizes))
+            lambda leaf: self._array(name, leaf.shape, leaf.dtype), jax.eval_shape(partial(make, *sizes))
         )
         return shapes
 
-    def _host_array(self, array: HostArray) -> jax.ShapeDtypeStruct:
-        return self._array(array.shape, array.dtype)
+    def _array(self, name: str, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=self.rules.sharding(AXES[name]))
 
-    def _array(self, shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(shape, dtype, sharding=self._replicated)
+    def _options(self, key: Key) -> dict[str, Any] | None:
+        """XLA's options for a program.
 
-
-def _options(key: Key) -> dict[str, Any] | None:
-    """XLA's options for a program.
-
-    A GPU launches a step as one recorded graph, because its kernels may be shorter than their launches. Where they are
-    long, recording only delays the first of them, by a millisecond or more.
-    """
-    if jax.default_backend() == "gpu" and key[0] == "ragged" and size_of(key) >= LONG_STEP:
-        return {"xla_gpu_graph_min_graph_size": 1 << 20}
-    return None
+        A GPU launches a step as one recorded graph, because its kernels may be shorter than their launches. Where they
+        are long, recording only delays the first of them, by a millisecond or more.
+        """
+        if self.sizes.platform.on_gpu and key[0] == "ragged" and size_of(key) >= LONG_STEP:
+            return {"xla_gpu_graph_min_graph_size": 1 << 20}
+        return None
 
 
 def bucket_for(size: int, buckets: tuple[int, ...]) -> int:

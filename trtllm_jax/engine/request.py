@@ -5,7 +5,7 @@ Plain Python: this module, the block pool and the scheduler know no jax.
 
 import enum
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from trtllm_jax.engine.grammar import GrammarMatcher
 from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.occurrences import Occurrences
 from trtllm_jax.engine.prefix import MediaSpan
+from trtllm_jax.engine.row_outputs import ROW_OUTPUTS, RowOutput
 from trtllm_jax.engine.sampling import Sampling
 
 Logits = npt.NDArray[np.float32]
@@ -69,26 +70,18 @@ class Update(NamedTuple):
     Attributes:
         request: the sequence.
         tokens: newly generated ids, the stop token included if that ended the sequence.
-        logprobs: one entry a token where they were asked for, else empty.
         finish: why the sequence ended, None while it runs.
         error: the failure that ended it, if one did.
-        logits: for each token what it was drawn from, [vocab], before any change, where that was asked for.
-        context: logits [vocab] after the prompt's next tokens, where those were asked for.
-        prompt_logprobs: what follows from them, where another process has computed that.
         admission: how the sequence began, with its first tokens.
-        embedding: the prompt's [embed], of length one, where that was asked for.
+        outputs: what else it asked for, by the names of `ROW_OUTPUTS`: an entry for each token that it is due after.
     """
 
     request: "Request"
     tokens: Sequence[int] = ()
-    logprobs: Sequence[TokenLogprobs] = ()
     finish: FinishReason | None = None
     error: BaseException | None = None
-    logits: Sequence[Logits] = ()
-    context: Sequence[Logits] = ()
-    prompt_logprobs: Sequence[TokenLogprobs] = ()
     admission: Admission | None = None
-    embedding: Embedding | None = None
+    outputs: Mapping[str, Sequence[Any]] = {}
 
 
 @dataclass(eq=False)
@@ -108,9 +101,7 @@ class Request:
         owner: whoever submitted it; the engine only hands it back.
         edits: changes to its logits before a draw, None for none.
         matcher: keeps it to the constraint of its edits, None where they have none.
-        keep_logits: whether to report what each token was drawn from.
-        keep_context: whether to report the logits after every token of the prompt.
-        keep_embedding: whether to report the prompt's embedding.
+        reports: names of `ROW_OUTPUTS` that its updates carry; log-probabilities are asked for by `num_logprobs`.
         id: the owner's number, which users' functions are told.
     """
 
@@ -124,9 +115,7 @@ class Request:
     owner: Any = None
     edits: LogitEdits | None = None
     matcher: GrammarMatcher | None = None
-    keep_logits: bool = False
-    keep_context: bool = False
-    keep_embedding: bool = False
+    reports: frozenset[str] = frozenset()
     id: int = 0
     adapter: str | None = None
     media: Sequence[MediaSpan] = ()
@@ -163,7 +152,7 @@ class Request:
     @cached_property
     def needs_host_token(self) -> bool:
         """Whether the host must know a token before the next can be drawn: one step is in flight at most."""
-        if self.keep_logits or self.sampling.decay is not None:
+        if self._keeps_logits or self.sampling.decay is not None:
             return True
         return self.edits is not None and not _on_device(self.edits)
 
@@ -177,10 +166,20 @@ class Request:
         """Whether steps do more for it than draw a token: report log-probabilities, or change its logits first."""
         return not self.needs_host_token and (self.penalised or self.num_logprobs is not None)
 
+    @cached_property
+    def row_outputs(self) -> tuple[RowOutput, ...]:
+        """What its updates carry besides tokens."""
+        wanted = self.reports if self.num_logprobs is None else {*self.reports, "logprobs"}
+        return tuple(output for output in ROW_OUTPUTS if output.name in wanted)
+
+    @property
+    def _keeps_logits(self) -> bool:
+        return "generation_logits" in self.reports
+
     @property
     def host_drawn(self) -> bool:
         """Whether the host must see its next logits: users' functions change them, they are kept, or many change."""
-        if self.keep_logits:
+        if self._keeps_logits:
             return True
         edits = self.edits
         return edits is not None and (
@@ -196,7 +195,7 @@ class Request:
     @property
     def reports_context(self) -> bool:
         """Whether logits of its prompt are still to be reported."""
-        return self.keep_context and self.context_sent < len(self.prompt)
+        return "context_logits" in self.reports and self.context_sent < len(self.prompt)
 
     @property
     def total(self) -> int:

@@ -6,13 +6,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding
 
 from trtllm_jax.engine import weights
 from trtllm_jax.engine.dispatch import Dispatch
 from trtllm_jax.engine.penalties import Penalties
-from trtllm_jax.engine.program_table import REGISTERS, RESULTS, HostArray
+from trtllm_jax.engine.program_table import AXES, REGISTERS, RESULTS, HostArray
 from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.row_state import RowState
 
@@ -27,20 +26,18 @@ class Runner:
         programs: compiled already, or compiled when they are asked for.
         params: the weights, on the devices; others like them may take their place between two steps.
         caches: every layer's cache, on the devices; donated from step to step.
-        mesh: the devices.
     """
 
-    def __init__(self, programs: Programs, params: Any, caches: tuple[Any, ...], mesh: Mesh) -> None:
+    def __init__(self, programs: Programs, params: Any, caches: tuple[Any, ...]) -> None:
         self._programs = programs
-        self._replicated = NamedSharding(mesh, P())
-        self._defaults: dict[HostArray, jax.Array] = {}
+        self._defaults: dict[tuple[str, HostArray], jax.Array] = {}
         """On the devices, in the place of what the host does not send."""
         self._unread: dict[int, jax.Array] = {}
         """Reported, and on their way to the host, by their identity."""
         sizes = programs.sizes
         slots = sizes.limits.max_batch_size
-        empty_state = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._replicated)
-        empty_penalties = jax.jit(Penalties.empty, static_argnums=(0, 1, 2), out_shardings=self._replicated)
+        empty_state = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._placed("state"))
+        empty_penalties = jax.jit(Penalties.empty, static_argnums=(0, 1, 2), out_shardings=self._placed("penalties"))
         self._registers: dict[str, Any] = {
             "params": params,
             "caches": caches,
@@ -69,7 +66,7 @@ class Runner:
             arguments = [self._registers[name] for name in program.reads]
             for name, wanted in program.inputs.items():
                 given = dispatch.inputs.get(name)
-                arguments.append(self._default(wanted) if given is None else given)
+                arguments.append(self._default(name, wanted) if given is None else given)
             outputs = self._programs[dispatch.key](*arguments)
             for name, output in zip(program.outputs, outputs if len(program.outputs) > 1 else (outputs,), strict=True):
                 if name in REGISTERS:
@@ -116,8 +113,11 @@ class Runner:
             array.delete()
         self._registers = {"params": None}
 
-    def _default(self, wanted: HostArray) -> jax.Array:
-        if wanted not in self._defaults:
+    def _default(self, name: str, wanted: HostArray) -> jax.Array:
+        if (name, wanted) not in self._defaults:
             array = np.full(wanted.shape, wanted.fill, wanted.dtype)
-            self._defaults[wanted] = jax.device_put(array, self._replicated)
-        return self._defaults[wanted]
+            self._defaults[name, wanted] = jax.device_put(array, self._placed(name))
+        return self._defaults[name, wanted]
+
+    def _placed(self, name: str) -> NamedSharding:
+        return self._programs.rules.sharding(AXES[name])

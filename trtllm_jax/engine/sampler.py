@@ -8,13 +8,16 @@ import jax.numpy as jnp
 from jax import lax
 
 from pallas_kernels import sampling
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine.row_state import RowSamplingParams
 
 BLOCK = 128
 """Neighbouring ids of which the highest is looked for first."""
 
 
-def sample(logits: jax.Array, params: RowSamplingParams, positions: jax.Array) -> jax.Array:
+def sample(
+    logits: jax.Array, params: RowSamplingParams, positions: jax.Array, platform: Platform | None = None
+) -> jax.Array:
     """A token for each row of `logits` [r, v], to stand at `positions` [r] of its sequence: int32 [r]."""
     return sampling.sample(
         logits,
@@ -24,6 +27,7 @@ def sample(logits: jax.Array, params: RowSamplingParams, positions: jax.Array) -
         min_p=params.min_p,
         seed=params.seed,
         position=positions,
+        platform=platform,
     )
 
 

@@ -10,14 +10,15 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from trtllm_jax.engine.cache_manager import Copy, KVCacheManager
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
-from trtllm_jax.engine.request import Admission, FinishReason, Logits, Request, Update
+from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
+from trtllm_jax.engine.row_outputs import Due
 from trtllm_jax.engine.step_output import StepOutput
 
 
@@ -81,14 +82,6 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next dispatch, or None when nothing can run before a step in flight is committed."""
-        plan = self._next_plan()
-        while plan is None and len(self.running) > 1 and not any(request.in_flight for request in self.running):
-            # Prompts that take each other's pages: the newest gives way.
-            self._preempt(self.running[-1])
-            plan = self._next_plan()
-        return plan
-
-    def _next_plan(self) -> StepPlan | None:
         ready = [r for r in self.running if not r.prefilling and not r.exhausted]
         # What the host draws must be known before it can be computed.
         decoding = self._grow([r for r in ready if not (r.needs_host_token and r.in_flight)])
@@ -127,6 +120,9 @@ class Scheduler:
         """How many iterations the next decode dispatch has; gives the rows room for them, but preempts nobody."""
         left = max(request.limit - 1 - request.computed_min for request in decoding)
         steps, each = max(1, min(self.limits.max_decode_steps, left)), self.limits.max_tokens_per_iteration
+        fixed = self.limits.fixed_decode_steps
+        if fixed and (self.waiting or steps < self.limits.max_decode_steps):
+            return 1
         while steps > 1:
             goals = {
                 request: (request.computed_min, end)
@@ -135,7 +131,7 @@ class Scheduler:
             }
             if not goals or self.cache.grow_all(goals):
                 return steps
-            steps //= 2
+            steps = 1 if fixed else steps // 2
         return 1
 
     def _plan_prefill(self, budget: int) -> tuple[dict[Request, int], list[list[Copy]]]:
@@ -321,32 +317,24 @@ class Scheduler:
         if row in output.failures:
             request.finished = FinishReason.CANCELLED
             return Update(request, finish=request.finished, error=output.failures[row])
-        context: tuple[Logits, ...] = ()
-        if plan.kind == "step" and plan.context[row]:
-            request.context_sent += 1
-            context = (output.logits[row].copy(),)
+        reports_context = plan.is_due(row, Due.PROMPT_TOKEN)
+        request.context_sent += reports_context
         gained = output.tokens[row]
         if plan.gains:
             least, most = plan.gains[row]
             request.computed_min += len(gained) - least
             request.computed_max += len(gained) - most
-        if not gained:
-            return Update(request, context=context) if context else None
-        admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
-        gained = self._take_tokens(request, gained)
-        if request.blocks is not None:
-            # The last token's key and value are not written yet.
-            self.cache.register(request, request.total - 1)
-        return Update(
-            request,
-            gained,
-            output.logprobs[row][: len(gained)] if request.num_logprobs is not None else (),
-            request.finished,
-            logits=(output.logits[row].copy(),) if request.keep_logits else (),
-            context=context,
-            admission=admission,
-            embedding=output.embeddings[row].copy() if request.keep_embedding else None,
-        )
+        if not gained and not reports_context:
+            return None
+        admission = None
+        if gained:
+            admission = None if request.generated else Admission(request.cached_tokens or 0, request.waited)
+            gained = self._take_tokens(request, gained)
+            if request.blocks is not None:
+                # The last token's key and value are not written yet.
+                self.cache.register(request, request.total - 1)
+        outputs = _outputs(plan, output, row, len(gained)) if request.row_outputs else {}
+        return Update(request, gained, request.finished, admission=admission, outputs=outputs)
 
     @staticmethod
     def _take_tokens(request: Request, gained: list[int]) -> list[int]:
@@ -382,6 +370,16 @@ class Scheduler:
         self._free_slots.append(request.slot)
         self.running.remove(request)
         request.slot = None
+
+
+def _outputs(plan: StepPlan, output: StepOutput, row: int, gained: int) -> dict[str, list[Any]]:
+    """What a row's sequence asked for besides the tokens that it gained."""
+    found: dict[str, list[Any]] = {}
+    for wanted in plan.requests[row].row_outputs:
+        value = output.by_row[wanted.source].get(row) if plan.is_due(row, wanted.due) else None
+        if value is not None:
+            found[wanted.name] = [value.copy()] if isinstance(value, np.ndarray) else value[:gained]
+    return found
 
 
 def _slots(requests: Sequence[Request]) -> np.ndarray:

@@ -1,9 +1,9 @@
 """What one step brought, on the host."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from trtllm_jax.engine.request import Embedding, Logits, TokenLogprobs
+ByRow = dict[int, Any]
 
 
 @dataclass(frozen=True)
@@ -12,14 +12,11 @@ class StepOutput:
 
     Attributes:
         tokens: what each row gained.
-        logprobs: of each gained token of the rows that ask for them.
-        logits: [vocab], of `StepPlan.with_logits`.
-        embeddings: [embed], of `StepPlan.with_embeddings`.
-        failures: of rows whose changed logits cannot be drawn from, or whose constraint cannot be followed.
+        by_row: by the sources of `ROW_OUTPUTS`, for the rows that they are of: "logprobs" a list with an entry for
+            each gained token, the others an array.
+        failures: of rows whose edited logits cannot be drawn from, or whose constraint cannot be followed.
     """
 
     tokens: list[list[int]]
-    logprobs: dict[int, Sequence[TokenLogprobs]] = field(default_factory=dict)
-    logits: dict[int, Logits] = field(default_factory=dict)
-    embeddings: dict[int, Embedding] = field(default_factory=dict)
+    by_row: dict[str, ByRow] = field(default_factory=lambda: {"logprobs": {}, "logits": {}, "embeddings": {}})
     failures: dict[int, Exception] = field(default_factory=dict)

@@ -12,6 +12,7 @@ import numpy as np
 from jax import lax
 
 from pallas_kernels import sampling
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine import sampler
 from trtllm_jax.engine.edit_list import edit_fields, edited
 from trtllm_jax.engine.extras import Rows, Scores, alternatives, draw_extras, extra_fields, no_scores, outcome_of
@@ -83,11 +84,11 @@ def ragged_step(
     ragged = RaggedRows.of(plan["tokens"].shape[0], starts, first, active)
     lengths = ragged.lengths
     tokens = jnp.where(plan["tokens"] == NO_TOKEN, rows.token[ragged.row], plan["tokens"])
-    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_tables, plan["prompt"], page_size)
+    batch = Batch.of_ragged_rows(tokens, ragged, rows.page_tables, plan["prompt"], page_size, execution=model.execution)
     x, caches = model.hidden(params, batch, caches)
 
     last = x[jnp.maximum(starts[1:] - 1, 0)]
-    drawn = sampler.sample(model.logits(params, last), rows.sampling, lengths)
+    drawn = sampler.sample(model.logits(params, last), rows.sampling, lengths, model.platform)
     emitted = active & plan["emits"]
     rows = rows.advance(drawn, emitted, lengths)
     out = jnp.stack([emitted.astype(jnp.int32), drawn], axis=1)
@@ -106,7 +107,7 @@ def decode_loop(
     state: RowState,
     packed: jax.Array,
 ) -> tuple[Caches, RowState, jax.Array]:
-    """Generate up to `steps` tokens for every row that is not done, stopping early when all are.
+    """Generate up to `steps` tokens for every row that is not done: on a CPU until all are, elsewhere `max_steps`.
 
     Returns the caches, the state, and int32 [r, 1 + max_steps]: tokens gained, then the tokens.
     """
@@ -157,13 +158,20 @@ def _decode(
         step, caches, rows, penalties, out, scores = carry
         active = ~rows.done
         positions = jnp.where(active, rows.position, 0)
-        batch = Batch.of_decoding_rows(rows.token, positions, active, rows.page_tables, page_size)
+        batch = Batch.of_decoding_rows(
+            rows.token, positions, active, rows.page_tables, page_size, execution=model.execution
+        )
         x, caches = model.hidden(params, batch, caches)
         logits = model.logits(params, x)
-        drawn = sampler.sample(logits, rows.sampling, positions + 1) if how.sampled else sampling.greedy(logits)
+        if how.sampled:
+            drawn = sampler.sample(logits, rows.sampling, positions + 1, model.platform)
+        else:
+            drawn = sampling.greedy(logits)
         if penalties is not None:
             about = Rows(plan["slots"], active, positions + 1, rows.sampling)
-            drawn, penalties, now = draw_extras(how.extras, plan, about, lambda at: logits[at], drawn, penalties)
+            drawn, penalties, now = draw_extras(
+                how.extras, plan, about, lambda at: logits[at], drawn, penalties, model.platform
+            )
             scores = lax.dynamic_update_index_in_dim(scores, now, step, 0)
         rows = rows.advance(drawn, active, positions + 1)
         out = out.at[:, 0].add(active.astype(jnp.int32))
@@ -175,8 +183,13 @@ def _decode(
     if penalties is not None:
         scores = jnp.stack([no_scores(rows.done.shape[0], how.extras, model.config.vocab)] * max_steps)
     carry = _Carry(jnp.int32(0), caches, rows, penalties, out, scores)
-    # A loop whose end the data decides makes a GPU's host wait for every iteration: one step needs none.
-    carry = one_token(carry) if max_steps == 1 else lax.while_loop(unfinished, one_token, carry)
+    if model.platform.on_cpu and max_steps > 1:
+        carry = lax.while_loop(unfinished, one_token, carry)
+    else:
+        # A loop whose end the data decides makes a GPU's host wait for every iteration: these are all done, and rows
+        # that have ended compute nothing that is kept.
+        for _ in range(max_steps):
+            carry = one_token(carry)
     return carry._replace(rows=_put_rows(state, plan["slots"], carry.rows))
 
 
@@ -219,7 +232,7 @@ def ragged_extras(
     emitted = out[:, 0] > 0
     about = Rows(plan["slots"], emitted, rows.position, rows.sampling)
     drawn, penalties, scores = draw_extras(
-        room, plan, about, lambda at: model.logits(params, last[at]), out[:, 1], penalties
+        room, plan, about, lambda at: model.logits(params, last[at]), out[:, 1], penalties, model.platform
     )
     rows = rows.advance(drawn, emitted, rows.position)
     return _put_rows(state, plan["slots"], rows), penalties, scores[None]
@@ -277,7 +290,7 @@ def edited_draw(
     allowed = bits.reshape(bits.shape[0], -1)[:, : logits.shape[1]] != 0
     overruled = plan["guided"] & ~(allowed & (changed > -jnp.inf)).any(-1)
     final = jnp.where(allowed, jnp.where(overruled[:, None], logits, changed), -jnp.inf)
-    drawn = sampler.sample(final, _row_sampling(plan), plan["position"])
+    drawn = sampler.sample(final, _row_sampling(plan), plan["position"], model.platform)
     return jnp.stack([outcome_of(final), drawn], axis=1)
 
 
@@ -286,10 +299,10 @@ def draw_layout(rows: int) -> Layout:
     return Layout((Field("position", (rows,)), *sampling_fields(rows)))
 
 
-def draw(layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
+def draw(platform: Platform, layout: Layout, logits: jax.Array, packed: jax.Array) -> jax.Array:
     """A token for each row of logits [r, v] that the host changed: int32 [r], as the ragged step would draw."""
     plan = layout.unpack(packed)
-    return sampler.sample(logits, _row_sampling(plan), plan["position"])
+    return sampler.sample(logits, _row_sampling(plan), plan["position"], platform)
 
 
 def _row_sampling(plan: dict[str, jax.Array]) -> RowSamplingParams:

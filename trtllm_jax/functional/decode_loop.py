@@ -55,7 +55,6 @@ class DecodeLoop:
         max_new_tokens: how many tokens a row gains at most.
         end_ids: ids that end a row.
         pad_id: what follows a row's last token.
-        xla_only: whether everything is computed by XLA alone.
     """
 
     model: Model
@@ -66,7 +65,6 @@ class DecodeLoop:
     max_new_tokens: int
     end_ids: tuple[int, ...]
     pad_id: int
-    xla_only: bool
 
     def first(self, x: jax.Array, caches: Caches) -> State:
         """The state with the first token of each row, after the residual stream [b, embed] of its prompt."""
@@ -112,12 +110,12 @@ class DecodeLoop:
             state.active,
             (self.table,) * len(self.model.cache_groups),
             PAGE_SIZE,
-            xla_only=self.xla_only,
+            execution=self.model.execution,
         )
 
     def _choose(self, x: jax.Array, positions: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Tokens [b] to stand at `positions`, and their log-probabilities, after the residual stream [b, embed]."""
-        logits = self.model.logits(self.params, x, xla_only=self.xla_only)
+        logits = self.model.logits(self.params, x)
         drawn = self.draw(logits, positions)
         scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
         own = jnp.take_along_axis(scores, drawn[:, None], axis=1)[:, 0]

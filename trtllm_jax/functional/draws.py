@@ -7,6 +7,7 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 
 from pallas_kernels import sampling
+from trtllm_jax.nn.execution import Execution
 
 
 class Draw(Protocol):
@@ -21,7 +22,7 @@ def greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
     return sampling.greedy(logits)
 
 
-def sampler(key: jax.Array, rows: int, xla_only: bool, **settings: ArrayLike | None) -> Draw:
+def sampler(key: jax.Array, rows: int, how: Execution, **settings: ArrayLike | None) -> Draw:
     """What draws a token a row by its sampling parameters, from noise that the key and the row's number seed."""
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     each = {}
@@ -36,7 +37,7 @@ def sampler(key: jax.Array, rows: int, xla_only: bool, **settings: ArrayLike | N
 
     def draw(logits: jax.Array, positions: jax.Array) -> jax.Array:
         return sampling.sample(
-            logits, **each, seed=seed, position=positions, implementation="xla" if xla_only else None
+            logits, **each, seed=seed, position=positions, implementation=how.implementation, platform=how.platform
         )
 
     return draw

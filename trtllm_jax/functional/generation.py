@@ -1,6 +1,7 @@
 """Whole generations as one pure function, to jit or to call inside a program of one's own."""
 
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any, Protocol, TypeGuard
 
 import jax
@@ -76,8 +77,8 @@ def generate_fn(
     _check(model, max_new_tokens, end_ids)
     ends = tuple(sorted(model.end_ids if end_ids is None else end_ids))
     if kernels is None:
-        kernels = jax.default_backend() == "gpu" and jax.device_count() == 1
-    xla_only = not kernels
+        kernels = model.platform.on_gpu and jax.device_count() == 1
+    runs = replace(model, execution=replace(model.execution, xla_only=not kernels))
 
     def generate(
         params: Any,
@@ -95,9 +96,9 @@ def generate_fn(
             raise ValueError(f"generate got {given[0]} and no key: give a jax.random key, or leave {given[0]} out")
         refuse_explicit_axes(params)
         prompts, lengths = _checked_prompts(prompts, lengths, max_new_tokens, model.config.max_position)
-        draw = greedy if key is None else sampler(key, len(prompts), xla_only, **settings)
-        x, caches, table = prefill(model, params, prompts, lengths, max_new_tokens, xla_only)
-        loop = DecodeLoop(model, params, draw, lengths, table, max_new_tokens, ends, pad_id, xla_only)
+        draw = greedy if key is None else sampler(key, len(prompts), runs.execution, **settings)
+        x, caches, table = prefill(runs, params, prompts, lengths, max_new_tokens)
+        loop = DecodeLoop(runs, params, draw, lengths, table, max_new_tokens, ends, pad_id)
         return lax.while_loop(loop.unfinished, loop.step, loop.first(x, caches)).out
 
     return generate

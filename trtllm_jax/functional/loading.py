@@ -3,21 +3,21 @@
 from pathlib import Path
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from checkpoints.dummy import dummy_params
 from checkpoints.load import ignorable, load_params
 from checkpoints.table import param_shapes
+from pallas_kernels.devices import Platform
 from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.functional.model import Model
 from trtllm_jax.logger import progress
 
 
-def resolve_dtype(dtype: str, config: dict[str, Any]) -> jnp.dtype:
-    """The dtype of the weights: what was asked for, or what suits the checkpoint and the device.
+def resolve_dtype(dtype: str, config: dict[str, Any], platform: Platform) -> jnp.dtype:
+    """The dtype of the weights: what was asked for, or what suits the checkpoint and what computes.
 
     "auto" is the checkpoint's own, bfloat16 where it names none (GGUF). A CPU computes in bfloat16 only where its
     instructions know it, and never in float16: there it is float32.
@@ -28,7 +28,7 @@ def resolve_dtype(dtype: str, config: dict[str, Any]) -> jnp.dtype:
     of_text = text_config.get("dtype") if isinstance(text_config, dict) else None
     stated = config.get("dtype") or config.get("torch_dtype") or of_text or "bfloat16"
     stored = jnp.dtype(stated if stated in ("float32", "bfloat16", "float16") else "bfloat16")
-    if jax.default_backend() != "cpu" or stored == jnp.float32:
+    if not platform.on_cpu or stored == jnp.float32:
         return stored
     return jnp.dtype(jnp.bfloat16 if _cpu_has_bfloat16() else jnp.float32)
 
@@ -51,7 +51,7 @@ def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> A
     where: dict[str, Any] = {
         "extents": rules.extents(model.config.sizes),
         "rules": rules,
-        "dtype": resolve_dtype(dtype, checkpoint.config),
+        "dtype": resolve_dtype(dtype, checkpoint.config, Platform.of(mesh)),
     }
     device_memory.check_weights(param_shapes(table, **where), mesh)
     with progress(None, "Loading weights", unit="B", unit_scale=True) as bar:

@@ -1,6 +1,6 @@
 """A model that users call: a differentiable forward pass, and log-probabilities, over a pytree of weights."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal, NamedTuple
 
@@ -13,6 +13,7 @@ from checkpoints.checkpoint import Checkpoint
 from trtllm_jax.functional.arguments import checked_lengths, checked_tokens, refuse_explicit_axes
 from trtllm_jax.nn import model as nn_model
 from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.execution import Execution
 
 LOGITS_AT_ONCE = 1 << 25
 """Logits that `Model.logprobs` holds at a time, of which a backward pass needs a few times four bytes each."""
@@ -149,10 +150,15 @@ class Model(nn_model.Model):
         *lead, width = tokens.shape
         length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
         flat = tokens.reshape(-1, width).astype(jnp.int32)
-        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self.attention)
+        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self._by_xla)
         none = (None,) * len(params["layers"])
         x, _ = self.hidden(params, batch, none, remat=remat)
         return x.reshape(*lead, width, -1)
 
     def _scores(self, params: Any, x: jax.Array) -> jax.Array:
-        return self.logits(params, x, xla_only=True).astype(jnp.float32)
+        scores: jax.Array = self.module.head(self.config, params, x, self._by_xla)
+        return scores.astype(jnp.float32)
+
+    @property
+    def _by_xla(self) -> Execution:
+        return replace(self.execution, xla_only=True, attention=self.attention)

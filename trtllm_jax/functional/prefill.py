@@ -17,7 +17,7 @@ NO_TOKEN = -1
 
 
 def prefill(
-    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int, xla_only: bool
+    model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int
 ) -> tuple[jax.Array, Caches, jax.Array]:
     """The residual stream [b, embed] of each prompt's last token, the caches, and every row's pages [b, p].
 
@@ -32,14 +32,14 @@ def prefill(
     real = jnp.arange(width) < lengths[:, None]
     tokens = jnp.where(real, prompts.astype(jnp.int32), NO_TOKEN).reshape(-1)
     tables = (table,) * len(model.cache_groups)
-    batch = Batch.of_ragged_rows(tokens, ragged, tables, lengths, PAGE_SIZE, xla_only=xla_only)
+    batch = Batch.of_ragged_rows(tokens, ragged, tables, lengths, PAGE_SIZE, execution=model.execution)
     x, caches = model.hidden(params, batch, _empty_caches(model, params, 1 + rows * pages))
     return x.reshape(rows, width, -1)[jnp.arange(rows), jnp.maximum(lengths - 1, 0)], caches, table
 
 
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
     """A cache a layer, for the key-value heads that this device holds, padding included."""
-    dtype = activation_dtype(model.weight_dtype(params))
+    dtype = activation_dtype(model.weight_dtype(params), model.platform)
     heads = _extent_in(params, model, "kv_heads")
 
     def empty(array: PageArray) -> jax.Array:

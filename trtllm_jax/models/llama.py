@@ -14,6 +14,7 @@ from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive, require
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, context_stretch
 
@@ -157,7 +158,7 @@ def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
     return layers.Normed(x, Norm(params["norm"], config.eps))
 
 
-def head(config: Config, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer."""
     table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, xla_only=xla_only)
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)

@@ -1,13 +1,14 @@
 """The record that tells a model's layers which tokens they see and where their keys and values live."""
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from pallas_kernels.attention import PageLocations, Rotation
+from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 
 Cache = jax.Array | None
 """One layer's cache; None where there is none."""
@@ -59,8 +60,7 @@ class Batch:
         embeddings: [t, embed], what stands in the place of some tokens' embeddings; None for none.
         embedded: bool [t], of which tokens.
         rotations: one of each rope the model names in `ropes`; the forward pass fills them in.
-        xla_only: whether XLA computes everything, which can be differentiated, mapped and partitioned; static.
-        attention: what computes attention without a cache, as `pallas_kernels.attention.attend` takes it; static.
+        execution: how and where the layers are computed; static.
         dtype: of activations, None for the embeddings' own; the forward pass fills it in; static.
     """
 
@@ -73,23 +73,19 @@ class Batch:
     embeddings: jax.Array | None = None
     embedded: jax.Array | None = None
     rotations: tuple[Rotation, ...] = ()
-    xla_only: bool = flax.struct.field(pytree_node=False, default=False)
-    attention: Literal["xla", "cudnn"] | None = flax.struct.field(pytree_node=False, default=None)
+    execution: Execution = flax.struct.field(pytree_node=False, default=DEFAULT_EXECUTION)
     dtype: jnp.dtype | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def of_sequences(
-        cls, tokens: jax.Array, lengths: jax.Array, attention: Literal["xla", "cudnn"] | None = None
-    ) -> "Batch":
-        """Whole sequences [b, s] of `lengths` [b] without a cache, computed by XLA only."""
+    def of_sequences(cls, tokens: jax.Array, lengths: jax.Array, execution: Execution) -> "Batch":
+        """Whole sequences [b, s] of `lengths` [b] without a cache."""
         count, width = tokens.shape
         return cls(
             tokens=tokens.reshape(-1),
             positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (count, width)).reshape(-1),
             rope_lengths=jnp.repeat(lengths, width),
             lengths=lengths,
-            xla_only=True,
-            attention=attention,
+            execution=execution,
         )
 
     @classmethod
@@ -101,7 +97,7 @@ class Batch:
         prompt_lengths: jax.Array,
         page_size: int,
         *,
-        xla_only: bool = False,
+        execution: Execution = DEFAULT_EXECUTION,
     ) -> "Batch":
         """Rows of any number of tokens; `prompt_lengths` [r] are those of whole prompts.
 
@@ -122,7 +118,7 @@ class Batch:
                 )
                 for table in page_tables
             ),
-            xla_only=xla_only,
+            execution=execution,
         )
 
     @classmethod
@@ -134,7 +130,7 @@ class Batch:
         page_tables: Sequence[jax.Array],
         page_size: int,
         *,
-        xla_only: bool = False,
+        execution: Execution = DEFAULT_EXECUTION,
     ) -> "Batch":
         """One new token a row at `positions` [r]; rows that are not `active` [r] are padding, at 0.
 
@@ -154,5 +150,5 @@ class Batch:
                 )
                 for table in page_tables
             ),
-            xla_only=xla_only,
+            execution=execution,
         )

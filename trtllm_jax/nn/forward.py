@@ -32,7 +32,7 @@ def hidden_states(
     Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
     """
     rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
-    dtype = activation_dtype(weight_dtype(model.table(config), params))
+    dtype = activation_dtype(weight_dtype(model.table(config), params), batch.execution.platform)
     batch = replace(batch, rotations=rotations, dtype=dtype)
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer, remat)

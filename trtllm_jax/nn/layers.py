@@ -3,10 +3,10 @@
 Axes: t tokens, h key-value heads, g query heads of a key-value head, d head_dim. Inside `shard_map` a weight's split
 axes are local; the axis names passed to `linear` say which contraction needs a sum over devices.
 
-Every layer takes the batch, which says whether XLA computes it alone (`Batch.xla_only`).
+Every layer takes the batch, which says how and where it is computed (`Batch.execution`).
 """
 
-from typing import Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import flax.struct
 import jax
@@ -20,6 +20,7 @@ from pallas_kernels.matmul import ACTIVATIONS, Activation
 from pallas_kernels.norm import Norm, add_and_normalise, normalise
 from pallas_kernels.weights import QuantizedWeight
 from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.execution import Execution
 
 AnyWeight = jax.Array | QuantizedWeight
 """What a product takes as its weight."""
@@ -45,20 +46,17 @@ class Normed(NamedTuple):
     norm: Norm | None
 
 
-def _xla_if(xla_only: bool) -> Literal["xla"] | None:
-    return "xla" if xla_only else None
-
-
 def embed(batch: Batch, table: jax.Array, scale: float | None = None) -> Residual:
     """The stream that starts as the tokens' embeddings, from a `table` [vocab, embed] split by vocabulary.
 
     An id outside the vocabulary has an embedding of zeros. Those of the table are multiplied by `scale`, which is
     rounded to their dtype as Gemma does; those that the batch brings are not.
     """
-    local = batch.tokens - sharding.shard_index("vocab") * table.shape[0]
+    rules = batch.execution.rules
+    local = batch.tokens - sharding.shard_index("vocab", rules) * table.shape[0]
     inside = (local >= 0) & (local < table.shape[0])
-    rows = _take_rows(table, jnp.where(inside, local, 0))
-    x = sharding.all_reduce(jnp.where(inside[:, None], rows, 0), "vocab")
+    taken = _take_rows(table, jnp.where(inside, local, 0))
+    x = sharding.all_reduce(jnp.where(inside[:, None], taken, 0), "vocab", rules=rules)
     x = x if batch.dtype is None else x.astype(batch.dtype)
     x = x if scale is None else x * jnp.asarray(scale, x.dtype)
     if batch.embeddings is not None and batch.embedded is not None:
@@ -78,14 +76,16 @@ def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
 
 def norm(x: jax.Array, norm: Norm, batch: Batch) -> jax.Array:
     """Rows or heads [..., n], normalised over their channels."""
-    return normalise(x, norm, implementation=_xla_if(batch.xla_only))
+    how = batch.execution
+    return normalise(x, norm, how.implementation, how.platform)
 
 
 def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, Normed]:
     """The stream, summed, and its rows as the next product normalises them."""
     if residual.added is None:
         return residual, Normed(residual.x, norm)
-    total, rows = add_and_normalise(residual.x, residual.added, norm, implementation=_xla_if(batch.xla_only))
+    how = batch.execution
+    total, rows = add_and_normalise(residual.x, residual.added, norm, how.implementation, how.platform)
     return Residual(total), Normed(rows, None)
 
 
@@ -97,7 +97,7 @@ def linear(
     x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
     float32 and summed over the devices that split a contracted axis.
     """
-    product = _product(x, weight, contracted, batch.xla_only)
+    product = _product(x, weight, contracted, batch.execution)
     return product if bias is None else product + bias.astype(product.dtype)
 
 
@@ -110,11 +110,11 @@ def add_linear(
     bias: jax.Array | None = None,
 ) -> Residual:
     """The stream after a block whose last product is `linear(x, weight, batch, *contracted)` [t, embed]."""
-    if bias is None and not sharding.is_split(*contracted):
+    how = batch.execution
+    if bias is None and not sharding.is_split(*contracted, rules=how.rules):
         flat, matrix = _flat(x, weight)
-        if batch.xla_only or matmul.adds_residual(flat, matrix):
-            implementation = _xla_if(batch.xla_only) or "measured"
-            return Residual(matmul.linear(flat, matrix, residual=residual.total, implementation=implementation))
+        if how.xla_only or matmul.adds_residual(flat, matrix, how.platform):
+            return Residual(matmul.linear(flat, matrix, residual=residual.total, **_for_products(how)))
     return add(residual, linear(x, weight, batch, *contracted, bias=bias))
 
 
@@ -123,13 +123,17 @@ def add(residual: Residual, rows: jax.Array) -> Residual:
     return Residual(residual.total, rows)
 
 
-def _product(x: jax.Array | Normed, weight: AnyWeight, contracted: tuple[str, ...], xla_only: bool) -> jax.Array:
+def _product(x: jax.Array | Normed, weight: AnyWeight, contracted: tuple[str, ...], how: Execution) -> jax.Array:
     """`linear` without a bias."""
     rows, norm = x if isinstance(x, Normed) else Normed(x, None)
     flat, matrix = _flat(rows, weight)
-    product = matmul.linear(flat, matrix, norm=norm, implementation=_xla_if(xla_only) or "measured")
-    product = sharding.all_reduce(product, *contracted)
+    product = matmul.linear(flat, matrix, norm=norm, **_for_products(how))
+    product = sharding.all_reduce(product, *contracted, rules=how.rules)
     return product.reshape(rows.shape[0], *weight.shape[: weight.ndim - len(contracted)])
+
+
+def _for_products(how: Execution) -> dict[str, Any]:
+    return {"implementation": how.implementation or "measured", "platform": how.platform}
 
 
 def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
@@ -164,17 +168,18 @@ def attention(
         causal: whether a query sees nothing behind its position; without a cache only it may be False.
     """
     scoring = Scoring(scale, soft_cap, window, causal)
+    how = batch.execution
     with jax.named_scope("attention"):
         if cache is not None and batch.locations is not None:
             return append_and_attend(
                 qkv, cache, batch.locations, scoring=scoring, rotation=rotation, sinks=sinks,
-                implementation=_xla_if(batch.xla_only),
+                implementation=how.implementation, platform=how.platform,
             )  # fmt: skip
         if batch.lengths is None:
             raise ValueError("a batch without pages states the lengths of its sequences: Batch.of_sequences")
         attended = attend(
             qkv, batch.lengths.shape[0], scoring=scoring, rotation=rotation, sinks=sinks, lengths=batch.lengths,
-            implementation=batch.attention,
+            implementation=how.attention, platform=how.platform,
         )  # fmt: skip
         return attended, None
 
@@ -187,16 +192,24 @@ def gated(
     (Shazeer 2020, arXiv:2002.05202.)
     """
     if bias is None:
-        implementation = _xla_if(batch.xla_only) or "measured"
-        return matmul.gated_linear(x.x, gate_up, norm=x.norm, activation=activation, implementation=implementation)
+        return matmul.gated_linear(x.x, gate_up, norm=x.norm, activation=activation, **_for_products(batch.execution))
     both = linear(x, gate_up, batch, "embed", bias=bias)
     return ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
 
 
-def logits(x: Normed, table: AnyWeight, vocab: int, *, xla_only: bool = False) -> jax.Array:
-    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary."""
+def logits(
+    x: Normed, table: AnyWeight, vocab: int, execution: Execution, *, soft_cap: float | None = None
+) -> jax.Array:
+    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary.
+
+    With `soft_cap` they are soft_cap * tanh(score / soft_cap).
+    """
     with jax.named_scope("logits"):
-        return sharding.all_gather(_product(x, table, ("embed",), xla_only), "vocab", 1)[:, :vocab]
+        parts = _product(x, table, ("embed",), execution)
+        scores = sharding.all_gather(parts, "vocab", 1, execution.rules)[:, :vocab]
+        if soft_cap is None:
+            return scores
+        return (soft_cap * jnp.tanh(scores.astype(jnp.float32) / soft_cap)).astype(scores.dtype)
 
 
 def unit_rows(rows: Normed) -> jax.Array:

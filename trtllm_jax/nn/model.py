@@ -1,16 +1,18 @@
 """A model as pure functions of its weights: an architecture and one configuration."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from pallas_kernels.devices import Platform
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.dtypes import weight_dtype
+from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 from trtllm_jax.nn.forward import C, hidden_states
 
 Caches = tuple[jax.Array, ...]
@@ -18,10 +20,19 @@ Caches = tuple[jax.Array, ...]
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture's module and one model's configuration, which together make the pure functions."""
+    """An architecture's module and one model's configuration, which together make the pure functions.
+
+    `execution` says how and where they compute; the batch that a function takes is made with it.
+    """
 
     module: ModuleType
     config: Any
+    execution: Execution = field(default=DEFAULT_EXECUTION, kw_only=True)
+
+    @property
+    def platform(self) -> Platform:
+        """What computes."""
+        return self.execution.platform or Platform.default()
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
@@ -48,9 +59,9 @@ class Model:
         """
         return hidden_states(self.module, self.config, params, batch, caches, remat=remat)
 
-    def logits(self, params: Any, x: jax.Array, *, xla_only: bool = False) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere; `xla_only` as in a batch."""
-        scores: jax.Array = self.module.head(self.config, params, x, xla_only=xla_only)
+    def logits(self, params: Any, x: jax.Array) -> jax.Array:
+        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
+        scores: jax.Array = self.module.head(self.config, params, x, self.execution)
         return scores
 
     def embeddings(self, params: Any, x: jax.Array) -> jax.Array:

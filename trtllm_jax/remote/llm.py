@@ -203,12 +203,10 @@ class _EngineConnection:
         return Update(
             request,
             step.tokens,
-            wire.decode_logprobs(step.logprobs) if step.logprobs else (),
             None if step.finish is None else FinishReason(step.finish),
             error,
-            prompt_logprobs=wire.decode_logprobs(step.prompt_logprobs) if step.prompt_logprobs else (),
             admission=None if step.admission is None else Admission(*step.admission),
-            embedding=None if step.embedding is None else np.frombuffer(step.embedding, np.float32),
+            outputs=wire.decode_outputs(step.outputs) if step.outputs else {},
         )
 
     def _fail_all(self, failure: EngineDeadError) -> None:
@@ -225,7 +223,7 @@ class _EngineConnection:
 
 def _encode_request(request: Request, numbers: dict[int, int]) -> wire.NewSequence:
     owner: OutputProcessor = request.owner
-    if request.keep_logits or owner.params.return_context_logits:
+    if owner.params.return_generation_logits or owner.params.return_context_logits:
         raise ValueError(
             "SamplingParams.return_context_logits and return_generation_logits are not available where the engine runs "
             "in another process: use logprobs and prompt_logprobs, or an LLM in the same process"
@@ -241,6 +239,6 @@ def _encode_request(request: Request, numbers: dict[int, int]) -> wire.NewSequen
         parent=-1 if request.parent is None else numbers[id(request.parent)],
         edits=wire.encode_edits(request.edits),
         prompt_logprobs=owner.params.prompt_logprobs,
-        embedding=request.keep_embedding,
+        reports=sorted(request.reports),
         request_id=request.id,
     )

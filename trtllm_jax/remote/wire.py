@@ -7,7 +7,7 @@ ended it, because its socket closes.
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeVar
 
@@ -19,16 +19,13 @@ from trtllm_jax.engine.request import TokenLogprobs
 from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.requests.builder import EngineFacts
 
-EncodedLogprobs = list[tuple[int, float, int, list[tuple[int, float]]]]
-"""One `TokenLogprobs` a position, as plain tuples."""
-
 
 class NewSequence(msgspec.Struct, array_like=True):
     """The fields of an `engine.request.Request`; the sender numbers its sequences.
 
     `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
-    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `embedding` whether to
-    report the prompt's.
+    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `reports`
+    the names of what else is.
     """
 
     number: int
@@ -41,7 +38,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     parent: int
     edits: dict[str, Any] | None
     prompt_logprobs: int | None
-    embedding: bool
+    reports: list[str]
     request_id: int
 
 
@@ -74,17 +71,16 @@ class Handshake(msgspec.Struct, array_like=True, tag="welcome"):
 class SequenceStep(msgspec.Struct, array_like=True):
     """One sequence's part of an engine step.
 
-    `error` is the kind of failure and its message; `admission` an `Admission`; `embedding` is float32.
+    `error` is the kind of failure and its message; `admission` an `Admission`; `outputs` those of an
+    `Update`, encoded.
     """
 
     number: int
     tokens: list[int]
     finish: str | None = None
-    logprobs: EncodedLogprobs = []
-    prompt_logprobs: EncodedLogprobs = []
     error: tuple[str, str] | None = None
     admission: tuple[int, float] | None = None
-    embedding: bytes | None = None
+    outputs: dict[str, list[Any]] = {}
 
 
 class Steps(msgspec.Struct, array_like=True, tag="steps"):
@@ -195,11 +191,22 @@ def decode_edits(named: dict[str, Any] | None) -> LogitEdits | None:
     )
 
 
-def encode_logprobs(entries: Sequence[TokenLogprobs]) -> EncodedLogprobs:
-    """Log-probabilities as plain tuples."""
-    return [(entry.token, entry.logprob, entry.rank, list(entry.top)) for entry in entries]
+def encode_outputs(outputs: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
+    """What updates carry besides tokens: log-probabilities as plain tuples, arrays of float32 as bytes."""
+    return {name: list(map(_encode_output, entries)) for name, entries in outputs.items()}
 
 
-def decode_logprobs(positions: EncodedLogprobs) -> list[TokenLogprobs]:
-    """The inverse of `encode_logprobs`."""
-    return [TokenLogprobs(token, logprob, rank, tuple(top)) for token, logprob, rank, top in positions]
+def decode_outputs(outputs: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """The inverse of `encode_outputs`."""
+    return {name: list(map(_decode_output, entries)) for name, entries in outputs.items()}
+
+
+def _encode_output(entry: TokenLogprobs | np.ndarray) -> Any:
+    return entry.tobytes() if isinstance(entry, np.ndarray) else tuple(entry)
+
+
+def _decode_output(entry: Any) -> TokenLogprobs | np.ndarray:
+    if isinstance(entry, bytes):
+        return np.frombuffer(entry, np.float32)
+    token, logprob, rank, top = entry
+    return TokenLogprobs(token, logprob, rank, tuple(map(tuple, top)))

@@ -229,9 +229,7 @@ class RequestBuilder:
                     num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
                     edits=rules.edits,
                     matcher=rules.matcher.copy() if rules.matcher else None,
-                    keep_logits=params.return_generation_logits,
-                    keep_context=index == 0 and (params.return_context_logits or params.prompt_logprobs is not None),
-                    keep_embedding=embed,
+                    reports=_reports(params, embed, first=index == 0),
                     id=output.request_id,
                     salt=prompt.salt,
                     parent=requests[0] if requests else None,
@@ -266,6 +264,16 @@ class RequestBuilder:
             include_stop=params.include_stop_str_in_output,
             after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if goes_on else None,
         )
+
+
+def _reports(params: SamplingParams, embed: bool, first: bool) -> frozenset[str]:
+    """What a sample's updates carry; the `first` one computes the prompt that all of them share."""
+    wanted = {
+        "generation_logits": params.return_generation_logits,
+        "context_logits": first and (params.return_context_logits or params.prompt_logprobs is not None),
+        "embedding": embed,
+    }
+    return frozenset(name for name, asked in wanted.items() if asked)
 
 
 def shown_prompt(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None) -> str:

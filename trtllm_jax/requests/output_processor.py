@@ -13,7 +13,7 @@ from trtllm_jax.requests.outputs import Delta, Logprob, RequestOutput
 from trtllm_jax.requests.sampling_params import SamplingParams
 from trtllm_jax.text.detokenizer import IncrementalDetokenizer
 
-_LISTS = ("token_ids", "logprobs", "prompt_logprobs", "context_logits", "generation_logits")
+_LISTS = ("token_ids", "logprobs")
 
 
 class OutputProcessor:
@@ -50,8 +50,8 @@ class OutputProcessor:
         self._steps = 0
         self._ended = False
         self._prompt_logprobs = prompt_logprobs
-        self._prompt_told = False
-        self._wants_extras = (
+        self._prompt_reported = False
+        self._wants_outputs = (
             params.return_generation_logits or params.return_context_logits or params.prompt_logprobs is not None
         )
         self._waiting: _Waiting | None = None
@@ -85,17 +85,18 @@ class OutputProcessor:
 
     def _gain(self, update: Update) -> Delta:
         """What a step brought, as its owner sees it."""
-        if update.embedding is not None:
+        if "embedding" in update.outputs:
             # The engine draws a token after every prompt; nobody asked for this one.
-            return Delta(self._index, finish_reason=FinishReason.STOP.value, embedding=update.embedding)
+            return Delta(self._index, finish_reason=FinishReason.STOP.value, outputs=update.outputs)
         tokens, finish = update.tokens, update.finish
+        logprobs: Sequence[TokenLogprobs] = update.outputs.get("logprobs", ())
         stop_reason: int | str | None = None
         end: tuple[int, dict[int, Logprob]] | None = None
         if finish is FinishReason.STOP and tokens:
             stop_reason = tokens[-1] if tokens[-1] in self._user_stops else None
             if not self.params.include_stop_str_in_output:
-                if update.logprobs:
-                    end = tokens[-1], _readable(update.logprobs[-1])
+                if logprobs:
+                    end = tokens[-1], _readable(logprobs[-1])
                 tokens = tokens[:-1]
         text = ""
         if self._detokenizer is not None:
@@ -110,17 +111,17 @@ class OutputProcessor:
                     self._stop(update.request)
                 finish = FinishReason.STOP
         self._tokens += len(tokens)
-        details = [_readable(entry) for entry in update.logprobs[: len(tokens)]] if update.logprobs else ()
+        details = [_readable(entry) for entry in logprobs[: len(tokens)]] if logprobs else ()
         gained = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason, end=end)
-        return gained._replace(**self._extras(update, len(tokens))) if self._wants_extras else gained
+        return gained._replace(outputs=self._outputs(update, len(tokens))) if self._wants_outputs else gained
 
-    def _extras(self, update: Update, tokens: int) -> dict[str, Any]:
+    def _outputs(self, update: Update, tokens: int) -> dict[str, Sequence[Any]]:
         """What few ask for: the logits of the tokens, and what the model said after the prompt's next ones."""
-        found: dict[str, Any] = {}
+        found: dict[str, Sequence[Any]] = {}
         if self.params.return_generation_logits:
-            found["generation_logits"] = update.logits[:tokens]
+            found["generation_logits"] = update.outputs.get("generation_logits", ())[:tokens]
         if self.params.return_context_logits:
-            found["context_logits"] = update.context
+            found["context_logits"] = update.outputs.get("context_logits", ())
         if self.params.prompt_logprobs is not None:
             found["prompt_logprobs"] = list(map(_readable, self._prompt_entries(update)))
         return found
@@ -129,13 +130,14 @@ class OutputProcessor:
         """The first sample has the prompt's entries as they come, the others all of them with their first token."""
         shared = self._prompt_logprobs
         if self._index == 0:
-            entries = update.prompt_logprobs or shared.take(update.context, update.tokens)
-            shared.told += entries
+            entries = update.outputs.get("prompt_logprobs") or shared.take(update)
+            shared.reported += entries
             return entries
-        if self._prompt_told or not update.tokens:
+        if self._prompt_reported or not update.tokens:
             return ()
-        self._prompt_told = True
-        return [*shared.told[:-1], *(update.prompt_logprobs or [shared.last(update.tokens[0])])]
+        self._prompt_reported = True
+        last = update.outputs.get("prompt_logprobs") or [shared.last(update.tokens[0])]
+        return [*shared.reported[:-1], *last]
 
 
 class _Waiting:
@@ -144,15 +146,18 @@ class _Waiting:
     def __init__(self) -> None:
         self._texts: list[str] = []
         self._lists: dict[str, list[Any]] = {name: [] for name in _LISTS}
+        self._outputs: dict[str, list[Any]] = {}
 
     def add(self, delta: Delta) -> None:
         self._texts.append(delta.text)
         for name, found in self._lists.items():
             found += getattr(delta, name)
+        for name, entries in delta.outputs.items():
+            self._outputs.setdefault(name, []).extend(entries)
 
     def joined(self, last: Delta) -> Delta:
         """All of it as one delta, which ends as the last one does."""
-        every: dict[str, Any] = {"text": "".join(self._texts), **self._lists}
+        every: dict[str, Any] = {"text": "".join(self._texts), "outputs": self._outputs, **self._lists}
         return last._replace(**every)
 
 
@@ -162,7 +167,7 @@ class PromptLogprobs:
     As in TensorRT-LLM entry i has the `count` likeliest after token i, and token i + 1; the last has a sample's first.
 
     Attributes:
-        told: the entries of the first sample, which computes the prompt, as far as its owner has them.
+        reported: the entries of the first sample, which computes the prompt, as far as its owner has them.
     """
 
     def __init__(self, prompt: Sequence[int], count: int | None) -> None:
@@ -170,18 +175,18 @@ class PromptLogprobs:
         self._count = count or 0
         self._seen = 0
         self._logits: Logits | None = None
-        self.told: list[TokenLogprobs] = []
+        self.reported: list[TokenLogprobs] = []
 
-    def take(self, context: Sequence[Logits], tokens: Sequence[int]) -> list[TokenLogprobs]:
-        """The entries of the next logits [vocab]; `tokens` are what was generated with them."""
+    def take(self, update: Update) -> list[TokenLogprobs]:
+        """The entries of the prompt's next logits, which an update of its first sample brings."""
         entries = []
-        for logits in context:
+        for logits in update.outputs.get("context_logits", ()):
             self._seen += 1
             if self._seen < len(self._prompt):
                 entries.append(self._entry(logits, self._prompt[self._seen]))
             else:
                 self._logits = logits
-                entries.append(self.last(tokens[0]))
+                entries.append(self.last(update.tokens[0]))
         return entries
 
     def last(self, token: int) -> TokenLogprobs:

@@ -5,7 +5,7 @@ import contextlib
 import copy
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -33,11 +33,9 @@ class Delta(NamedTuple):
     finish_reason: str | None = None
     stop_reason: int | str | None = None
     error: BaseException | None = None
-    prompt_logprobs: Sequence[dict[int, Logprob]] = ()
-    context_logits: Sequence[Logits] = ()
-    generation_logits: Sequence[Logits] = ()
-    embedding: Embedding | None = None
     end: tuple[int, dict[int, Logprob]] | None = None
+    outputs: Mapping[str, Sequence[Any]] = {}
+    """What else it asked for, by name."""
 
 
 @dataclass
@@ -119,8 +117,9 @@ class CompletionOutput:
         for token, alternatives in zip(delta.token_ids, delta.logprobs, strict=False):
             self.logprobs.append(alternatives)
             self.cumulative_logprob = (self.cumulative_logprob or 0.0) + alternatives[token].logprob
-        self.prompt_logprobs += delta.prompt_logprobs
-        self._logits += [logits[None] for logits in delta.generation_logits]
+        if delta.outputs:
+            self.prompt_logprobs += delta.outputs.get("prompt_logprobs", ())
+            self._logits += [logits[None] for logits in delta.outputs.get("generation_logits", ())]
         self._end = delta.end
 
 
@@ -348,10 +347,10 @@ class RequestOutput:
                     output._begin_step()
             for delta in arrived:
                 self.outputs[delta.sequence]._add(delta)
-                self._add_context(delta)
                 self._failure = self._failure or delta.error
-                if delta.embedding is not None:
-                    self.embedding = delta.embedding
+                self._context += [logits[None] for logits in delta.outputs.get("context_logits", ())]
+                for embedding in delta.outputs.get("embedding", ()):
+                    self.embedding = embedding
             self.finished = self.finished or all(output.finish_reason for output in self.outputs)
             if self._failure is not None:
                 self.error, self.finished = str(self._failure), True
@@ -359,10 +358,6 @@ class RequestOutput:
             if self.finished and len(self.outputs) > self._keep:
                 self._keep_best()
         return self
-
-    def _add_context(self, delta: Delta) -> None:
-        """The prompt is the same for all sequences."""
-        self._context += [logits[None] for logits in delta.context_logits]
 
     def _keep_best(self) -> None:
         self.outputs.sort(key=lambda output: -(output.cumulative_logprob or 0.0))

@@ -18,8 +18,8 @@ from trtllm_jax.serve.completions import endpoint as completions
 from trtllm_jax.serve.embeddings import endpoint as embeddings
 from trtllm_jax.serve.http.endpoint import Endpoint
 from trtllm_jax.serve.http.errors import ApiError
+from trtllm_jax.serve.http.json_response import as_json
 from trtllm_jax.serve.http.middleware import RequestMiddleware
-from trtllm_jax.serve.http.sse import as_json
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.openapi import openapi_document
 from trtllm_jax.serve.responses import endpoint as responses

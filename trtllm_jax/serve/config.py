@@ -1,4 +1,4 @@
-"""What a server is told besides its engine's arguments."""
+"""`ServerOptions`: the options of a server besides those of its engine."""
 
 import ssl
 from typing import Annotated, Any, Self
@@ -16,15 +16,15 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
     """The options of `trtllm-serve` that are not the engine's, with their defaults.
 
     Attributes:
-        host: address to listen on.
-        port: 0 for any that is free.
-        served_model_name: what the model is called in requests; answers use the first.
-        num_serve_frontends: processes for HTTP and text.
-        num_postprocess_workers: as many more of them, because each does all of its requests' work.
-        max_queue_size: sequences that may wait, over all processes.
+        host: the address to listen on.
+        port: the port, 0 for any that is free.
+        served_model_name: the model's names in requests; answers use the first.
+        num_serve_frontends: the number of processes for HTTP and text.
+        num_postprocess_workers: added to the number of frontends, because each does all of its requests' work.
+        max_queue_size: the number of sequences that may wait, over all processes.
         request_timeout: seconds for one answer.
         drain_timeout: seconds for the last answers after SIGTERM.
-        api_key: any of them is asked of clients; () asks for none.
+        api_key: the keys of which clients must send one; () requires none.
     """
 
     host: Name = "localhost"
@@ -45,16 +45,16 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """A YAML file has a word or a list where the command line has an option that may be given again."""
-        many = {
+        """Take a string or a list of a YAML file where the command line has an option that may be repeated."""
+        repeated = {
             name: (value,) if isinstance(value, str) else tuple(value)
             for name in ("served_model_name", "api_key")
             if isinstance(value := arguments.get(name), str | list)
         }
-        return {**arguments, **many}
+        return {**arguments, **repeated}
 
     @model_validator(mode="after")
-    def _key_and_certificate(self) -> Self:
+    def _check_tls(self) -> Self:
         if bool(self.ssl_keyfile) != bool(self.ssl_certfile):
             missing = "ssl_certfile" if self.ssl_keyfile else "ssl_keyfile"
             raise ValueError(f"TLS needs a key and its certificate: trtllm-serve.{missing} is missing")
@@ -65,7 +65,7 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
         return self
 
     def _check_files(self, certificate: str) -> None:
-        """What a frontend would fail with, after the model was loaded."""
+        """Raise what a frontend would fail with after the model is loaded."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         try:
             # Without a password for an encrypted key, OpenSSL would ask for one on the terminal.
@@ -85,19 +85,19 @@ class ServerOptions(StrictModel, owner="trtllm-serve"):
             ) from error
 
     @model_validator(mode="after")
-    def _collector(self) -> Self:
+    def _check_collector(self) -> Self:
         if self.otlp_traces_endpoint is not None:
             check_available(self.otlp_traces_endpoint)
         return self
 
     @property
     def processes(self) -> int:
-        """Frontends."""
+        """The number of frontends."""
         return self.num_serve_frontends + self.num_postprocess_workers
 
     @property
     def settings(self) -> ServeSettings:
-        """The app's."""
+        """The application's settings."""
         return ServeSettings(
             model_names=self.served_model_name,
             api_keys=self.api_key,

@@ -4,52 +4,61 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from trtllm_jax.requests.outputs import Logprob
-from trtllm_jax.serve.token_texts import Place, TokenTexts
+from trtllm_jax.serve.token_texts import TokenPosition, TokenTexts
 
-_LEAST = -9999.0
+_MIN_LOGPROB = -9999.0
 """What OpenAI reports of tokens that cannot come: JSON has no infinity."""
 
-Positions = Sequence[Mapping[int, Logprob]]
+LogprobsByPosition = Sequence[Mapping[int, Logprob]]
 
 
-def for_completions(
-    texts: TokenTexts, tokens: Sequence[int], places: Sequence[Place], positions: Positions, count: int
+def completion_logprobs(
+    texts: TokenTexts,
+    tokens: Sequence[int],
+    positions: Sequence[TokenPosition],
+    logprobs: LogprobsByPosition,
+    top_count: int,
 ) -> dict[str, Any]:
-    """Four parallel lists with the `count` likeliest. A first prompt token, whose position is empty, has no values."""
-    written: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
-    for token, place, at in zip(tokens, places, positions, strict=True):
-        likeliest = _likeliest(at, count)
-        # The token itself has its name first, so that it is found under it.
-        names = texts.names([token, *likeliest], place)
-        written["tokens"].append(names[token])
-        written["token_logprobs"].append(_number(at[token]) if at else None)
-        written["top_logprobs"].append({names[one]: _number(at[one]) for one in [*likeliest, token]} if at else None)
-        written["text_offset"].append(place.offset)
-    return written
+    """Four parallel lists with the `top_count` likeliest tokens; a prompt's first token has no log-probability."""
+    lists: dict[str, Any] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for token, position, candidates in zip(tokens, positions, logprobs, strict=True):
+        top = _top_tokens(candidates, top_count)
+        # The token itself comes first, so that no other one takes its name.
+        names = texts.names([token, *top], position)
+        lists["tokens"].append(names[token])
+        lists["token_logprobs"].append(_finite(candidates[token]) if candidates else None)
+        named = {names[one]: _finite(candidates[one]) for one in [*top, token]} if candidates else None
+        lists["top_logprobs"].append(named)
+        lists["text_offset"].append(position.offset)
+    return lists
 
 
-def for_chat(
-    texts: TokenTexts, tokens: Sequence[int], places: Sequence[Place], positions: Positions, count: int
+def chat_logprobs(
+    texts: TokenTexts,
+    tokens: Sequence[int],
+    positions: Sequence[TokenPosition],
+    logprobs: LogprobsByPosition,
+    top_count: int,
 ) -> dict[str, Any]:
-    """One record a token, with the `count` likeliest ones in its place; the `bytes` of all tokens are the text's."""
+    """One record a token, with the `top_count` likeliest ones; the `bytes` of all tokens are those of the text."""
     content = []
-    for token, place, at in zip(tokens, places, positions, strict=True):
-        likeliest = _likeliest(at, count)
+    for token, position, candidates in zip(tokens, positions, logprobs, strict=True):
+        top = _top_tokens(candidates, top_count)
         records = {
             one: {
                 "token": name,
-                "logprob": _number(at[one]),
-                "bytes": list(place.written if one == token else texts.written(one, place.before)),
+                "logprob": _finite(candidates[one]),
+                "bytes": list(position.token_bytes if one == token else texts.token_bytes(one, position.before)),
             }
-            for one, name in texts.names([token, *likeliest], place).items()
+            for one, name in texts.names([token, *top], position).items()
         }
-        content.append({**records[token], "top_logprobs": [records[one] for one in likeliest]})
+        content.append({**records[token], "top_logprobs": [records[one] for one in top]})
     return {"content": content, "refusal": None}
 
 
-def _likeliest(at: Mapping[int, Logprob], count: int) -> list[int]:
-    return [token for token, value in at.items() if value.rank is not None and value.rank <= count][:count]
+def _top_tokens(candidates: Mapping[int, Logprob], count: int) -> list[int]:
+    return [token for token, value in candidates.items() if value.rank is not None and value.rank <= count][:count]
 
 
-def _number(value: Logprob) -> float:
-    return max(value.logprob, _LEAST)
+def _finite(value: Logprob) -> float:
+    return max(value.logprob, _MIN_LOGPROB)

@@ -14,27 +14,27 @@ from prometheus_client.multiprocess import MultiProcessCollector
 
 from trtllm_jax.requests.outputs import RequestOutput
 
-_FIRST_TOKEN = (
+_FIRST_TOKEN_BUCKETS = (
     0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80, 160, 640, 2560,
 )  # fmt: skip
-_PER_TOKEN = (
+_PER_TOKEN_BUCKETS = (
     0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1, 2.5, 5, 7.5, 10, 20, 40, 80,
 )  # fmt: skip
-_WHOLE = (
+_REQUEST_BUCKETS = (
     0.3, 0.5, 0.8, 1, 1.5, 2, 2.5, 5, 10, 15, 20, 30, 40, 50, 60, 120, 240, 480, 960, 1920, 7680,
 )  # fmt: skip
 
 _TIMES = (
-    ("request_queue_time_seconds", "From a request's arrival at the engine to its admission.", _WHOLE),
-    ("time_to_first_token_seconds", "From a request's submission to its first token.", _FIRST_TOKEN),
-    ("time_per_output_token_seconds", "Mean time between a request's tokens.", _PER_TOKEN),
-    ("request_prefill_time_seconds", "From a request's admission to its first token.", _WHOLE),
-    ("request_decode_time_seconds", "From a request's first token to its last.", _WHOLE),
-    ("request_inference_time_seconds", "From a request's admission to its last token.", _WHOLE),
+    ("request_queue_time_seconds", "From a request's arrival at the engine to its admission.", _REQUEST_BUCKETS),
+    ("time_to_first_token_seconds", "From a request's submission to its first token.", _FIRST_TOKEN_BUCKETS),
+    ("time_per_output_token_seconds", "Mean time between a request's tokens.", _PER_TOKEN_BUCKETS),
+    ("request_prefill_time_seconds", "From a request's admission to its first token.", _REQUEST_BUCKETS),
+    ("request_decode_time_seconds", "From a request's first token to its last.", _REQUEST_BUCKETS),
+    ("request_inference_time_seconds", "From a request's admission to its last token.", _REQUEST_BUCKETS),
 )
 
 _LABELS = ("model_name", "engine_type")
-_KEPT_STATS = 1000
+_MAX_STATS = 1000
 
 _GAUGES: dict[str, tuple[str, str]] = {
     "num_requests_running": ("numActiveRequests", "Sequences that the engine works on."),
@@ -63,12 +63,14 @@ class Metrics:
     def __init__(self, model_name: str) -> None:
         self._registry = CollectorRegistry()
         self._labels = (model_name, "trtllm_jax")
-        self.stats: deque[dict[str, Any]] = deque(maxlen=_KEPT_STATS)
+        self.stats: deque[dict[str, Any]] = deque(maxlen=_MAX_STATS)
         self._finished = self._counter("request_success", "Answers, by how they ended.", "finished_reason")
         self._errors = self._counter("request_error", "Requests that failed, by their status.", "status")
         self._prompt = self._counter("prompt_tokens", "Tokens of prompts.").labels(*self._labels)
         self._generated = self._counter("generation_tokens", "Generated tokens.").labels(*self._labels)
-        self._whole = self._histogram("e2e_request_latency_seconds", "From a request to its answer's end.", _WHOLE)
+        self._whole = self._histogram(
+            "e2e_request_latency_seconds", "From a request to its answer's end.", _REQUEST_BUCKETS
+        )
         self._cached = self._counter("prompt_cached_tokens", "Tokens of prompts that the prefix cache had.").labels(
             *self._labels
         )
@@ -84,12 +86,12 @@ class Metrics:
         return histogram.labels(*self._labels)
 
     def _gauge(self, name: str, text: str) -> Gauge:
-        # Every process asks the one engine: what was heard last is true.
+        # All processes ask the same engine: the newest value is the right one.
         gauge = Gauge(f"trtllm_{name}", text, _LABELS, registry=self._registry, multiprocess_mode="mostrecent")
         return gauge.labels(*self._labels)
 
-    def answered(self, seconds: float, outputs: Sequence[RequestOutput]) -> None:
-        """A request was answered after so many seconds."""
+    def record_success(self, seconds: float, outputs: Sequence[RequestOutput]) -> None:
+        """Count a request that was answered in so many seconds."""
         self._whole.observe(seconds)
         for output in outputs:
             self._prompt.inc(len(output.prompt_token_ids))
@@ -100,46 +102,46 @@ class Metrics:
                 self._finished.labels(*self._labels, one.finish_reason or "cancelled").inc()
                 self._generated.inc(one.length)
 
-    def failed(self, status: int) -> None:
-        """A generating request was not answered."""
+    def record_error(self, status: int) -> None:
+        """Count a generating request that failed."""
         self._errors.labels(*self._labels, str(status)).inc()
 
-    def hear(self, stats: Sequence[Mapping[str, Any]]) -> None:
-        """Take the engine's statistics: gauges show the last of them, and all are kept for who wants to read them."""
+    def update(self, stats: Sequence[Mapping[str, Any]]) -> None:
+        """Add the engine's newest statistics; the gauges show the last record, and `stats` keeps all until read."""
         self.stats.extend(map(dict, stats))
         if not stats:
             return
         last = stats[-1]
         for path, gauge in self._gauges.items():
-            value = _found(last, path)
+            value = _lookup(last, path)
             gauge.set(value / 1e3 if path.endswith("MS") else value)
-        most = _found(last, "kvCacheStats.maxNumBlocks")
-        self._utilization.set(_found(last, "kvCacheStats.usedNumBlocks") / most if most else 0.0)
+        most = _lookup(last, "kvCacheStats.maxNumBlocks")
+        self._utilization.set(_lookup(last, "kvCacheStats.usedNumBlocks") / most if most else 0.0)
 
     def exposition(self) -> bytes:
-        """Everything in Prometheus' text form, of all processes where several share a folder."""
+        """All metrics in Prometheus' text format, of all processes where several share a folder."""
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
             return generate_latest(self._registry)
-        everybody = CollectorRegistry()
-        MultiProcessCollector(everybody)
-        return generate_latest(everybody)
+        all_processes = CollectorRegistry()
+        MultiProcessCollector(all_processes)
+        return generate_latest(all_processes)
 
 
-def _times(known: Mapping[str, float]) -> dict[str, float]:
-    """The values of `_TIMES` as far as a request's own times tell them."""
-    waited, first, whole, each = (known.get(name) for name in ("request_queue_time", "ttft", "e2e", "tpot"))
-    told = {
-        "request_queue_time_seconds": waited,
+def _times(times: Mapping[str, float]) -> dict[str, float]:
+    """The values of `_TIMES` that follow from a request's own times."""
+    queued, first, total, per_token = (times.get(name) for name in ("request_queue_time", "ttft", "e2e", "tpot"))
+    values = {
+        "request_queue_time_seconds": queued,
         "time_to_first_token_seconds": first,
-        "time_per_output_token_seconds": each,
-        "request_prefill_time_seconds": None if first is None or waited is None else first - waited,
-        "request_decode_time_seconds": None if whole is None or first is None else whole - first,
-        "request_inference_time_seconds": None if whole is None or waited is None else whole - waited,
+        "time_per_output_token_seconds": per_token,
+        "request_prefill_time_seconds": None if first is None or queued is None else first - queued,
+        "request_decode_time_seconds": None if total is None or first is None else total - first,
+        "request_inference_time_seconds": None if total is None or queued is None else total - queued,
     }
-    return {name: value for name, value in told.items() if value is not None}
+    return {name: value for name, value in values.items() if value is not None}
 
 
-def _found(stats: Mapping[str, Any], path: str) -> float:
+def _lookup(stats: Mapping[str, Any], path: str) -> float:
     value: Any = stats
     for name in path.split("."):
         value = value.get(name, {})

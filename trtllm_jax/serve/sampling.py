@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_jax.requests.sampling_params import SamplingParams
-from trtllm_jax.serve.http.errors import bad
+from trtllm_jax.serve.http.errors import bad_request
 from trtllm_jax.serve.protocol.base import GenerationRequest, ResponseFormat
 from trtllm_jax.structured.params import GuidedDecodingParams
 
@@ -17,13 +17,13 @@ _SAME_NAME = (
 )  # fmt: skip
 
 
-def sampling_params(body: GenerationRequest, vocab: int, **special: Any) -> SamplingParams:
-    """What the engine is asked for. Over HTTP temperature and top_p are 1.0 where they are not given.
+def sampling_params(body: GenerationRequest, vocab: int, **renamed: Any) -> SamplingParams:
+    """The sampling parameters of a request; temperature and top_p are 1.0 where they are not given, as OpenAI has it.
 
     Args:
         body: the request.
         vocab: ids of the model are 0 to vocab - 1.
-        special: parameters that the endpoints spell differently; None leaves one out.
+        renamed: parameters that the endpoints name differently; None leaves one out.
 
     Raises:
         ValueError: a parameter is wrong, or two of them contradict each other.
@@ -32,58 +32,58 @@ def sampling_params(body: GenerationRequest, vocab: int, **special: Any) -> Samp
     given = {
         **same,
         "early_stopping": body.early_stopping or None,
-        "embedding_bias": _bias(body.logit_bias, vocab),
+        "embedding_bias": _logit_bias(body.logit_bias, vocab),
         "seed": None if body.seed is None else body.seed % (1 << 64),
         "stop": body.stops or None,
         "temperature": 1.0 if body.temperature is None else body.temperature,
         "top_p": 1.0 if body.top_p is None else body.top_p,
-        **special,
+        **renamed,
     }
     return SamplingParams(**{name: value for name, value in given.items() if value is not None})
 
 
-def guidance(wanted: ResponseFormat | None, grammar: str | None = None) -> GuidedDecodingParams | None:
-    """`GuidedDecodingParams` for what the text must be, None for any text. ApiError where its content is missing.
+def guided_decoding_params(
+    response_format: ResponseFormat | None, grammar: str | None = None
+) -> GuidedDecodingParams | None:
+    """`GuidedDecodingParams` of a response_format, None for any text; a `grammar` of the whole answer outweighs it.
 
-    Where there is a `grammar` of the whole answer, it is what counts.
+    ApiError where the content of the response_format is missing.
     """
-    rule = rule_of(wanted) if grammar is None else {"grammar": grammar}
-    if rule is None:
-        return None
-    return GuidedDecodingParams(**rule)
+    arguments = guided_decoding_arguments(response_format) if grammar is None else {"grammar": grammar}
+    return None if arguments is None else GuidedDecodingParams(**arguments)
 
 
-def rule_of(wanted: ResponseFormat | None) -> dict[str, Any] | None:
+def guided_decoding_arguments(response_format: ResponseFormat | None) -> dict[str, Any] | None:
     """The arguments of `GuidedDecodingParams`, None for any text. ApiError where content is missing."""
-    if wanted is None or wanted.type == "text":
+    if response_format is None or response_format.type == "text":
         return None
-    match wanted.type:
+    match response_format.type:
         case "json_object":
             return {"json_object": True}
         case "json":
-            return {"json": _present("response_format.schema", wanted.schema_)}
+            return {"json": _require("response_format.schema", response_format.schema_)}
         case "json_schema":
-            wrapped = _present("response_format.json_schema", wanted.json_schema)
-            return {"json": _present("response_format.json_schema.schema", wrapped.schema_)}
+            wrapped = _require("response_format.json_schema", response_format.json_schema)
+            return {"json": _require("response_format.json_schema.schema", wrapped.schema_)}
         case "regex":
-            return {"regex": _present("response_format.regex", wanted.regex)}
+            return {"regex": _require("response_format.regex", response_format.regex)}
         case "ebnf":
-            return {"grammar": _present("response_format.ebnf", wanted.ebnf)}
+            return {"grammar": _require("response_format.ebnf", response_format.ebnf)}
 
 
-def _present(param: str, value: Any) -> Any:
+def _require(param: str, value: Any) -> Any:
     if value is None:
-        raise bad(param, f"{param} is missing, which this type of response_format needs")
+        raise bad_request(param, f"{param} is missing, which this type of response_format needs")
     return value
 
 
-def _bias(given: dict[str, float] | None, vocab: int) -> Any:
+def _logit_bias(given: dict[str, float] | None, vocab: int) -> Any:
     """float32 [vocab], None for no bias."""
     if not given:
         return None
     bias = np.zeros(vocab, np.float32)
     for token, value in given.items():
         if not (token.isascii() and token.isdigit() and len(token) < 10 and int(token) < vocab):
-            raise bad("logit_bias", f"logit_bias holds {token[:40]!r}: ids of this model are 0 to {vocab - 1}")
+            raise bad_request("logit_bias", f"logit_bias holds {token[:40]!r}: ids of this model are 0 to {vocab - 1}")
         bias[int(token)] = value
     return bias

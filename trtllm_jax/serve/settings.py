@@ -1,4 +1,4 @@
-"""What whoever starts a server decides: names, keys, times, and how much a request may ask for."""
+"""`ServeSettings`: names, keys, timeouts, and the `Limits` of each request."""
 
 from typing import Annotated
 
@@ -10,24 +10,24 @@ Seconds = Annotated[float, Field(gt=0)]
 
 
 class Limits(StrictModel):
-    """Most that one request may hold; a request beyond them is answered with 400, a body beyond its size with 413.
+    """Upper limits of one request: a larger request is answered with 400, a larger body with 413.
 
     Attributes:
-        body_bytes: of the body, counted while it is read.
-        json_depth: of arrays and objects within each other.
-        prompts: of one completion request.
-        prompt_chars: of all prompts or messages together.
-        messages: of one conversation.
-        n: answers of each prompt, which also bounds best_of.
-        sequences: answers of all prompts together.
-        logprobs: alternatives of each token.
+        body_bytes: bytes of the body, counted while it is read.
+        json_depth: the nesting of arrays and objects.
+        prompts: prompts of one completion request.
+        prompt_chars: characters of all prompts or messages together.
+        messages: messages of one conversation.
+        n: answers to each prompt; also the limit of best_of.
+        sequences: answers to all prompts together.
+        logprobs: alternatives to each token.
         stops: stop strings, and stop ids.
-        stop_chars: of each stop string.
+        stop_chars: characters of each stop string.
         biases: entries of logit_bias.
-        tools: functions of one request.
-        schema_bytes: of a JSON schema, a regex or a grammar, as JSON.
-        schema_depth: of a JSON schema.
-        template_chars: of a request's own chat template.
+        tools: tools of one request.
+        schema_bytes: the size of a JSON schema, a regex or a grammar, as JSON.
+        schema_depth: the nesting of a JSON schema.
+        template_chars: characters of a request's own chat template.
     """
 
     body_bytes: PositiveInt = 16 << 20
@@ -51,18 +51,18 @@ class ServeSettings(StrictModel):
     """One server's settings.
 
     Attributes:
-        model_names: what the model is called in requests and answers; answers use the first.
-        api_keys: any of them is asked for, in `Authorization: Bearer`, except by /health; () asks for none.
-        request_timeout: seconds from a request's submission to its answer's end.
-        body_timeout: seconds in which a body must arrive.
-        retry_after: seconds after which a refused client should come again.
-        reasoning_parser: the format in which the model thinks aloud, None where it does not.
+        model_names: the model's names in requests; answers use the first.
+        api_keys: the keys of which `Authorization: Bearer` must have one, except for /health; () requires none.
+        request_timeout: seconds from a request's submission to the end of its answer.
+        body_timeout: seconds within which a body must arrive.
+        retry_after: seconds after which a refused client should try again.
+        reasoning_parser: the format of the model's reasoning, None where it does not reason.
         tool_parser: the format of the model's tool calls, None to leave them in the text.
-        otlp_traces_endpoint: URL of OpenTelemetry's collector, None for no traces.
-        stored_responses: of /v1/responses, remembered in this process; 0 where others answer too.
-        stored_bytes: of them together.
-        tokenizer_threads: for prompts so long that reading them would hold up the streams.
-        limits: of each request.
+        otlp_traces_endpoint: the URL of an OpenTelemetry collector, None for no traces.
+        stored_responses: responses of /v1/responses that this process keeps; 0 where several processes answer.
+        stored_bytes: their size together.
+        tokenizer_threads: threads for prompts whose tokenisation would delay the streams.
+        limits: the limits of each request.
     """
 
     model_names: tuple[Annotated[str, Field(min_length=1)], ...] = Field(min_length=1)

@@ -1,4 +1,4 @@
-"""Single tokens as the text and the bytes that they stand for, and where they are in a text."""
+"""The text and the bytes of single tokens, and their positions in a text."""
 
 import codecs
 from collections.abc import Iterable, Sequence
@@ -8,11 +8,11 @@ from typing import NamedTuple
 from trtllm_jax.text.detokenizer import anchor_of
 from trtllm_jax.text.tokenizer import REPLACEMENT, Tokenizer
 
-_REMEMBERED = 1 << 16
+_CACHE_SIZE = 1 << 16
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The bytes behind the characters that byte-level vocabularies write for them (GPT-2's alphabet)."""
+    """The byte that each character of a byte-level vocabulary stands for (GPT-2's alphabet)."""
     plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     others = [byte for byte in range(256) if byte not in plain]
     return {chr(byte): byte for byte in plain} | {chr(256 + i): byte for i, byte in enumerate(others)}
@@ -22,35 +22,35 @@ _ALPHABET = _byte_alphabet()
 
 
 class TokenTexts:
-    """What single tokens look like where they stand: after `before`, or at the beginning of a text where it is None."""
+    """The texts of single tokens after the token `before`, or at the beginning of a text where it is None."""
 
     def __init__(self, tokenizer: Tokenizer | None) -> None:
         self.tokenizer = tokenizer
-        self._written = lru_cache(_REMEMBERED)(self._look_up)
+        self._written = lru_cache(_CACHE_SIZE)(self._look_up)
 
-    def written(self, token: int, before: int | None) -> bytes:
-        """The bytes that the token adds to the text, whole characters or not; none for one that does not exist."""
+    def token_bytes(self, token: int, before: int | None) -> bytes:
+        """The bytes that the token adds to the text, which may end within a character; none for an unknown token."""
         if self.tokenizer is None or not (piece := self.tokenizer.piece(token)).known:
             return b""
         return self._written(token, None if piece.fixed else before)
 
-    def name(self, token: int, place: "Place") -> str:
-        """The token's text; as OpenAI writes it, bytes: and the bytes where that is a part of a character."""
+    def name(self, token: int, position: "TokenPosition") -> str:
+        """The token's text, or "bytes:" and its bytes where those are a part of a character, as OpenAI writes it."""
         if self.tokenizer is None or not (piece := self.tokenizer.piece(token)).known:
             return f"token_id:{token}"
-        if piece.special and place.skips_special:
+        if piece.special and position.skips_special:
             return piece.text
-        written = self.written(token, place.before)
+        token_bytes = self.token_bytes(token, position.before)
         try:
-            return written.decode()
+            return token_bytes.decode()
         except UnicodeDecodeError:
-            return "bytes:" + "".join(map(_shown, written))
+            return "bytes:" + "".join(map(_escape, token_bytes))
 
-    def names(self, tokens: Iterable[int], place: "Place") -> dict[int, str]:
-        """The names of several tokens that may stand in one place, all different: the first with a text has it."""
+    def names(self, tokens: Iterable[int], position: "TokenPosition") -> dict[int, str]:
+        """Distinct names of several tokens for one position; where two have the same text, the first one has it."""
         found: dict[str, int] = {}
         for token in dict.fromkeys(tokens):
-            name = self.name(token, place)
+            name = self.name(token, position)
             found[name if name not in found else f"token_id:{token}"] = token
         return {token: name for name, token in found.items()}
 
@@ -66,32 +66,34 @@ class TokenTexts:
         return self.tokenizer.text_behind(before, [token]).encode()
 
 
-def _shown(byte: int) -> str:
+def _escape(byte: int) -> str:
     return chr(byte) if 0x20 <= byte < 0x7F and byte != ord("\\") else f"\\x{byte:02x}"
 
 
-class Place(NamedTuple):
-    """Where a token is.
+class TokenPosition(NamedTuple):
+    """Where a token stands in a text.
 
-    ``before``: the token that the text shows before it; ``skips_special``: whether it leaves special ones out;
-    ``written``: what it adds to the text, nothing where that does not show it; ``offset``: the character at which it
-    begins, or the one that it begins within.
+    Attributes:
+        before: the token that the text shows before it.
+        skips_special: whether the text leaves special tokens out.
+        token_bytes: what the token adds to the text, nothing where the text does not show it.
+        offset: the character at which it begins, or within which it begins.
     """
 
     before: int | None
     skips_special: bool = True
-    written: bytes = b""
+    token_bytes: bytes = b""
     offset: int = 0
 
 
-class Places:
-    """The places of one text's tokens, told as they come: those that follow change nothing.
+class PositionTracker:
+    """Finds the positions of a text's tokens one after the other; later tokens do not change them.
 
     Args:
-        texts: what tokens look like.
-        skip_special_tokens: whether the text leaves these out.
+        texts: the texts of single tokens.
+        skip_special_tokens: whether the text leaves special tokens out.
         before: the token that the text follows.
-        offset: where it begins.
+        offset: the character at which the text begins.
     """
 
     def __init__(
@@ -104,37 +106,37 @@ class Places:
         self._characters = codecs.getincrementaldecoder("utf-8")("replace")
         self._run: _ByteRun | None = None
 
-    def add(self, token: int) -> Place:
-        """The place of the next token."""
+    def add(self, token: int) -> TokenPosition:
+        """The position of the next token."""
         tokenizer = self._texts.tokenizer
         if tokenizer is None:
-            return Place(None, offset=self._length)
+            return TokenPosition(None, offset=self._length)
         piece = tokenizer.piece(token)
         if not piece.known or (piece.special and self._skip):
-            return Place(self._before, self._skip, offset=self._offset(b""))
-        written = self._texts.written(token, self._before)
+            return TokenPosition(self._before, self._skip, offset=self._offset(b""))
+        token_bytes = self._texts.token_bytes(token, self._before)
         if piece.byte is None and self._run is not None:
             self._length += self._run.end()
             self._run = None
-        place = Place(self._before, self._skip, written, self._offset(written))
+        position = TokenPosition(self._before, self._skip, token_bytes, self._offset(token_bytes))
         self._before = token
         if piece.byte is not None:
             self._run = self._run or _ByteRun()
-            self._run.add(written)
+            self._run.add(token_bytes)
         else:
-            self._length += len(self._characters.decode(written))
-        return place
+            self._length += len(self._characters.decode(token_bytes))
+        return position
 
-    def _offset(self, written: bytes) -> int:
+    def _offset(self, token_bytes: bytes) -> int:
         if self._run is not None:
             return self._length + self._run.characters
         unfinished, _ = self._characters.getstate()
-        goes_on = not written or written[0] & 0xC0 == 0x80  # a byte that continues a character
+        goes_on = not token_bytes or token_bytes[0] & 0xC0 == 0x80  # a byte that continues a character
         return self._length + (1 if unfinished and not goes_on else 0)
 
 
 class _ByteRun:
-    """Byte-fallback tokens in a row: characters if all of them are, else U+FFFD for each of them."""
+    """A run of byte-fallback tokens: its characters if all of it decodes, else U+FFFD for each token."""
 
     def __init__(self) -> None:
         self._decoder = codecs.getincrementaldecoder("utf-8")("strict")
@@ -144,51 +146,55 @@ class _ByteRun:
 
     @property
     def characters(self) -> int:
-        """How many whole ones there are so far."""
+        """The number of complete characters so far."""
         return self._whole if self._valid else self._bytes
 
-    def add(self, written: bytes) -> None:
+    def add(self, token_bytes: bytes) -> None:
         self._bytes += 1
         try:
-            self._whole += len(self._decoder.decode(written))
+            self._whole += len(self._decoder.decode(token_bytes))
         except UnicodeDecodeError:
             self._valid = False
 
     def end(self) -> int:
-        """How many characters they are, if no more come."""
+        """The number of characters once no more tokens come."""
         unfinished, _ = self._decoder.getstate()
         return self._bytes if unfinished else self.characters
 
 
-def places_in_prompt(
+def prompt_positions(
     texts: TokenTexts, text: str, ids: Sequence[int], skip_special_tokens: bool, add_special_tokens: bool
-) -> list[Place]:
-    """Where a prompt's tokens are in `text`, which was given or is what they say."""
-    places: list[Place] = []
-    # A text that was given has no special tokens but those that somebody typed.
+) -> list[TokenPosition]:
+    """The positions of a prompt's tokens in `text`, which the request gave, or which they decode to."""
+    positions: list[TokenPosition] = []
+    # The text of a request has no special tokens but those that somebody typed.
     for skip in (skip_special_tokens, True):
-        places = list(map(Places(texts, skip).add, ids))
-        if b"".join(place.written for place in places).decode(errors="replace") == text:
-            return places
+        positions = list(map(PositionTracker(texts, skip).add, ids))
+        if b"".join(position.token_bytes for position in positions).decode(errors="replace") == text:
+            return positions
     spans = texts.tokenizer.spans(text, add_special_tokens) if texts.tokenizer else []
-    # Otherwise these are not the ids of this text, but bytes that are no characters, or there is no text.
-    return _aligned(places, spans, text) if len(spans) == len(ids) else places
+    # Otherwise the ids are not those of the text: they are bytes of no character, or there is no text.
+    return _align_to_spans(positions, spans, text) if len(spans) == len(ids) else positions
 
 
-def _aligned(places: Sequence[Place], spans: Sequence[tuple[int, int]], text: str) -> list[Place]:
-    """The same where the tokenizer changed the text before it cut it: by what it says of each token's origin."""
+def _align_to_spans(
+    positions: Sequence[TokenPosition], spans: Sequence[tuple[int, int]], text: str
+) -> list[TokenPosition]:
+    """The positions by the tokenizer's own spans, where it normalises the text before it splits it."""
     aligned, last = [], 0
-    for place, (start, end) in zip(places, spans, strict=True):
-        written = place.written.decode(errors="replace")
+    for position, (start, end) in zip(positions, spans, strict=True):
+        token_bytes = position.token_bytes.decode(errors="replace")
         # Some leave out the space that a token begins with.
-        spaced = start - (len(written) - len(written.lstrip()))
-        offset = last if start == end else spaced if spaced >= 0 and text.startswith(written, spaced) else start
-        aligned.append(place._replace(offset=offset))
+        spaced = start - (len(token_bytes) - len(token_bytes.lstrip()))
+        offset = last if start == end else spaced if spaced >= 0 and text.startswith(token_bytes, spaced) else start
+        aligned.append(position._replace(offset=offset))
         last = max(last, end)
     return aligned
 
 
-def answer_places(texts: TokenTexts, prompt: Sequence[int], offset: int, skip_special_tokens: bool) -> Places:
-    """The places of an answer's tokens in a text that begins with the prompt's, which has `offset` characters."""
+def answer_positions(
+    texts: TokenTexts, prompt: Sequence[int], offset: int, skip_special_tokens: bool
+) -> PositionTracker:
+    """The positions of an answer's tokens in a text that begins with the prompt's, which has `offset` characters."""
     before = None if texts.tokenizer is None else anchor_of(texts.tokenizer, prompt, skip_special_tokens)
-    return Places(texts, skip_special_tokens, before, offset)
+    return PositionTracker(texts, skip_special_tokens, before, offset)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.bench.answer import MAX_LINE, AnswerReader, EventReader, RequestFailure, refusal
+from trtllm_jax.commands.bench.answer import MAX_LINE, AnswerParser, EventParser, RequestFailure, http_failure
 
 
 def events(*records: Any) -> bytes:
@@ -26,8 +26,8 @@ def usage(prompt: int, output: int) -> dict[str, Any]:
     return {"choices": [], "usage": {"prompt_tokens": prompt, "completion_tokens": output}}
 
 
-def read(reads: Iterable[tuple[float, bytes]]) -> AnswerReader:
-    reader = AnswerReader()
+def read(reads: Iterable[tuple[float, bytes]]) -> AnswerParser:
+    reader = AnswerParser()
     for now, data in reads:
         reader.feed(data, now)
     return reader
@@ -38,7 +38,7 @@ def test_events_are_the_same_wherever_the_stream_is_cut(end: bytes) -> None:
     lines = (b": comment", b"event: x", b"data: one", b"", b"data:two", b"data: more", b"id: 3", b"", b"", b"data: cut")
     stream = end.join(lines)
     for cut in range(len(stream)):
-        reader = EventReader()
+        reader = EventParser()
         found = [*reader.feed(stream[:cut]), *reader.feed(stream[cut:])]
         assert found == [b"one", b"two\nmore"]
 
@@ -122,5 +122,5 @@ def test_a_usage_that_is_none_is_not_believed(wrong: Any) -> None:
     ],
 )
 def test_refusals_keep_the_servers_words(body: bytes, detail: str) -> None:
-    failure = refusal(429, body)
+    failure = http_failure(429, body)
     assert (failure.kind, failure.detail) == ("HTTP 429", detail)

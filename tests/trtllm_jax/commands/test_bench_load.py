@@ -13,7 +13,7 @@ import pytest
 
 from trtllm_jax.commands.bench.answer import Answer, RequestFailure
 from trtllm_jax.commands.bench.http import Server
-from trtllm_jax.commands.bench.load import Load, in_loop, list_models, run_load
+from trtllm_jax.commands.bench.load import Load, list_models, run_in_uvloop, run_load
 
 from .scripted_server import STREAM, ScriptedServer, answer_well, chunk, event, http
 
@@ -98,7 +98,7 @@ def test_several_processes_share_calls_and_bound(server: ScriptedServer) -> None
 @pytest.mark.parametrize("bound", [None, 1, 2, 7])
 def test_shares_are_everything_once(processes: int, bound: int | None) -> None:
     whole = Load(Server("x", 1), "/", [str(i) for i in range(7)], list(range(7)), bound, 1.0)
-    shares = whole.shares(processes)
+    shares = whole.split(processes)
     assert len(shares) == min(processes, 7, bound or 7)
     pairs = [pair for share in shares for pair in zip(share.bodies, share.arrivals, strict=True)]
     assert sorted(pairs) == [(str(i), i) for i in range(7)]
@@ -160,7 +160,7 @@ def test_some_calls_fail_and_the_others_are_measured(server: ScriptedServer) -> 
     server.behaviour = every_third_is_refused
     failures = [one.failure for one in run(load(server.port, 9, concurrency=1))]
     assert failures == ["HTTP 429", "", ""] * 3
-    assert server.connections == 1  # a refusal leaves the connection as it is
+    assert server.connections == 1  # a http_failure leaves the connection as it is
 
 
 def test_an_answer_may_end_with_its_connection(server: ScriptedServer) -> None:
@@ -210,9 +210,9 @@ def test_interruption_keeps_what_was_answered(server: ScriptedServer) -> None:
 
 
 def test_models(server: ScriptedServer) -> None:
-    assert in_loop(list_models(Server.of(server.base_url), 10.0)) == ["first", "second"]
+    assert run_in_uvloop(list_models(Server.of(server.base_url), 10.0)) == ["first", "second"]
     with pytest.raises(RequestFailure, match="connection lost"):
-        in_loop(list_models(Server.of(f"http://localhost:{server.port}/v2"), 10.0))
+        run_in_uvloop(list_models(Server.of(f"http://localhost:{server.port}/v2"), 10.0))
 
 
 @pytest.mark.parametrize(
@@ -226,11 +226,11 @@ def test_models(server: ScriptedServer) -> None:
 )
 def test_urls(url: str, expected: Server) -> None:
     assert Server.of(url) == expected
-    assert Server.of(url, "key").head("POST", "/x", 5).count(b"Authorization: Bearer key\r\n") == 1
+    assert Server.of(url, "key").request_head("POST", "/x", 5).count(b"Authorization: Bearer key\r\n") == 1
 
 
 def test_the_host_of_an_ipv6_address_is_bracketed() -> None:
-    assert b"\r\nHost: [::1]:9\r\n" in Server.of("http://[::1]:9").head("GET", "/models", 0)
+    assert b"\r\nHost: [::1]:9\r\n" in Server.of("http://[::1]:9").request_head("GET", "/models", 0)
 
 
 @pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "http://x:y/", "http://x/?a=1", "http://x/\n"])

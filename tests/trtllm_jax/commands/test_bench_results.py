@@ -7,14 +7,8 @@ import numpy as np
 import pytest
 
 from trtllm_jax.commands.bench.report import batch_table, plot
-from trtllm_jax.commands.bench.results import (
-    BatchResult,
-    Distribution,
-    FirstTokenResult,
-    RequestsResult,
-    RequestTimes,
-    StartUpResult,
-)
+from trtllm_jax.commands.bench.request_results import Distribution, RequestsResult, RequestTimes
+from trtllm_jax.commands.bench.results import BatchResult, FirstTokenResult, StartUpResult
 
 
 def test_a_distribution_of_one_to_a_hundred_and_one() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.commands.eval.data import SOURCES, local_tasks, pages, present
+from trtllm_jax.commands.eval.data import SOURCES, available_tasks, local_tasks, pages
 
 
 def only(name: str, folder: Path) -> Any:
@@ -74,10 +74,10 @@ def test_pages_are_cut_at_their_headings() -> None:
 
 
 def test_tasks_that_are_there(eval_files: Path, tmp_path: Path) -> None:
-    assert set(present(eval_files)) == {*SOURCES, "mmlu"}
-    assert present(eval_files / "mmlu") == ["mmlu"]
+    assert set(available_tasks(eval_files)) == {*SOURCES, "mmlu"}
+    assert available_tasks(eval_files / "mmlu") == ["mmlu"]
     (tmp_path / "piqa.jsonl").touch()
-    assert present(tmp_path) == ["piqa"]
+    assert available_tasks(tmp_path) == ["piqa"]
 
 
 @pytest.mark.parametrize(

@@ -38,7 +38,7 @@ class Parts:
         self.params, self.mesh = loaded.params, loaded.mesh
         self.spec = CacheSpec.of(model.cache_groups, model.config.sizes, PAGE_SIZE, jnp.dtype("float32"), self.mesh)
         width, new_pages = LIMITS.max_seq_len // PAGE_SIZE, pages_per_dispatch(LIMITS, PAGE_SIZE)
-        sizes = Sizes(model, LIMITS, PAGE_SIZE, (width,), new_pages, on_cpu=True)
+        sizes = Sizes(model, LIMITS, PAGE_SIZE, (width,), new_pages)
         shapes = weights.shapes_of(self.params)
         self.programs = Programs(sizes, self.mesh, shapes, self.spec.arrays((PAGES,)))
         self.programs.compile(Compilation.BEFORE, lambda done, total: None)
@@ -51,7 +51,7 @@ class Parts:
         return Scheduler(LIMITS, cache, CapacityPolicy.MAX_UTILIZATION)
 
     def runner(self) -> Runner:
-        return Runner(self.programs, self.params, self.spec.allocate((PAGES,)), self.mesh)
+        return Runner(self.programs, self.params, self.spec.allocate((PAGES,)))
 
 
 def requests_of_every_kind() -> list[Request]:
@@ -68,6 +68,6 @@ def requests_of_every_kind() -> list[Request]:
         Request((3, 3, 4), 6, greedy, edits=LogitEdits(repetition=1.3, no_repeat_ngram=2)),
         Request((5,), 5, greedy, edits=LogitEdits(bad=((1, 2),))),
         Request((6, 6), 5, greedy, edits=by_hand, num_logprobs=1),
-        Request(tuple(range(12)), 3, greedy, keep_context=True, keep_logits=True),
-        Request((8, 9), 1, greedy, keep_embedding=True),
+        Request(tuple(range(12)), 3, greedy, reports=frozenset({"context_logits", "generation_logits"})),
+        Request((8, 9), 1, greedy, reports=frozenset({"embedding"})),
     ]

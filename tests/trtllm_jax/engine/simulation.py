@@ -320,7 +320,7 @@ class Simulation:
     def _commit(self, plan: StepPlan) -> None:
         # Only now, so that a plan which changes after it was handed out is noticed.
         tokens = self.device.execute(plan, self.weights_of[id(plan)])
-        logits = {row: self.device.logits[row] for row in plan.with_logits}
+        logits = {row: self.device.logits[row] for row in plan.rows_with("logits")}
         for row in (*plan.edited, *plan.drawn_on_host):
             request = plan.requests[row]
             running = request.finished is None
@@ -331,7 +331,7 @@ class Simulation:
             if request.num_logprobs is not None
         }
         failing = {row: error for row, error in self._failures(plan).items() if tokens[row]}
-        self._record(self.scheduler.commit(plan, StepOutput(tokens, logprobs, logits, failures=failing)))
+        self._record(self.scheduler.commit(plan, StepOutput(tokens, {"logprobs": logprobs, "logits": logits}, failing)))
         self._check_pool()
 
     def _failures(self, plan: StepPlan) -> dict[int, Exception]:
@@ -393,9 +393,9 @@ class Simulation:
     @staticmethod
     def _check_rows(plan: StepPlan, request: Request, rows: list[int]) -> None:
         """Those of one sequence: one, or one a token of a prompt whose logits are reported."""
-        assert len(rows) == 1 or request.keep_context
+        assert len(rows) == 1 or ("context_logits" in request.reports)
         assert not any(plan.emits[rows[:-1]]), "only its last row draws"
-        assert request.keep_context or not plan.context[rows].any()
+        assert ("context_logits" in request.reports) or not plan.context[rows].any()
         first = int(plan.first[rows[0]])
         if first < 0:
             assert not request.needs_host_token, "its token is the host's to send"
@@ -415,15 +415,18 @@ class Simulation:
         assert told == request.generated
         assert [update.finish for update in updates if update.finish] == [request.finished]
         if request.num_logprobs is not None:
-            assert [entry.token for update in updates for entry in update.logprobs] == told
+            assert [entry.token for update in updates for entry in update.outputs.get("logprobs", ())] == told
         else:
-            assert not any(update.logprobs for update in updates)
+            assert not any("logprobs" in update.outputs for update in updates)
         sums = logits_after(request)
-        context = [logits.item() for update in updates for logits in update.context]
-        assert context == (sums[: len(context)] if request.keep_context else [])
-        assert len(context) == (len(request.prompt) if told and request.keep_context else len(context))
-        drawn_from = [logits.item() for update in updates for logits in update.logits]
-        assert drawn_from == (sums[len(request.prompt) - 1 :][: len(told)] if request.keep_logits else [])
+        context = [logits.item() for update in updates for logits in update.outputs.get("context_logits", ())]
+        reports_context = "context_logits" in request.reports
+        assert context == (sums[: len(context)] if reports_context else [])
+        assert len(context) == (len(request.prompt) if told and reports_context else len(context))
+        drawn_from = [logits.item() for update in updates for logits in update.outputs.get("generation_logits", ())]
+        assert drawn_from == (
+            sums[len(request.prompt) - 1 :][: len(told)] if ("generation_logits" in request.reports) else []
+        )
         if request in self.failing and len(told) >= self.failing[request]:
             assert len(told) == self.failing[request]
             assert isinstance(updates[-1].error, ArithmeticError) or request.finished is not FinishReason.CANCELLED

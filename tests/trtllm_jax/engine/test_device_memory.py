@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 import sharding
+from pallas_kernels.devices import Platform
 from trtllm_jax.engine import device_memory
 
 
@@ -52,7 +53,7 @@ def test_a_gpu_that_was_started_before_is_warned_about(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, backend: str
 ) -> None:
     started(monkeypatch, True)
-    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    monkeypatch.setattr(device_memory.Platform, "default", lambda: Platform(backend))
     monkeypatch.setattr(device_memory.logger, "propagate", True)
     with caplog.at_level(logging.WARNING):
         device_memory.claim()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pallas_kernels.devices import Platform
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine.config import decode_buckets, token_buckets
 from trtllm_jax.engine.kv_cache import CacheSpec
@@ -105,9 +106,9 @@ class TestPrograms:
             assert programs.decode(rows, greedy=True, extras=0)[:2] == ("decode", min(fitting))
 
     def test_sizes_grow_up_to_the_largest(self) -> None:
-        for sizes in (token_buckets(500), decode_buckets(100)):
+        for sizes in (token_buckets(500, Platform("cpu")), token_buckets(500, Platform("gpu")), decode_buckets(100)):
             assert list(sizes) == sorted(set(sizes))
-        assert token_buckets(500)[-1] == 500
+        assert token_buckets(500, Platform("gpu"))[-1] == 500
         assert decode_buckets(100)[-1] == 100
 
     @pytest.mark.parametrize(

@@ -165,7 +165,7 @@ def test_statistics_count_sequences_though_some_have_several_rows_and_others_kno
     first = scheduler.schedule()
     assert first is not None
     commit(scheduler, first)
-    scheduler.submit(replace(make_request(range(3)), keep_context=True))
+    scheduler.submit(replace(make_request(range(3)), reports=frozenset({"context_logits"})))
     plan = scheduler.schedule()
     assert plan is not None
     assert (plan.requests[0], len(plan.requests)) == (edited, 4)

@@ -1,6 +1,6 @@
 """Whole steps lowered for a GPU where there is none, so that a kernel that does not lower is found here."""
 
-from collections.abc import Iterator
+import re
 from functools import partial
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 from jax.sharding import AbstractMesh, AxisType
 
 from checkpoints.table import param_shapes
-from pallas_kernels import devices
 from pallas_kernels.attention import cache_shape
+from pallas_kernels.devices import Platform
 from sharding import Extents, ShardingRules, make_mesh
 from trtllm_jax.engine import steps
 from trtllm_jax.engine.grammar import mask_words
@@ -20,7 +20,7 @@ from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import RowState
 from trtllm_jax.engine.steps import Draw
 from trtllm_jax.models import llama
-from trtllm_jax.nn import forward
+from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Model
 
 H100 = "NVIDIA H100 80GB HBM3"
@@ -32,21 +32,6 @@ CONFIG = {
     "rope_theta": 500000.0, "hidden_act": "silu",
 }  # fmt: skip
 SLOTS, PAGES = 256, 16
-
-
-@pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What chooses by the backend chooses for an H100; nothing traced so is left for other tests."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(devices, "gpu_kind", lambda: H100)
-    _forget_traces()
-    yield
-    _forget_traces()
-
-
-def _forget_traces() -> None:
-    forward._traced_once.cache_clear()
-    jax.clear_caches()
 
 
 def penalties(model: Model) -> Any:
@@ -73,12 +58,12 @@ def lowered_with(step: Any, layout: steps.Layout, model: Model, *others: object)
 
 @pytest.fixture(scope="module")
 def model() -> Model:
-    return Model(llama, llama.Config.from_hf(CONFIG))
+    return Model(llama, llama.Config.from_hf(CONFIG), execution=Execution(Platform("gpu", H100)))
 
 
 @pytest.mark.parametrize("how", [Draw(False, 0), Draw(True, 0), Draw(True, 1), Draw(True, 8), Draw(True, 256)], ids=str)
 @pytest.mark.parametrize("rows", [8, 256, *(pytest.param(rows, marks=pytest.mark.slow) for rows in (1, 64, 128))])
-def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -> None:
+def test_decode_steps(model: Model, rows: int, how: Draw) -> None:
     how = how._replace(extras=min(how.extras or 0, rows))
     known, loop = ((penalties(model),), steps.decode_loop_with_extras) if how.extras else ((), steps.decode_loop)
     layout = steps.decode_layout(rows, 1, 1, how)
@@ -91,8 +76,19 @@ def test_decode_steps(pretended_gpu: None, model: Model, rows: int, how: Draw) -
     assert "rms_norm" in text
 
 
+def test_several_iterations_of_a_decode_step(model: Model) -> None:
+    """Unrolled, as many as the program has: nothing decides how many run."""
+    how = Draw(False, 0)
+    layout = steps.decode_layout(8, 1, 1, how)
+    texts = [lowered(partial(steps.decode_loop, model, layout, how, count, 32), layout, model) for count in (1, 4)]
+    assert "stablehlo.while" not in texts[1]
+    assert "stablehlo.case" not in texts[1]
+    calls = [len(re.findall(r"call @layer", text)) for text in texts]
+    assert calls == [2, 8], "two layers an iteration"
+
+
 @pytest.mark.parametrize("tokens", [16, 128, 2048])
-def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
+def test_ragged_steps(model: Model, tokens: int) -> None:
     layout = steps.ragged_layout(tokens, min(tokens, SLOTS), (PAGES,))
     text = lowered(partial(steps.ragged_step, model, layout, 32), layout, model)
     assert ("mosaic_gpu" in text) == (tokens >= 128), "matmuls of 128 rows, attention of 1,024 tokens"
@@ -102,7 +98,7 @@ def test_ragged_steps(pretended_gpu: None, model: Model, tokens: int) -> None:
 
 
 @pytest.mark.parametrize(("rows", "room"), [(16, 8), (16, 16), (256, 256)])
-def test_extras_of_a_ragged_step(pretended_gpu: None, model: Model, rows: int, room: int) -> None:
+def test_extras_of_a_ragged_step(model: Model, rows: int, room: int) -> None:
     layout = steps.extras_layout(rows)
     state = jax.eval_shape(partial(RowState.empty, SLOTS, (PAGES,)))
     last, out = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16), jax.ShapeDtypeStruct((rows, 2), jnp.int32)
@@ -113,7 +109,7 @@ def test_extras_of_a_ragged_step(pretended_gpu: None, model: Model, rows: int, r
 
 
 @pytest.mark.parametrize("rows", [16, 256])
-def test_edited_draws(pretended_gpu: None, model: Model, rows: int) -> None:
+def test_edited_draws(model: Model, rows: int) -> None:
     layout = steps.edited_layout(rows)
     last = jax.ShapeDtypeStruct((SLOTS, 4096), jnp.bfloat16)
     words = jax.ShapeDtypeStruct((rows, mask_words(model.config.vocab)), np.int32)

@@ -32,7 +32,9 @@ def columns(spec: CacheSpec, mesh: Any, fraction: float, temporary: int, tokens:
 
 
 def gpu(limit: int, used: int = 0) -> Any:
-    device = SimpleNamespace(platform="gpu", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used})
+    device = SimpleNamespace(
+        platform="gpu", device_kind="NVIDIA H200", memory_stats=lambda: {"bytes_limit": limit, "bytes_in_use": used}
+    )
     return SimpleNamespace(devices=np.array([device], object), local_devices=[device])
 
 

@@ -20,7 +20,7 @@ def test_one_row_of_a_sequence_writes_its_state() -> None:
     """Two that wrote to one slot could leave either of their states there."""
     limits = SchedulerLimits(PADDING_SLOT, 16, 32, 4)
     scheduler = Scheduler(limits, KVCacheManager(limits, [Group(BlockPool(20, 4))]))
-    scheduler.submit(make_request(range(3), 4, keep_context=True))
+    scheduler.submit(make_request(range(3), 4, reports=frozenset({"context_logits"})))
     scheduler.submit(make_request([7, 8], 4, seed=1))
     plan = scheduler.schedule()
     assert plan is not None

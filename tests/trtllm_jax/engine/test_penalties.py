@@ -1,6 +1,7 @@
 """What the device knows of sequences and changes in their logits, against `LogitEdits.apply`."""
 
 from dataclasses import replace
+from functools import partial
 
 import jax
 import numpy as np
@@ -19,7 +20,7 @@ LAYOUT = begin_layout(LENGTH)
 
 taken = jax.jit(lambda penalties, packed: begin(LAYOUT, penalties, packed))
 noted = jax.jit(Penalties.noted)
-changed = jax.jit(Penalties.changed)
+changed = jax.jit(partial(Penalties.changed, decides=True))
 
 
 def within_bounds(edits: LogitEdits) -> LogitEdits:

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -29,6 +30,7 @@ from .simulation import (
 )
 
 ON_THE_HOST = LogitEdits(batched=True)
+CONTEXT = frozenset({"context_logits"})
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,7 @@ class Arrival:
     step: int
     cancel: tuple[int, int] | None
     edits: LogitEdits | None
-    keep_logits: bool
-    keep_context: bool
+    reports: frozenset[str]
 
     def requests(self, first_seed: int) -> list[Request]:
         made: list[Request] = []
@@ -54,7 +55,7 @@ class Arrival:
             made.append(
                 make_request(
                     self.prompt, self.max_tokens, seed, self.stop_ids, self.num_logprobs, self.salt, parent,
-                    edits=self.edits, keep_logits=self.keep_logits, keep_context=self.keep_context and not made,
+                    edits=self.edits, reports=self.reports - CONTEXT if made else self.reports,
                 )
             )  # fmt: skip
         return made
@@ -74,6 +75,7 @@ def setups(draw: st.DrawFn) -> Setup:
             max_seq_len=max_seq_len,
             max_decode_steps=draw(st.integers(1, 8)),
             max_tokens_per_iteration=draw(st.sampled_from([1, 1, 1, 2, 4])),
+            fixed_decode_steps=draw(st.booleans()),
         ),
         windows=draw(windows),
         page_size=page_size,
@@ -100,8 +102,7 @@ def arrivals(draw: st.DrawFn, max_seq_len: int) -> Arrival:
         step=draw(st.integers(0, 20)),
         cancel=draw(st.none() | st.tuples(st.integers(0, samples - 1), st.integers(0, 15))),
         edits=draw(st.sampled_from([None, None, LogitEdits(), LogitEdits(bad=((1, 2),)), LogitEdits(batched=True)])),
-        keep_logits=draw(st.sampled_from([False, False, True])),
-        keep_context=draw(st.sampled_from([False, False, True])),
+        reports=frozenset(draw(st.lists(st.sampled_from(["generation_logits", "context_logits"]), max_size=2))),
     )
 
 
@@ -325,6 +326,50 @@ def test_one_dispatch_gains_a_row_as_many_tokens_as_it_may(tokens: int, steps: l
     assert [(plan.kind, plan.steps) for plan in simulation.plans] == [("step", 1), *(("decode", n) for n in steps)]
 
 
+def test_a_fixed_number_of_steps_is_taken_where_nobody_waits() -> None:
+    setup = setup_of(batch=2, steps=4)
+    setup = replace(setup, limits=replace(setup.limits, fixed_decode_steps=True))
+    simulation = Simulation(setup)
+    simulation.submit(first := make_request([1], 14), make_request([2], 40, seed=1), make_request([3], 9, seed=2))
+    simulation.run(100)
+    decoding = [plan for plan in simulation.plans if plan.kind == "decode"]
+    assert {plan.steps for plan in decoding} == {1, 4}
+    while_one_waits = [plan.steps for plan in decoding if first in plan.requests]
+    assert set(while_one_waits) == {1}
+
+
+def test_pages_behind_a_window_are_given_back_while_a_sequence_runs() -> None:
+    """Of 30 tokens on 15 pages no more than the window's and a step's are held: those of 6 tokens and of 4."""
+    setup = replace(setup_of(pages=20, page_size=2, length=40, tokens=4, steps=4), windows=(6,))
+    simulation = Simulation(setup)
+    simulation.submit(request := make_request(range(20), 10))
+    most = 0
+    while request.finished is None:
+        simulation.step()
+        if request.blocks is not None:
+            most = max(most, sum(page > 0 for page in pages_of(request)))
+    assert most <= 6
+    simulation.run(10)
+
+
+def test_a_prefix_is_found_as_long_as_its_window_is_held() -> None:
+    """What lies before the window may be lost: only a group that keeps every token needs it."""
+    setup = replace(setup_of(pages=12, page_size=2, length=24), windows=(6,))
+    simulation = ran(setup, make_request(range(16), 1))
+    simulation.submit(again := make_request(range(20), 1, seed=1))
+    simulation.run(100)
+    assert again.cached_tokens == 16
+    first = pages_of_prefix(simulation, again)
+    assert first == 5, "the token at position 16 sees those from 11 on, in the pages from the sixth on"
+
+
+def pages_of_prefix(simulation: Simulation, request: Request) -> int:
+    """The first column of the pages that a finished request's prefix was made of."""
+    plan = next(plan for plan in simulation.plans if request in plan.requests)
+    (table,) = plan.page_tables
+    return int(np.flatnonzero(table[plan.requests.index(request)])[0])
+
+
 def test_fewer_steps_are_taken_where_pages_are_short() -> None:
     requests = [make_request([seed], 11, seed) for seed in range(2)]
     simulation = ran(setup_of(pages=12, page_size=1, length=12, policy=UTILIZATION), *requests)
@@ -369,7 +414,7 @@ def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
     simulation = Simulation(setup_of(batch=5))
     simulation.submit(first := make_request([1], 30))
     simulation.step()
-    simulation.submit(told := make_request(range(10), 2, seed=1, keep_context=True))
+    simulation.submit(told := make_request(range(10), 2, seed=1, reports=CONTEXT))
     simulation.submit(later := make_request([3], 2, seed=2))
     simulation.run(100)
     rows = [plan.requests.count(told) for plan in simulation.plans if plan.context.any()]
@@ -382,16 +427,16 @@ def test_a_prompt_whose_logits_are_told_takes_the_rows_that_are_free() -> None:
 
 
 def test_logits_of_a_prompt_are_told_once_though_it_is_computed_again() -> None:
-    requests = [make_request([seed] * 6, 26, seed, keep_context=True, edits=LogitEdits()) for seed in range(4)]
+    requests = [make_request([seed] * 6, 26, seed, reports=CONTEXT, edits=LogitEdits()) for seed in range(4)]
     simulation = ran(setup_of(pages=9, length=32, batch=4, tokens=6, steps=4, policy=UTILIZATION), *requests)
     assert preempted(simulation)
     for request in requests:
-        assert sum(len(update.context) for update in simulation.updates[request]) == 6
+        assert sum(len(update.outputs.get("context_logits", ())) for update in simulation.updates[request]) == 6
 
 
 def test_a_known_prompt_is_computed_where_its_logits_are_told() -> None:
     simulation = ran(setup_of(), make_request(range(12), 3))
-    simulation.submit(told := make_request(range(12), 3, seed=1, keep_context=True))
+    simulation.submit(told := make_request(range(12), 3, seed=1, reports=CONTEXT))
     simulation.run(100)
     simulation.submit(plain := make_request(range(12), 3, seed=2))
     simulation.run(100)

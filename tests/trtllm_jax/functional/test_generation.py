@@ -15,10 +15,12 @@ import pytest
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from pallas_kernels.devices import Platform
 from trtllm_jax import SamplingParams, generate_fn, load_model
 from trtllm_jax.functional.generation import Generate
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.prefill import PAGE_SIZE
+from trtllm_jax.nn.execution import Execution
 
 from ..tiny_engine import tiny_engine
 
@@ -253,14 +255,13 @@ def test_kernels_are_a_choice(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -
     module = ModuleType("spied")
     vars(module).update(vars(model.module))
 
-    def head(*arguments: Any, xla_only: bool) -> jax.Array:
-        chosen.append(xla_only)
-        scores: jax.Array = model.module.head(*arguments, xla_only=xla_only)
+    def head(config: Any, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
+        chosen.append(execution.xla_only)
+        scores: jax.Array = model.module.head(config, params, x, execution)
         return scores
 
     vars(module)["head"] = head
-    spied = Model(module, model.config)
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    spied = Model(module, model.config, execution=Execution(Platform("gpu")))
     for devices, asked, plain in [(1, None, False), (2, None, True), (1, False, True), (2, True, False)]:
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
         generate = generate_fn(spied, 1, kernels=asked)

@@ -65,7 +65,9 @@ def service(tiny_llama: Path) -> Iterator[Any]:
     with pytest.MonkeyPatch.context() as patch:
         # The class leaves max_num_tokens to the engine, whose steps of up to 512 tokens take long to compile.
         patch.setattr(kv_cache, "CPU_POOL_BYTES", 64 << 20)
-        patch.setattr(build, "backend_defaults", lambda: BackendDefaults(32, max_num_tokens=16, max_decode_steps=8))
+        patch.setattr(
+            build, "backend_defaults", lambda platform: BackendDefaults(32, max_num_tokens=16, max_decode_steps=8)
+        )
         service = service_class()(str(tiny_llama), CONFIG)
     yield service
     service.shutdown()

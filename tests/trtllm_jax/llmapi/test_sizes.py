@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from jax.sharding import Mesh
 
 import sharding
+from pallas_kernels.devices import Platform
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.commands.bench import command as bench
 from trtllm_jax.common.strict_model import StrictModel
@@ -125,7 +126,7 @@ def test_a_pool_beyond_the_memory_is_refused_before_anything_compiles(
 
 
 def sized(config: EngineConfig, positions: int = 256) -> tuple[SchedulerLimits, int]:
-    model: Any = SimpleNamespace(config=SimpleNamespace(max_position=positions))
+    model: Any = SimpleNamespace(config=SimpleNamespace(max_position=positions), platform=Platform("cpu"))
     mesh = sharding.make_mesh(1)
     spec = CacheSpec.of([GROUP], {}, config.page_size, jnp.dtype("float32"), mesh)
     limits, (pages,) = build._size(model, None, mesh, config, spec)

@@ -54,12 +54,15 @@ class PagedModel:
         A step of at most one token a prompt is a decoding step if all steps are.
         """
         decode = all(len(positions) <= 1 for step in steps for positions in step)
-        pages = 1 + np.random.default_rng(0).permutation(len(prompts) * PAGES_OF_A_ROW)
-        table = pages.reshape(len(prompts), PAGES_OF_A_ROW).astype(np.int32)
-        caches = self._empty_caches(1 + pages.size)
+        rng, pages = np.random.default_rng(0), len(prompts) * PAGES_OF_A_ROW
+        tables = [
+            jnp.asarray(1 + rng.permutation(pages).reshape(len(prompts), PAGES_OF_A_ROW), jnp.int32)
+            for _ in self.model.cache_groups
+        ]
+        caches = self._cache().allocate((1 + pages,) * len(tables))
         found: list[list[np.ndarray]] = [[] for _ in prompts]
         for step in steps:
-            batch, places = _batch(prompts, step, table, decode)
+            batch, places = _batch(prompts, step, tables, decode)
             scores, caches = self._step(self.params, caches, batch)
             for row, place in enumerate(places):
                 found[row].append(np.asarray(scores)[place])
@@ -71,7 +74,9 @@ class PagedModel:
 
     def _mapped(self) -> jax.stages.Wrapped:
         param_specs = jax.tree.map(lambda leaf: leaf.sharding.spec, self.params)
-        cache_spec = jax.tree.map(lambda array: array.sharding.spec, self._cache().arrays((1,)))
+        cache_spec = jax.tree.map(
+            lambda array: array.sharding.spec, self._cache().arrays((1,) * len(self.model.cache_groups))
+        )
         return jax.shard_map(
             self._compute,
             mesh=self.mesh,
@@ -80,30 +85,27 @@ class PagedModel:
             check_vma=False,
         )
 
-    def _empty_caches(self, pages: int) -> Caches:
-        return self._cache().allocate((pages,))
-
     def _cache(self) -> CacheSpec:
         model = self.model
         return CacheSpec.of(model.cache_groups, model.config.sizes, PAGE_SIZE, jnp.dtype(jnp.float32), self.mesh)
 
 
-def _batch(prompts: Sequence[Prompt], step: Step, table: np.ndarray, decode: bool) -> tuple[Batch, list[slice]]:
+def _batch(
+    prompts: Sequence[Prompt], step: Step, tables: Sequence[jax.Array], decode: bool
+) -> tuple[Batch, list[slice]]:
     """The batch of a step, and where each prompt's tokens are in it."""
     counts = np.array([len(positions) for positions in step])
     starts = np.cumsum([0, *counts], dtype=np.int32)
     firsts = np.arange(len(prompts)) if decode else starts[:-1]
     places = [slice(first, first + count) for first, count in zip(firsts, counts, strict=True)]
-    tokens, lengths = (
-        np.zeros(len(prompts) if decode else TOKENS, np.int32),
-        np.array([len(prompt) for prompt in prompts]),
-    )
+    tokens = np.zeros(len(prompts) if decode else TOKENS, np.int32)
+    lengths = np.array([len(prompt) for prompt in prompts])
     for prompt, place, span in zip(prompts, places, step, strict=True):
         tokens[place] = prompt[span.start : span.stop]
     first = np.array([span.start for span in step], np.int32)
     if not decode:
         rows = RaggedRows.of(TOKENS, jnp.asarray(starts), first, jnp.asarray(counts > 0))
-        return Batch.of_ragged_rows(tokens, rows, (jnp.asarray(table),), jnp.asarray(lengths), PAGE_SIZE), places
-    batch = Batch.of_decoding_rows(tokens, jnp.asarray(first), counts > 0, (jnp.asarray(table),), PAGE_SIZE)
+        return Batch.of_ragged_rows(tokens, rows, tables, jnp.asarray(lengths), PAGE_SIZE), places
+    batch = Batch.of_decoding_rows(tokens, jnp.asarray(first), counts > 0, tables, PAGE_SIZE)
     # As if the whole prompt had entered at once, which dynamic rope sees.
     return batch.replace(rope_lengths=lengths), places

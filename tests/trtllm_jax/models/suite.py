@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import ClassVar
 
 import jax
@@ -49,6 +50,8 @@ class ModelSuite:
 
     configs: ClassVar[Mapping[str, PreTrainedConfig]]
     served: ClassVar[Sequence[str]]
+    module: ClassVar[ModuleType | None] = None
+    """The architecture; None for the one that the package finds by the configuration."""
 
     @pytest.mark.parametrize("steps", [WHOLE, CHUNKS, ONE_BY_ONE], ids=["whole", "chunks", "one by one"])
     def test_logits_are_those_of_transformers(self, tiny: TinyModel, steps: Sequence[Step]) -> None:

@@ -76,7 +76,7 @@ def test_greedy_tokens_are_those_of_transformers(llm: LLM, two_heads: TinyModel)
 
 @pytest.mark.slow
 def test_every_device_caches_one_head(llm: LLM) -> None:
-    for cache in llm._engine._runner._caches:
+    for cache in llm._engine._runner._registers["caches"]:
         assert {shard.data.shape[2] for shard in cache.addressable_shards} == {1}
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 
+from checkpoints.checkpoint import open_checkpoint
+from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.research import open_model
 
 from .paged import PagedModel, Prompt
@@ -17,7 +20,7 @@ from .paged import PagedModel, Prompt
 class TinyModel:
     """A random model and our reading of its checkpoint."""
 
-    def __init__(self, config: PreTrainedConfig, folder: Path) -> None:
+    def __init__(self, config: PreTrainedConfig, folder: Path, module: ModuleType | None = None) -> None:
         config = copy.deepcopy(config)
         # Without such ids a sequence ends at its limit only, and generating masks none.
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
@@ -28,7 +31,11 @@ class TinyModel:
             torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3, generator=generator)
         self._reference.save_pretrained(folder)
         self.folder = folder
-        self.model = open_model(folder)
+        if module is None:
+            self.model = open_model(folder)
+        else:
+            checkpoint = open_checkpoint(folder)
+            self.model = Model(module, module.Config.from_hf(checkpoint.config), checkpoint=checkpoint)
         self._split: dict[int, PagedModel] = {}
 
     def prompt(self, length: int) -> list[int]:

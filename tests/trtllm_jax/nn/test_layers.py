@@ -15,9 +15,11 @@ from jax.sharding import PartitionSpec as P
 
 import sharding
 from pallas_kernels.norm import Norm
+from pallas_kernels.weights import quantize_int8
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.dtypes import activation_dtype
+from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 from trtllm_jax.nn.layers import Normed, Residual
 
 VOCAB, EMBED, MLP = 22, 12, 20
@@ -71,6 +73,22 @@ def test_embedding_rows(dtype: npt.DTypeLike) -> None:
     np.testing.assert_array_equal(np.asarray(rows, np.float32), table[TOKENS].astype(np.float32))
 
 
+def test_embeddings_of_a_batch_stand_in_the_place_of_tokens() -> None:
+    """As they are, while those of the table are scaled."""
+    table, own = random(VOCAB, EMBED), random(len(TOKENS), EMBED)
+    embedded = TOKENS == 3
+    batch = batch_of(TOKENS).replace(embeddings=own, embedded=embedded)
+    rows = layers.embed(batch, table, scale=1.5).total
+    np.testing.assert_allclose(rows, np.where(embedded[:, None], own, 1.5 * table[TOKENS]), rtol=1e-6)
+
+
+def test_a_scale_is_rounded_as_the_embeddings_are() -> None:
+    """Gemma's factor of 48 channels is 6.9282 exactly, and 6.9375 in bfloat16."""
+    batch = batch_of(TOKENS).replace(dtype=jnp.dtype(jnp.bfloat16))
+    rows = layers.embed(batch, jnp.ones((VOCAB, 48), jnp.bfloat16), scale=48**0.5).total
+    np.testing.assert_array_equal(np.asarray(rows, np.float32), 6.9375)
+
+
 @multi_device
 def test_embedding_split_by_vocabulary() -> None:
     table = random(VOCAB, EMBED)
@@ -119,6 +137,20 @@ def test_linear_split_along_its_contraction_adds_the_bias_once() -> None:
     np.testing.assert_allclose(out, x @ weight.T + bias, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("summed", [True, False])
+def test_int8_weights_are_weights(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of every product; what they stand for is theirs to say."""
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda *_: summed)
+    x, stream, weight, bias = random(3, 2, 4), random(3, 5), random(5, 2, 4), random(5)
+    quantized = quantize_int8(jnp.asarray(weight), inputs=2)
+    kept = np.asarray(quantized.dequantized(jnp.dtype(jnp.float32)), np.float64)
+    expected = np.einsum("tgd,ogd->to", x, kept)
+    out = layers.linear(x, quantized, BATCH, "group", "head_dim", bias=bias)
+    np.testing.assert_allclose(out, expected + bias, rtol=1e-5, atol=1e-5)
+    added = layers.add_linear(Residual(stream), x, quantized, BATCH, "group", "head_dim")
+    np.testing.assert_allclose(added.total, stream + expected, rtol=1e-5, atol=1e-5)
+
+
 EPS = 1e-5
 
 
@@ -145,7 +177,7 @@ def test_normalising_a_stream_sums_it() -> None:
 
 @pytest.mark.parametrize("summed", [True, False])
 def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(layers.matmul, "adds_residual", lambda x, w: summed)
+    monkeypatch.setattr(layers.matmul, "adds_residual", lambda *_: summed)
     stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
     out = layers.add_linear(stream, x, weight, BATCH, "mlp")
     assert (out.added is None) == summed
@@ -196,6 +228,36 @@ def test_gated_mlp() -> None:
     np.testing.assert_allclose(block(x, *weights[:2]), expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("biased", [False, True])
+def test_a_gate_may_be_another(biased: bool) -> None:
+    x, gate_up, bias = random(5, EMBED), random(2, MLP, EMBED), random(2, MLP) * biased
+    out = layers.gated(Normed(x, None), gate_up, BATCH, activation="gelu_tanh", bias=bias if biased else None)
+    gate, up = (torch.nn.functional.linear(*map(to_torch, (x, gate_up[i], bias[i]))) for i in range(2))
+    expected = torch.nn.functional.gelu(gate, approximate="tanh") * up
+    np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_of_an_encoder_sees_both_ways_and_no_padding() -> None:
+    """Against torch, sequence by sequence."""
+    lengths, width, heads, group, dim = (7, 4), 7, 2, 3, 8
+    qkv = random(2 * width, heads, group + 2, dim)
+    batch = Batch.of_sequences(jnp.zeros((2, width), jnp.int32), jnp.array(lengths), Execution(xla_only=True))
+    out, cache = layers.attention(jnp.asarray(qkv), batch, None, rotation=None, scale=0.3, causal=False)
+    assert cache is None
+    for index, length in enumerate(lengths):
+        own = to_torch(qkv.reshape(2, width, heads, group + 2, dim)[index, :length])
+        q, k, v = own[:, :, :group], own[:, :, group : group + 1], own[:, :, group + 1 :]
+        q, k, v = (part.permute(1, 2, 0, 3) for part in (q, k.expand_as(q), v.expand_as(q)))
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3).permute(2, 0, 1, 3)
+        found = np.asarray(out).reshape(2, width, heads, group, dim)[index, :length]
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_without_pages_states_its_sequences() -> None:
+    with pytest.raises(ValueError, match=r"Batch\.of_sequences"):
+        layers.attention(jnp.zeros((1, 1, 3, 4)), BATCH, None, rotation=None, scale=1.0)
+
+
 @multi_device
 @pytest.mark.parametrize("biased", [False, True])
 def test_gated_mlp_split_by_channels(biased: bool) -> None:
@@ -216,7 +278,7 @@ def test_gated_mlp_split_by_channels(biased: bool) -> None:
 
 def test_logits_are_float32_and_leave_padding_out() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED, dtype=jnp.bfloat16)
-    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB)
+    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB, DEFAULT_EXECUTION)
     assert scores.dtype == jnp.float32
     rounded = x.astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_allclose(scores, rounded @ table.astype(np.float32).T, rtol=1e-5, atol=1e-5)
@@ -226,7 +288,7 @@ def test_logits_are_float32_and_leave_padding_out() -> None:
 def test_logits_split_by_vocabulary_are_whole_on_every_device() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED)
     scores = split(
-        lambda x, table: layers.logits(Normed(x, Norm(jnp.asarray(GAMMA), EPS)), table, VOCAB),
+        lambda x, table: layers.logits(Normed(x, Norm(jnp.asarray(GAMMA), EPS)), table, VOCAB, DEFAULT_EXECUTION),
         (x, "tokens embed"),
         (padded(table, 0, 24), "vocab embed"),
     )

@@ -19,7 +19,8 @@ from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.llmapi import GuidedDecodingParams
 from trtllm_jax.remote import wire
-from trtllm_jax.remote.host import EngineHost, _RemoteSequence
+from trtllm_jax.remote.host import EngineHost
+from trtllm_jax.remote.host_connection import RemoteSequence
 from trtllm_jax.remote.llm import RemoteLLM
 from trtllm_jax.requests.output_processor import OutputProcessor, PromptLogprobs
 from trtllm_jax.requests.outputs import RequestOutput
@@ -374,7 +375,7 @@ def test_two_threads_that_end_a_sequence_send_one_end() -> None:
     class Ending:
         """An `Update` that is read by two threads at once, wherever they may be inside together."""
 
-        tokens, logprobs, error, admission, embedding = (), (), None, None, None
+        tokens, error, admission, outputs = (), None, None, {}
 
         @property
         def finish(self) -> FinishReason:
@@ -382,8 +383,8 @@ def test_two_threads_that_end_a_sequence_send_one_end() -> None:
                 inside.wait(0.5)
             return FinishReason.CANCELLED
 
-    new = wire.NewSequence(1, b"", 1, Sampling(1.0, 1, 1.0, 0.0, 0, True), [], None, b"", 0, None, None, False, 1)
-    sequence = _RemoteSequence(Connection(), new, PromptLogprobs((), None))  # type: ignore[arg-type]
+    new = wire.NewSequence(1, b"", 1, Sampling(1.0, 1, 1.0, 0.0, 0, True), [], None, b"", 0, None, None, [], 1)
+    sequence = RemoteSequence(Connection(), new, PromptLogprobs((), None))  # type: ignore[arg-type]
     threads = [threading.Thread(target=sequence.take, args=(Ending(),)) for _ in range(2)]
     for thread in threads:
         thread.start()

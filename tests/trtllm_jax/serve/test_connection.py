@@ -16,7 +16,7 @@ import uvicorn
 from openai import InternalServerError, OpenAI
 
 from trtllm_jax.serve.http import connection
-from trtllm_jax.serve.http.connection import BoundedConnection
+from trtllm_jax.serve.http.connection import LimitedHttpProtocol
 
 HEAD = b"GET /%s HTTP/1.1\r\nHost: t\r\n"
 SECONDS = 60
@@ -55,9 +55,9 @@ def app() -> App:
 
 @pytest.fixture
 def address(app: App, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, int]]:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", 0.5)
-    monkeypatch.setattr(connection, "STALL_SECONDS", 0.5)
-    config = uvicorn.Config(app, port=0, log_level="error", http=BoundedConnection, timeout_keep_alive=SECONDS)
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT", 0.5)
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT", 0.5)
+    config = uvicorn.Config(app, port=0, log_level="error", http=LimitedHttpProtocol, timeout_keep_alive=SECONDS)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -141,7 +141,7 @@ def test_who_never_reads_is_cut_off(client: socket.socket, app: App) -> None:
 
 @pytest.mark.slow
 def test_who_reads_is_not(client: socket.socket, app: App, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "STALL_SECONDS", 3.0)  # a busy machine keeps the reader waiting, too
+    monkeypatch.setattr(connection, "WRITE_TIMEOUT", 3.0)  # a busy machine keeps the reader waiting, too
     client.sendall(HEAD % b"endless" + b"\r\n")
     until = time.monotonic() + 7
     while time.monotonic() < until:
@@ -152,8 +152,8 @@ def test_who_reads_is_not(client: socket.socket, app: App, monkeypatch: pytest.M
 def test_connections_beyond_the_bound_are_refused(
     address: tuple[str, int], monkeypatch: pytest.MonkeyPatch, client: socket.socket
 ) -> None:
-    monkeypatch.setattr(connection, "HEAD_SECONDS", SECONDS)
-    monkeypatch.setattr(BoundedConnection, "most", 4)
+    monkeypatch.setattr(connection, "HEADER_TIMEOUT", SECONDS)
+    monkeypatch.setattr(LimitedHttpProtocol, "max_connections", 4)
     with ExitStack() as stack:
         others = [stack.enter_context(socket.create_connection(address, timeout=SECONDS)) for _ in range(5)]
         heads = [ends(other).partition(b"\r\n")[0] for other in others[3:]]
@@ -169,7 +169,7 @@ def test_connections_beyond_the_bound_are_refused(
 
 
 def test_a_refusal_is_an_error_as_clients_know_it(address: tuple[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(BoundedConnection, "most", 0)
+    monkeypatch.setattr(LimitedHttpProtocol, "max_connections", 0)
     host, port = address
     client = OpenAI(base_url=f"http://{host}:{port}/v1", api_key="x", max_retries=0)
     with client, pytest.raises(InternalServerError) as refused:
@@ -181,7 +181,7 @@ def test_a_refusal_is_an_error_as_clients_know_it(address: tuple[str, int], monk
 def test_as_many_files_are_opened_as_may_be(soft: int) -> None:
     code = (
         f"import resource; resource.setrlimit(resource.RLIMIT_NOFILE, ({soft}, 300))\n"
-        "from trtllm_jax.serve.http.connection import room_for_connections as room\n"
+        "from trtllm_jax.serve.http.connection import connection_limit as room\n"
         "print(room(), resource.getrlimit(resource.RLIMIT_NOFILE))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

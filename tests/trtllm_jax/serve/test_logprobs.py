@@ -24,7 +24,7 @@ from trtllm_jax.requests.builder import EngineFacts
 from trtllm_jax.requests.output_processor import deliver
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.settings import ServeSettings
-from trtllm_jax.serve.token_texts import Place, TokenTexts
+from trtllm_jax.serve.token_texts import TokenPosition, TokenTexts
 from trtllm_jax.text.chat import Chat
 from trtllm_jax.text.tokenizer import Tokenizer
 
@@ -146,8 +146,8 @@ class PlayedLLM(BaseLLM):
     def _play(self, requests: Sequence[Request]) -> None:
         for number, request in enumerate(requests):
             tokens = list(self._answers[number % len(self._answers)])
-            context = [self._logits() for _ in request.prompt] if request.keep_context else []
-            deliver([Update(request, context=[logits]) for logits in context[:-1]])
+            context = [self._logits() for _ in request.prompt] if "context_logits" in request.reports else []
+            deliver([Update(request, outputs={"context_logits": [logits]}) for logits in context[:-1]])
             for place, token in enumerate(tokens):
                 if id(request) in self._ended:
                     break
@@ -156,7 +156,8 @@ class PlayedLLM(BaseLLM):
                 finish = FinishReason.STOP if stops else FinishReason.LENGTH if ends else None
                 logits = context[-1] if context and place == 0 else self._logits()
                 entry = self._entry(logits, token, request.num_logprobs)
-                deliver([Update(request, [token], entry, finish, context=[] if place else context[-1:])])
+                outputs = {"logprobs": entry, "context_logits": [] if place else context[-1:]}
+                deliver([Update(request, [token], finish, outputs=outputs)])
                 if finish:
                     break
 
@@ -289,7 +290,7 @@ def test_pieces_that_differ_have_different_names_within_a_text(kind: str) -> Non
     """Behind other text a name tells everything but bytes that stand for a character which has a token of its own."""
     tokenizer = tokenizer_of(kind)
     texts = TokenTexts(tokenizer)
-    place = Place(tokenizer.encode("a", add_special_tokens=False)[-1])
+    place = TokenPosition(tokenizer.encode("a", add_special_tokens=False)[-1])
     ids = [i for i in range(tokenizer.vocab_size + PADDING) if tokenizer.piece(i).byte is None]
     assert len({texts.name(token, place) for token in ids}) == len(ids)
     assert len(texts.names(range(tokenizer.vocab_size + PADDING), place)) == tokenizer.vocab_size + PADDING
@@ -298,10 +299,10 @@ def test_pieces_that_differ_have_different_names_within_a_text(kind: str) -> Non
 def test_parts_of_characters_are_named_as_openai_names_them() -> None:
     texts = TokenTexts(tokenizer_of("llama"))
     half, line, letter = texts.tokenizer.hf.convert_tokens_to_ids(["<0xE2>", "<0x0A>", "<0x61>"])
-    assert [texts.name(token, Place(None)) for token in (half, line, letter)] == ["bytes:\\xe2", "\n", "a"]
+    assert [texts.name(token, TokenPosition(None)) for token in (half, line, letter)] == ["bytes:\\xe2", "\n", "a"]
     plain = texts.tokenizer.hf.convert_tokens_to_ids("a")
-    assert list(texts.names([plain, letter], Place(half)).values()) == ["a", f"token_id:{letter}"]
-    assert TokenTexts(None).name(7, Place(None)) == "token_id:7"
+    assert list(texts.names([plain, letter], TokenPosition(half)).values()) == ["a", f"token_id:{letter}"]
+    assert TokenTexts(None).name(7, TokenPosition(None)) == "token_id:7"
 
 
 @kinds
@@ -366,8 +367,8 @@ def test_any_bytes_have_places(kind: str, playing: Any) -> None:
         (whole,) = complete(client, prompt=ids[20:30], echo=True, extra_body={"ignore_eos": True}).values()
         hidden = [token.content for token in SPECIAL]
         check_offsets(whole, hidden)
-        written = b"".join(bytes_of(name) for name in whole["tokens"] if name not in hidden)
-        assert len(written.decode(errors="replace")) == len(whole["text"])
+        token_bytes = b"".join(bytes_of(name) for name in whole["tokens"] if name not in hidden)
+        assert len(token_bytes.decode(errors="replace")) == len(whole["text"])
         (streamed,) = complete(
             client, prompt=ids[20:30], echo=True, stream=True, extra_body={"ignore_eos": True}
         ).values()

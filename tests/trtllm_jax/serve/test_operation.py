@@ -74,8 +74,8 @@ def test_processes_add_up_their_metrics(tmp_path: Path) -> None:
         "from trtllm_jax.requests.outputs import RequestOutput\n"
         "assert 'jax' not in sys.modules\n"
         "metrics = Metrics('tiny')\noutput = RequestOutput(1, None, [1] * 7, 1, lambda: None)\n"
-        "metrics.answered(1.0, [output])\n"
-        "metrics.hear([{'numQueuedRequests': int(sys.argv[1])}])\nprint(metrics.exposition().decode())"
+        "metrics.record_success(1.0, [output])\n"
+        "metrics.update([{'numQueuedRequests': int(sys.argv[1])}])\nprint(metrics.exposition().decode())"
     )
     environment = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     for number in (1, 2):
@@ -91,11 +91,11 @@ def test_processes_add_up_their_metrics(tmp_path: Path) -> None:
 
 def test_gauges_show_the_last_step_and_the_rest_is_kept() -> None:
     metrics = Metrics("tiny")
-    metrics.hear([])
+    metrics.update([])
     stats = [
         {"iter": i, "iterLatencyMS": 20.0 * i, "kvCacheStats": {"maxNumBlocks": 8, "usedNumBlocks": i}} for i in (1, 2)
     ]
-    metrics.hear(stats)
+    metrics.update(stats)
     found = samples(metrics.exposition().decode())
     assert found["trtllm_iteration_latency_seconds", ""] == pytest.approx(0.04)
     assert found["trtllm_kv_cache_utilization", ""] == 0.25

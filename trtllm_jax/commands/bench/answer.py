@@ -1,21 +1,21 @@
-"""What an OpenAI-compatible server answered and when: its server-sent events, read as their bytes arrive."""
+"""The answers of an OpenAI-compatible server: server-sent events, parsed as their bytes arrive, and their times."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-DETAIL = 300
-"""Characters of a server's own words that a failure keeps."""
+MAX_DETAIL = 300
+"""Characters of a server's message that a failure keeps."""
 
 MAX_LINE = 1 << 24
-"""Bytes of one line; a server that sends more sends no events."""
+"""Bytes of one line; a longer one is no event."""
 
-_TEXTS = ("content", "reasoning_content", "reasoning", "tool_calls", "refusal")
+_TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls", "http_failure")
 
 
 class RequestFailure(Exception):
-    """One request failed: `kind` is what failures are counted by, `detail` what happened to this one."""
+    """A failed request: failures are counted by `kind`, and `detail` describes this one."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -28,14 +28,14 @@ class Answer:
     """One request's outcome; times are seconds of the monotonic clock, which processes share.
 
     Attributes:
-        submitted: when it was sent, before a connection was opened where it needed one.
-        ended: when its answer was complete, or it failed.
-        arrivals: when reads brought new text, one time a read.
-        input_tokens: of the prompt as the server counts; None where it does not say.
-        output_tokens: as the server counts, else the events that brought text.
+        submitted: when the request was sent, before a connection was opened where it needed one.
+        ended: when the answer was complete, or the request failed.
+        arrivals: the times of reads that brought new text.
+        input_tokens: the server's count of the prompt's tokens, None where it gives none.
+        output_tokens: the server's count of the answer's tokens, else the number of choices with text.
         counted: whether the server counted them.
         failure: the kind of failure, empty for a complete answer.
-        detail: what happened then.
+        detail: a description of the failure.
     """
 
     submitted: float
@@ -48,72 +48,70 @@ class Answer:
     detail: str = ""
 
 
-class AnswerReader:
-    """Collects one streamed answer of /completions or /chat/completions. `feed` takes bytes and when they arrived."""
+class AnswerParser:
+    """Parses one streamed answer of /completions or /chat/completions from bytes and the times of their arrival."""
 
     def __init__(self) -> None:
         self.arrivals: list[float] = []
         self.beginning = b""
-        self._events = EventReader()
-        self._texts = 0
+        self._events = EventParser()
+        self._text_events = 0
         self._finished: float | None = None
         self._done = False
         self._usage: Any = None
 
     def feed(self, data: bytes, now: float) -> None:
-        """RequestFailure where the server reports an error, or says what is no event of this API."""
-        if len(self.beginning) < DETAIL:
+        """RequestFailure where the server reports an error, or sends what is no event of this API."""
+        if len(self.beginning) < MAX_DETAIL:
             self.beginning += data
         for event in self._events.feed(data):
             if event == b"[DONE]":
                 self._done = True
             else:
-                self._take(event, now)
+                self._handle_event(event, now)
 
-    def _take(self, event: bytes, now: float) -> None:
+    def _handle_event(self, event: bytes, now: float) -> None:
         try:
             chunk = json.loads(event)
             if error := chunk.get("error"):
-                raise RequestFailure("error in the stream", _words(error))
-            texts = 0
+                raise RequestFailure("error in the stream", _server_message(error))
+            text_choices = 0
             for choice in chunk.get("choices") or ():
-                texts += _brings_text(choice)
+                text_choices += _has_text(choice)
                 if choice.get("finish_reason") is not None:
                     self._finished = now
             self._usage = chunk.get("usage") or self._usage
         except (ValueError, TypeError, AttributeError) as error:
-            raise RequestFailure("malformed event", _quoted(event)) from error
-        if texts:
-            self._texts += texts
+            raise RequestFailure("malformed event", _quote(event)) from error
+        if text_choices:
+            self._text_events += text_choices
             if not self.arrivals or self.arrivals[-1] != now:
                 self.arrivals.append(now)
 
     def answer(self, submitted: float, ended: float) -> Answer:
-        """What came; RequestFailure where the stream ended before the answer did."""
+        """The answer; RequestFailure where the stream ended before it was complete."""
         if self._finished is None and not self._done:
-            raise RequestFailure(
-                "incomplete answer", f"no finish_reason or [DONE]; it begins {_quoted(self.beginning)}"
-            )
-        prompt, output = self._count("prompt_tokens"), self._count("completion_tokens")
+            raise RequestFailure("incomplete answer", f"no finish_reason or [DONE]; it begins {_quote(self.beginning)}")
+        prompt, output = self._token_count("prompt_tokens"), self._token_count("completion_tokens")
         # An answer whose tokens have no text (an end at once, special tokens) arrived when it was finished.
         arrivals = tuple(self.arrivals) or (ended if self._finished is None else self._finished,)
-        tokens = self._texts if output is None else output
+        tokens = self._text_events if output is None else output
         return Answer(submitted, ended, arrivals, prompt, tokens, output is not None)
 
-    def _count(self, name: str) -> int | None:
+    def _token_count(self, name: str) -> int | None:
         value = self._usage.get(name) if isinstance(self._usage, dict) else None
         return value if isinstance(value, int) and value >= 0 else None
 
 
-class EventReader:
-    """Cuts a stream of server-sent events into the data of each (WHATWG HTML, 9.2)."""
+class EventParser:
+    """Splits a stream of server-sent events into the data of each event (WHATWG HTML, 9.2)."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The events that `data` completes; RequestFailure where a line does not end."""
+        """The events that `data` completes; RequestFailure where a line is too long."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             raise RequestFailure("malformed event", f"a line of more than {MAX_LINE} bytes")
@@ -126,27 +124,27 @@ class EventReader:
                 yield event
 
 
-def _brings_text(choice: dict[str, Any]) -> bool:
-    """Whether a choice of one event holds any new text; a chat's first event names its role only."""
+def _has_text(choice: dict[str, Any]) -> bool:
+    """Whether a choice has new text; a chat's first event has only a role."""
     delta = choice.get("delta")
-    return bool(choice.get("text")) if delta is None else any(delta.get(name) for name in _TEXTS)
+    return bool(choice.get("text")) if delta is None else any(delta.get(name) for name in _TEXT_FIELDS)
 
 
-def _words(value: Any) -> str:
-    """A server's words on one line."""
+def _server_message(value: Any) -> str:
+    """A server's error message on one line."""
     text = value.get("message", value) if isinstance(value, dict) else value
-    return " ".join(str(text).split())[:DETAIL]
+    return " ".join(str(text).split())[:MAX_DETAIL]
 
 
-def _quoted(data: bytes) -> str:
-    return repr(data[:DETAIL].decode(errors="replace"))
+def _quote(data: bytes) -> str:
+    return repr(data[:MAX_DETAIL].decode(errors="replace"))
 
 
-def refusal(status: int, body: bytes) -> RequestFailure:
-    """The failure of an answer whose status is not 200."""
+def http_failure(status: int, body: bytes) -> RequestFailure:
+    """The failure of a request whose status is not 200."""
     try:
         record = json.loads(body)
-        words = _words(record.get("error") or record)
+        words = _server_message(record.get("error") or record)
     except (ValueError, AttributeError):
-        words = _quoted(body)
+        words = _quote(body)
     return RequestFailure(f"HTTP {status}", words)

@@ -1,4 +1,4 @@
-"""`trtllm-bench`: how fast a model is here. This file is its command line; nothing heavy is imported before it runs."""
+"""The command line of `trtllm-bench`. Nothing heavy is imported before the options are read."""
 
 from pathlib import Path
 from typing import Any
@@ -7,22 +7,21 @@ import click
 from click.core import ParameterSource
 
 from trtllm_jax.commands.bench.dataset import prepare_dataset
-from trtllm_jax.commands.bench.options import (
+from trtllm_jax.commands.bench.options import Common, common_options
+from trtllm_jax.commands.bench.serve import serve
+from trtllm_jax.commands.click_options import (
     POSITIVE,
     PRESENT,
     SETTINGS,
     Bounds,
-    Common,
     SectionedGroup,
     bounds,
-    common_options,
     option,
     positive_ints,
 )
-from trtllm_jax.commands.bench.serve import serve
-from trtllm_jax.commands.user_errors import readable_errors as readable_errors
+from trtllm_jax.commands.user_errors import readable_errors
 
-# Click wraps paragraphs anew, except those that begin with a backspace.
+# Click rewraps paragraphs, except those that begin with a backspace.
 HELP = """Measure how fast a model generates.
 
 \b
@@ -142,9 +141,9 @@ def startup(ctx: click.Context, /, target_input_len: int, **_: Any) -> None:
         common = Common.of(ctx)
         if common.profile or common.plot:
             raise click.UsageError("startup has nothing to profile or plot: leave --profile and --plot out", ctx)
-        from trtllm_jax.commands.bench.run import starts
+        from trtllm_jax.commands.bench.run import startup_times
 
-        starts(common, target_input_len)
+        startup_times(common, target_input_len)
 
 
 main.add_command(serve)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import LOG_LEVELS, POSITIVE, PRESENT, WRITABLE, nearest, set_log_level
+from trtllm_jax.commands.click_options import LOG_LEVELS, POSITIVE, PRESENT, WRITABLE, nearest, set_log_level
 from trtllm_jax.commands.user_errors import readable_errors
 
 HELP = """Write a dataset for the --dataset option of the other commands: JSON lines of prompts and output lengths.
@@ -18,7 +18,7 @@ trtllm-bench -m M prepare-dataset --output chats.json real-dataset --dataset-nam
 
 Random prompts are token ids; those of a real dataset stay texts.
 """
-_LATER = {
+_UNSUPPORTED = {
     "task_id": "-1",
     "rand_task_id": "None",
     "lora_dir": "None",
@@ -38,7 +38,7 @@ class Target:
     @classmethod
     def of(cls, ctx: click.Context) -> "Target":
         """The options; UsageError where a model is missing, or an adapter is named."""
-        for name, works in _LATER.items():
+        for name, works in _UNSUPPORTED.items():
             if str(value := nearest(ctx, name)) != works:
                 raise click.UsageError(
                     f"--{name} = {value} is not available in this release, which has no adapters: leave it out", ctx

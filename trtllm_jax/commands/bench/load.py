@@ -1,8 +1,9 @@
-"""Load on a server: calls sent on time, in this process or in several, and their answers as they come.
+"""Load on a server: requests sent on time, from this process or from several.
 
     python -P -m trtllm_jax.commands.bench.load
 
-is one of several processes. Its stdin holds its share as a line of JSON, and then a line with the time to begin.
+runs one of several client processes. Its stdin has its part of the load as a line of JSON, then a line with the time to
+start.
 """
 
 import asyncio
@@ -20,26 +21,26 @@ from typing import Any
 
 import uvloop
 
-from trtllm_jax.commands.bench.answer import Answer, AnswerReader, RequestFailure, refusal
+from trtllm_jax.commands.bench.answer import Answer, AnswerParser, RequestFailure, http_failure
 from trtllm_jax.commands.bench.http import Client, Server
 
 OnAnswer = Callable[[Answer], object]
 
 START_DELAY = 0.05
-"""Seconds between the time to begin being sent to the processes and its being there."""
+"""Seconds after which the processes start, once they are told the time."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """Calls of one endpoint.
+    """Requests to one endpoint.
 
     Attributes:
-        server: who is called.
-        path: of the endpoint, after the server's own.
-        bodies: JSON, one a call.
-        arrivals: seconds after the start at which each is due.
-        concurrency: calls in flight at most; None for no bound.
-        timeout: seconds after which a call has failed.
+        server: the address of the server.
+        path: the endpoint's path, after the server's prefix.
+        bodies: the requests' bodies as JSON.
+        arrivals: seconds after the start at which each request is due.
+        concurrency: requests in flight at most, None for no bound.
+        timeout: seconds after which a request has failed.
     """
 
     server: Server
@@ -49,8 +50,8 @@ class Load:
     concurrency: int | None
     timeout: float
 
-    def shares(self, count: int) -> list["Load"]:
-        """At most `count` parts of it, so that each has calls and none a bound of 0."""
+    def split(self, count: int) -> list["Load"]:
+        """At most `count` parts of the load, so that each has requests and none a bound of 0."""
         count = min(count, len(self.bodies), self.concurrency or count)
         return [
             replace(
@@ -64,70 +65,74 @@ class Load:
 
 
 def run_load(load: Load, on_answer: OnAnswer, processes: int = 1) -> float:
-    """Calls `on_answer` with each answer, in the order in which they end; the busiest client's share of a core.
+    """Send all requests, and call `on_answer` with each answer in the order in which they end.
 
-    Near 1 the client was the bottleneck. KeyboardInterrupt ends all calls that have no answer yet. ValueError: one of
-    the processes died.
+    Returns the busiest client's share of a core: near 1 the client was the bottleneck. KeyboardInterrupt ends all
+    requests that have no answer yet. ValueError where a client process died.
     """
-    shares = load.shares(processes)
-    return _run_here(load, on_answer, time.monotonic()) if len(shares) == 1 else _run_apart(shares, on_answer)
+    parts = load.split(processes)
+    if len(parts) == 1:
+        return _run_in_this_process(load, on_answer, time.monotonic())
+    return _run_in_processes(parts, on_answer)
 
 
-async def call(client: Client, path: str, body: bytes, timeout: float) -> Answer:
-    """One call and what became of it."""
-    reader, submitted = AnswerReader(), time.monotonic()
+async def send_request(client: Client, path: str, body: bytes, timeout: float) -> Answer:
+    """Send one request; its answer or its failure."""
+    parser, submitted = AnswerParser(), time.monotonic()
     try:
         try:
             async with asyncio.timeout(timeout):
-                status = await client.exchange("POST", path, body, reader.feed)
+                status = await client.request("POST", path, body, parser.feed)
         except TimeoutError:
             raise RequestFailure("timeout", f"no complete answer within {timeout:g} s") from None
         if status != 200:
-            raise refusal(status, reader.beginning)
-        return reader.answer(submitted, time.monotonic())
+            raise http_failure(status, parser.beginning)
+        return parser.answer(submitted, time.monotonic())
     except RequestFailure as failure:
         return Answer(submitted, time.monotonic(), failure=failure.kind, detail=failure.detail)
 
 
 async def list_models(server: Server, timeout: float) -> list[str]:
-    """What /models names; RequestFailure where it does not answer so."""
+    """The names that /models lists; RequestFailure where it lists none."""
     client, parts = Client(server), list[bytes]()
     try:
         async with asyncio.timeout(timeout):
-            status = await client.exchange("GET", "/models", b"", lambda data, _: parts.append(data))
+            status = await client.request("GET", "/models", b"", lambda data, _: parts.append(data))
     except TimeoutError:
         raise RequestFailure("timeout", f"no answer within {timeout:g} s") from None
     finally:
         client.close()
     if status != 200:
-        raise refusal(status, b"".join(parts))
+        raise http_failure(status, b"".join(parts))
     try:
         return [str(model["id"]) for model in json.loads(b"".join(parts))["data"]]
     except (ValueError, TypeError, KeyError) as error:
         raise RequestFailure("malformed answer", 'it is no {"data": [{"id": ...}]}') from error
 
 
-def in_loop(task: Any) -> Any:
-    """The result of a coroutine, run in a loop of uvloop, which takes a third of asyncio's own time."""
+def run_in_uvloop(task: Any) -> Any:
+    """The result of a coroutine, run in an event loop of uvloop, which takes a third of the time of asyncio's own."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(task)
 
 
-def _run_here(load: Load, on_answer: OnAnswer, began: float) -> float:
+def _run_in_this_process(load: Load, on_answer: OnAnswer, began: float) -> float:
     _raise_file_limit()
     cpu, started = time.process_time(), time.monotonic()
-    in_loop(_run(load, on_answer, began))
+    run_in_uvloop(_send_all(load, on_answer, began))
     return (time.process_time() - cpu) / (time.monotonic() - started)
 
 
-async def _run(load: Load, on_answer: OnAnswer, began: float) -> None:
+async def _send_all(load: Load, on_answer: OnAnswer, began: float) -> None:
     client = Client(load.server)
-    gate: AbstractAsyncContextManager[Any] = asyncio.Semaphore(load.concurrency) if load.concurrency else nullcontext()
+    semaphore: AbstractAsyncContextManager[Any] = (
+        asyncio.Semaphore(load.concurrency) if load.concurrency else nullcontext()
+    )
 
     async def run(body: bytes, due: float) -> None:
         await asyncio.sleep(began + due - time.monotonic())
-        async with gate:
-            on_answer(await call(client, load.path, body, load.timeout))
+        async with semaphore:
+            on_answer(await send_request(client, load.path, body, load.timeout))
 
     try:
         async with asyncio.TaskGroup() as tasks:
@@ -138,30 +143,30 @@ async def _run(load: Load, on_answer: OnAnswer, began: float) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Each connection is a file, and shells often allow 1024."""
+    """Allow as many open files as possible: each connection is one, and shells often allow 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
-def _run_apart(shares: Sequence[Load], on_answer: OnAnswer) -> float:
+def _run_in_processes(parts: Sequence[Load], on_answer: OnAnswer) -> float:
     command = [sys.executable, "-P", "-m", __spec__.name]
     lines: SimpleQueue[str | None] = SimpleQueue()
     busiest = 0.0
     with ExitStack() as stack:
         children = [
             stack.enter_context(subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True))
-            for _ in shares
+            for _ in parts
         ]
         for child in children:
             stack.callback(child.kill)
-        for child, share in zip(children, shares, strict=True):
-            _write(child, json.dumps(asdict(share)))
+        for child, part in zip(children, parts, strict=True):
+            _write(child, json.dumps(asdict(part)))
         for child in children:
             if not child.stdout or not child.stdout.readline():
                 raise ValueError(f"a client process ended with exit code {child.wait()} before it began; see above")
         for child in children:
             _write(child, str(time.monotonic() + START_DELAY))
-            threading.Thread(target=_forward, args=(child, lines), daemon=True).start()
+            threading.Thread(target=_forward_lines, args=(child, lines), daemon=True).start()
         running = len(children)
         while running:
             line = lines.get()
@@ -179,32 +184,32 @@ def _run_apart(shares: Sequence[Load], on_answer: OnAnswer) -> float:
 
 def _write(child: "subprocess.Popen[str]", line: str) -> None:
     assert child.stdin
-    with suppress(BrokenPipeError):  # whoever reads from it notices that it ended
+    with suppress(BrokenPipeError):  # the reader of its output notices that it ended
         child.stdin.write(f"{line}\n")
         child.stdin.flush()
 
 
-def _forward(child: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]") -> None:
+def _forward_lines(child: "subprocess.Popen[str]", lines: "SimpleQueue[str | None]") -> None:
     for line in child.stdout or ():
         lines.put(line)
     lines.put(None)
 
 
 def main() -> None:
-    """Be one of several processes."""
+    """Run as one of several client processes."""
 
-    def say(record: Any) -> None:
+    def write_record(record: Any) -> None:
         sys.stdout.write(f"{json.dumps(record)}\n")
         sys.stdout.flush()
 
     try:
         work = json.loads(sys.stdin.readline())
         load = Load(**work | {"server": Server(**work["server"])})
-        say("ready")
-        busy = _run_here(load, lambda answer: say(vars(answer)), began=float(sys.stdin.readline()))
+        write_record("ready")
+        busy = _run_in_this_process(load, lambda answer: write_record(vars(answer)), began=float(sys.stdin.readline()))
     except KeyboardInterrupt:
         sys.exit(130)
-    say({"busy": busy})
+    write_record({"busy": busy})
 
 
 if __name__ == "__main__":

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from trtllm_jax.commands.bench.results import BatchResult, FirstTokenResult, RequestsResult, RequestTimes
+from trtllm_jax.commands.bench.request_results import RequestsResult, RequestTimes
+from trtllm_jax.commands.bench.results import BatchResult, FirstTokenResult
 from trtllm_jax.commands.bench.workload import SEED, BenchRequest, arrival_times, random_prompts
 
 if TYPE_CHECKING:

@@ -1,9 +1,9 @@
-"""What a benchmark knows of a model before the engine starts: its vocabulary, its context, its tokenizer."""
+"""`ModelFacts`: a model's vocabulary, context and tokenizer, read before the engine starts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-_ABSURD = 1e30  # a factor that the engine will refuse
+_MAX_ROPE_FACTOR = 1e30  # a factor that the engine will refuse
 
 Encode = Callable[[str], Sequence[int]]
 
@@ -27,12 +27,12 @@ class ModelFacts:
 
         self._checkpoint = open_checkpoint(location, weights=weights, gguf_architectures=gguf_architectures())
         config = self._checkpoint.config
-        text = config | _record(config, "text_config")
+        text = config | _object(config, "text_config")
         if not isinstance(text.get("vocab_size"), int):
             raise ValueError(f"model = {location}: its config.json has no vocab_size; add it")
         self.vocab: int = text["vocab_size"]
         positions = text.get("max_position_embeddings")
-        self.max_position = int(positions * _stretch(text)) if isinstance(positions, int) else None
+        self.max_position = int(positions * _rope_factor(text)) if isinstance(positions, int) else None
 
     def require_length(self, length: int) -> None:
         """ValueError where the model is too short for a sequence of `length` tokens."""
@@ -56,14 +56,14 @@ class ModelFacts:
         return encode
 
 
-def _stretch(config: Mapping[str, Any]) -> float:
+def _rope_factor(config: Mapping[str, Any]) -> float:
     """An upper bound of what rope scaling adds; the engine knows exactly, and measuring fails if it allows less."""
-    scaling = _record(config, "rope_scaling") or _record(config, "rope_parameters")
+    scaling = _object(config, "rope_scaling") or _object(config, "rope_parameters")
     factor = scaling.get("factor")
-    return max(1.0, float(factor)) if isinstance(factor, int | float) and factor < _ABSURD else 1.0
+    return max(1.0, float(factor)) if isinstance(factor, int | float) and factor < _MAX_ROPE_FACTOR else 1.0
 
 
-def _record(config: Mapping[str, Any], field: str) -> dict[str, Any]:
+def _object(config: Mapping[str, Any], field: str) -> dict[str, Any]:
     """The object at `field`, empty where there is none; the engine refuses what is neither."""
     value = config.get(field)
     return value if isinstance(value, dict) else {}

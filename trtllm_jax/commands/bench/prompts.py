@@ -15,7 +15,7 @@ Lengths = Callable[[np.random.Generator, int], list[int]]
 """Draws so many lengths."""
 
 Turn = tuple[str, str]
-"""What a user said and what was answered."""
+"""A user's message and its answer."""
 
 _USER = ("human", "user")
 _ASSISTANT = ("gpt", "assistant", "chatgpt", "bot")
@@ -74,13 +74,13 @@ class Fields:
 
     def turn(self, entry: Mapping[str, Any]) -> Turn:
         """Prompt and answer of an entry, empty where it has none."""
-        asked, answered = _first_turn(entry)
-        if self.input or not asked:
-            asked = _text(entry.get(self.input or "prompt"))
+        question, answered = _first_turn(entry)
+        if self.input or not question:
+            question = _text(entry.get(self.input or "prompt"))
         if self.output:
             answered = _text(entry.get(self.output))
         before = _text(entry.get(self.before)) if self.before else self.before_text
-        return (f"{before} {asked}" if before and asked else asked), answered
+        return (f"{before} {question}" if before and question else question), answered
 
 
 def real_lines(
@@ -102,12 +102,12 @@ def real_lines(
     with progress(len(entries), "Counting tokens") as bar:
         for entry in entries:
             bar.update()
-            asked, answered = fields.turn(entry)
-            if not asked or (max_input_len and len(encode(asked)) > max_input_len):
+            question, answered = fields.turn(entry)
+            if not question or (max_input_len and len(encode(question)) > max_input_len):
                 continue
             tokens = normal(*output_len_dist)(rng, 1)[0] if output_len_dist else len(encode(answered))
             if answered or output_len_dist:
-                lines.append(line(len(lines), asked, tokens))
+                lines.append(line(len(lines), question, tokens))
             if len(lines) == num_requests:
                 break
     if not lines:
@@ -152,13 +152,13 @@ def _parsed(text: str, path: Path) -> Iterator[Any]:
 def _first_turn(entry: Mapping[str, Any]) -> Turn:
     """Of ShareGPT's "conversations" (from, value) or OpenAI's "messages" (role, content)."""
     turns = entry.get("conversations", entry.get("messages"))
-    said = [one for one in turns if isinstance(one, dict)] if isinstance(turns, list) else []
-    by_whom = [(one.get("from", one.get("role")), _text(one.get("value", one.get("content")))) for one in said]
-    asked = next((i for i, (who, _) in enumerate(by_whom) if who in _USER), None)
-    if asked is None:
+    messages = [one for one in turns if isinstance(one, dict)] if isinstance(turns, list) else []
+    spoken = [(one.get("from", one.get("role")), _text(one.get("value", one.get("content")))) for one in messages]
+    first = next((i for i, (role, _) in enumerate(spoken) if role in _USER), None)
+    if first is None:
         return "", ""
-    answer = by_whom[asked + 1] if asked + 1 < len(by_whom) else ("", "")
-    return by_whom[asked][1], answer[1] if answer[0] in _ASSISTANT else ""
+    answer = spoken[first + 1] if first + 1 < len(spoken) else ("", "")
+    return spoken[first][1], answer[1] if answer[0] in _ASSISTANT else ""
 
 
 def _text(value: Any) -> str:

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from trtllm_jax.commands.bench.profile import TRACE_LIMIT, Profile
-from trtllm_jax.commands.bench.results import BatchResult, RequestsResult, StartUpResult
+from trtllm_jax.commands.bench.request_results import RequestsResult
+from trtllm_jax.commands.bench.results import BatchResult, StartUpResult
 from trtllm_jax.commands.bench.serve_results import ServeResult
 from trtllm_jax.commands.bench.trace import GROUPS, Program
 

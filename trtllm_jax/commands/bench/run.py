@@ -1,4 +1,4 @@
-"""What each form of `trtllm-bench` does with its options: checks, one engine, its measurements, a report."""
+"""The forms of `trtllm-bench`: checks, one engine, its measurements, a report."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -19,20 +19,21 @@ from trtllm_jax.commands.bench.measure import (
     run_batch,
 )
 from trtllm_jax.commands.bench.model import ModelFacts
-from trtllm_jax.commands.bench.options import Bounds, Common
+from trtllm_jax.commands.bench.options import Common
 from trtllm_jax.commands.bench.profile import profile
-from trtllm_jax.commands.bench.results import RequestsResult
+from trtllm_jax.commands.bench.request_results import RequestsResult
 from trtllm_jax.commands.bench.startup import measure_startup
 from trtllm_jax.commands.bench.workload import BenchRequest, read_dataset, synthetic_requests
+from trtllm_jax.commands.click_options import Bounds
 from trtllm_jax.logger import progress
 
 BATCH_WARMUP = 1
 REQUESTS_WARMUP = 2
 MAX_WARMUP = 256
-"""Requests of a warm-up without a bound: what a GPU's engine runs at once by default."""
+"""Requests of a warm-up without a bound, which is what a GPU's engine runs at once by default."""
 
 FEW_REQUESTS = 32
-"""So many requests get an engine of just their number; more, without a bound, one of the engine's default size."""
+"""Up to so many requests get an engine of their number; more of them, without a bound, one of default size."""
 
 Report = Callable[[bench_report.Result], None]
 
@@ -84,13 +85,13 @@ def fixed_batches(
             "batch_size"
         )
     points = [(batch, given, new) for given in input_lens for new in output_lens for batch in batch_sizes]
-    how: dict[str, Any] = {"vocab": facts.vocab, "sampling": common.sampling, "seed": common.seed}
+    shared: dict[str, Any] = {"vocab": facts.vocab, "sampling": common.sampling, "seed": common.seed}
     warmup = BATCH_WARMUP if common.warmup is None else common.warmup
     skipped = 0
     with _engine(common, arguments, len(points)) as (llm, report, tick):
         for point in points:
             try:
-                report(measure_batch(llm, *point, repeats=common.repeats, warmup=warmup, **how))
+                report(measure_batch(llm, *point, repeats=common.repeats, warmup=warmup, **shared))
             except ValueError as error:  # of a sweep, the other points may fit
                 skipped += 1
                 if skipped == len(points):
@@ -101,7 +102,7 @@ def fixed_batches(
                 tick()
             if common.profile:
                 folder = Path(common.profile, "batch{}-in{}-out{}".format(*point))
-                report(profile(partial(run_batch, llm, *point, **how), folder, decode_steps=point[2] - 1))
+                report(profile(partial(run_batch, llm, *point, **shared), folder, decode_steps=point[2] - 1))
 
 
 def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: float | None) -> None:
@@ -110,10 +111,10 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
     sent = workload.requests(common, facts)
     length = max(request.length for request in sent)
     facts.require_length(length)
-    at_once = min(len(sent), max(bound or len(sent) for bound in bounds))
-    batch = at_once if None not in bounds or at_once <= FEW_REQUESTS else None
+    concurrent = min(len(sent), max(bound or len(sent) for bound in bounds))
+    batch = concurrent if None not in bounds or concurrent <= FEW_REQUESTS else None
     arguments = common.llm_arguments(batch=batch, length=length, reuse=workload.prefix > 0)
-    how: dict[str, Any] = {
+    shared: dict[str, Any] = {
         "request_rate": request_rate,
         "devices": int(arguments.get("tensor_parallel_size") or 1),
         "sampling": common.sampling,
@@ -121,27 +122,27 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
     }
     warmup = REQUESTS_WARMUP if common.warmup is None else common.warmup
     with _engine(common, arguments, len(sent) * len(bounds)) as (llm, report, tick):
-        how["cached_prefix"] = _whole_blocks(llm, workload.prefix, length)
+        shared["cached_prefix"] = _cacheable_prefix(llm, workload.prefix, length)
         reuse = bool(arguments["kv_cache_config"]["enable_block_reuse"])
         runs, warmups = itertools.count(), itertools.count(1)
         for bound in bounds:
             if warmup:
                 # As many at once as will be, so that every program has run before it is measured.
                 count = max(warmup, min(bound or MAX_WARMUP, len(sent)))
-                alike = _like(sent[:count], workload.prefix, facts.vocab, -next(warmups))
-                measure_requests(llm, alike, concurrency=bound, sampling=common.sampling)
+                warmup_requests = _same_sizes(sent[:count], workload.prefix, facts.vocab, -next(warmups))
+                measure_requests(llm, warmup_requests, concurrency=bound, sampling=common.sampling)
 
             def run(moved: Callable[[], object] = lambda: None, bound: int | None = bound) -> RequestsResult:
                 # Reuse, where it is on, must find no more of a prompt the second time.
-                fresh = _like(sent, workload.prefix, facts.vocab, next(runs)) if reuse else sent
-                return measure_requests(llm, fresh, concurrency=bound, progress=moved, **how)
+                fresh = _same_sizes(sent, workload.prefix, facts.vocab, next(runs)) if reuse else sent
+                return measure_requests(llm, fresh, concurrency=bound, progress=moved, **shared)
 
             report(run(tick))
             if common.profile:
                 report(profile(run, Path(common.profile, f"concurrency-{bound or 'unbounded'}")))
 
 
-def starts(common: Common, input_len: int) -> None:
+def startup_times(common: Common, input_len: int) -> None:
     """Time a fresh process twice."""
     facts = _facts(common)
     facts.require_length(input_len + 1)
@@ -153,7 +154,7 @@ def starts(common: Common, input_len: int) -> None:
             bar.update()
 
 
-def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int) -> list[BenchRequest]:
+def _same_sizes(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int) -> list[BenchRequest]:
     """Requests of the same sizes that share the first `prefix` ids and no other, so that only those are cached."""
     return [
         BenchRequest(
@@ -163,8 +164,8 @@ def _like(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int)
     ]
 
 
-def _whole_blocks(llm: Any, prefix: int, length: int) -> int:
-    """What of a prefix can be found: whole blocks. ValueError where that is nothing, or no request fits the cache."""
+def _cacheable_prefix(llm: Any, prefix: int, length: int) -> int:
+    """The tokens of a prefix's whole blocks; ValueError where there is none, or no request fits the cache."""
     capacity = llm.get_kv_cache_capacity()
     tokens, block = capacity["maxNumTokens"], capacity["tokensPerBlock"]
     if tokens < length:
@@ -181,7 +182,7 @@ def _whole_blocks(llm: Any, prefix: int, length: int) -> int:
 
 
 def _facts(common: Common) -> ModelFacts:
-    """The model's facts, once it is known that the report can be made."""
+    """The model's facts, after a check that the report can be made."""
     if common.plot:
         bench_report.require_plotting()
     return ModelFacts(common.location)
@@ -191,7 +192,7 @@ def _facts(common: Common) -> ModelFacts:
 def _engine(
     common: Common, arguments: dict[str, Any], total: int
 ) -> Iterator[tuple[Any, Report, Callable[[], object]]]:
-    """An LLM, what takes its results, and what moves the bar of `total` units; the report comes at the end."""
+    """An LLM, a function for its results, and one that advances a bar of `total` units; the report comes at the end."""
     from trtllm_jax import LLM
 
     try:

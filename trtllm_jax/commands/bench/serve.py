@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import (
+from trtllm_jax.commands.click_options import (
     LOG_LEVELS,
     POSITIVE,
     PRESENT,

@@ -1,4 +1,4 @@
-"""What a server did under load: what `bench_results` says of its answers, and besides failures and goodput."""
+"""`ServeResult`: the times of a server's answers under load, with failures and goodput."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -7,26 +7,26 @@ from functools import cached_property
 from typing import Any
 
 from trtllm_jax.commands.bench.answer import Answer
-from trtllm_jax.commands.bench.results import RequestsResult, RequestTimes
+from trtllm_jax.commands.bench.request_results import RequestsResult, RequestTimes
 
 OBJECTIVES = {"ttft": "first_token_s", "tpot": "per_token_s", "e2el": "latency_s"}
 """What a goodput may bound, and the property of `RequestTimes` that it bounds."""
 
 SATURATED = 0.9
-"""A client that takes more than this share of a core is late."""
+"""The share of a core above which a client delays its own measurements."""
 
 
 @dataclass(frozen=True)
 class ServeResult(RequestsResult):
-    """Calls that ran together; `requests` are those that were answered. `arrivals` has one time a read.
+    """Requests that ran together; `requests` are those that were answered, whose `arrivals` have one time a read.
 
     Attributes:
         elapsed: seconds from the first submission to the last end, failures included.
-        planned: how many calls there were to be.
-        failures: how many calls failed, by kind.
-        examples: what happened to one call of each kind.
-        objectives: milliseconds that a good answer takes at most, by the names in OBJECTIVES.
-        uncounted: answers whose tokens the server did not count: their events are, and those of their prompts are not.
+        planned: the number of requests that were to be sent.
+        failures: the number of failed requests, by kind.
+        examples: a description of one failure of each kind.
+        objectives: upper limits of a good answer in milliseconds, by the names in OBJECTIVES.
+        uncounted: answers whose tokens the server did not count, so that their events count and their prompts do not.
         busy: the busiest client process's share of a core.
     """
 
@@ -75,12 +75,12 @@ class ServeResult(RequestsResult):
 
     @property
     def failed(self) -> int:
-        """Calls that failed."""
+        """Requests that failed."""
         return sum(self.failures.values())
 
     @property
     def unanswered(self) -> int:
-        """Calls that an interruption left without an outcome."""
+        """Requests that an interruption left without an answer."""
         return self.planned - self.failed - len(self.requests)
 
     @property
@@ -94,7 +94,7 @@ class ServeResult(RequestsResult):
 
     @property
     def throughputs(self) -> dict[str, float]:
-        """As for an engine, without what a client does not know, the rate of each device; and the goodput."""
+        """Those of an engine without the rate of each device, which a client does not know, and the goodput."""
         if not self.requests:
             return {}
         rates = super().throughputs
@@ -105,7 +105,7 @@ class ServeResult(RequestsResult):
 
     @property
     def notes(self) -> list[str]:
-        """What a reader of the figures must know."""
+        """Remarks without which the figures would mislead."""
         notes = []
         if self.failed:
             notes.append(f"{self.failed} of {self.planned} requests failed:")

@@ -1,4 +1,4 @@
-"""What `trtllm-bench serve` does: checks, a warm-up, a measurement for each rate and bound, a report."""
+"""`trtllm-bench serve`: checks, a warm-up, a measurement for each rate and bound, and a report."""
 
 import itertools
 import json
@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trtllm_jax.commands.bench.options import Bounds
 from trtllm_jax.commands.bench.report import Result, reporting, require_plotting
 from trtllm_jax.commands.bench.serve_results import ServeResult
 from trtllm_jax.commands.bench.workload import Prompt, arrival_times, read_prompts, synthetic_requests
+from trtllm_jax.commands.click_options import Bounds
 from trtllm_jax.logger import progress
 
 PATHS = {"completions": "/completions", "chat": "/chat/completions"}
@@ -18,7 +18,7 @@ DEFAULT_REQUESTS = 100
 MODELS_TIMEOUT = 30.0
 
 Prompts = list[tuple[Prompt, int]]
-"""Prompts, and the tokens that each asks for at most."""
+"""Prompts, each with the most tokens that its answer may have."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,9 @@ class Settings:
     plot: Path | None
 
     def prompts(self) -> Callable[[int, int | None], Prompts]:
-        """What gives the prompts of a measurement by its number, as many as are asked for or as are measured.
+        """A function from a measurement's number and a count, or None for all, to its prompts.
 
-        Random ones differ between measurements, so that a server's prefix cache finds none of them. ValueError where
+        Random prompts differ between measurements, so that a server's prefix cache finds none of them. ValueError where
         the dataset or the tokenizer cannot be read, or the endpoint takes no token ids.
         """
         count = self.num_requests
@@ -73,18 +73,20 @@ class Settings:
         return draw
 
     def body(self, model: str, prompt: Prompt, tokens: int) -> str:
-        """The JSON that asks for an answer."""
-        asked = {"messages": [{"role": "user", "content": prompt}]} if self.endpoint == "chat" else {"prompt": prompt}
-        fields: dict[str, Any] = {"model": model, **asked, "max_tokens": tokens, "stream": True}
+        """The body of a request as JSON."""
+        prompt_field = (
+            {"messages": [{"role": "user", "content": prompt}]} if self.endpoint == "chat" else {"prompt": prompt}
+        )
+        fields: dict[str, Any] = {"model": model, **prompt_field, "max_tokens": tokens, "stream": True}
         fields |= {"stream_options": {"include_usage": True}} | ({"ignore_eos": True} if self.ignore_eos else {})
         return json.dumps(
             {name: value for name, value in (fields | dict(self.extra_body)).items() if value is not None}
         )
 
     def record(self, model: str) -> dict[str, Any]:
-        """What a report says of the measurement."""
-        unsaid = ("api_key", "report_json", "json_lines", "plot", "objectives")
-        return {name: value for name, value in vars(self).items() if name not in unsaid} | {"model": model}
+        """The settings as a report has them."""
+        omitted = ("api_key", "report_json", "json_lines", "plot", "objectives")
+        return {name: value for name, value in vars(self).items() if name not in omitted} | {"model": model}
 
 
 def measure_server(settings: Settings, rates: Sequence[float | None], bounds: Bounds) -> None:
@@ -128,7 +130,7 @@ def measure_server(settings: Settings, rates: Sequence[float | None], bounds: Bo
 
 
 def _measure(settings: Settings, load: Any, rate: float | None, report: Callable[[Result], None]) -> ServeResult:
-    """One measurement, reported also if it is interrupted."""
+    """The result of one measurement, which is reported also where it is interrupted."""
     from trtllm_jax.commands.bench.load import run_load
 
     answers: list[Any] = []
@@ -164,10 +166,10 @@ def _require_client() -> None:
 
 def _first_model(server: Any, settings: Settings) -> str:
     from trtllm_jax.commands.bench.answer import RequestFailure
-    from trtllm_jax.commands.bench.load import in_loop, list_models
+    from trtllm_jax.commands.bench.load import list_models, run_in_uvloop
 
     try:
-        names: list[str] = in_loop(list_models(server, min(MODELS_TIMEOUT, settings.timeout)))
+        names: list[str] = run_in_uvloop(list_models(server, min(MODELS_TIMEOUT, settings.timeout)))
     except RequestFailure as failure:
         raise ValueError(
             f"{settings.base_url}/models does not list the models ({failure}): check --base_url, "
@@ -185,7 +187,7 @@ def _tokenizer(location: str) -> Any:
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:
-    """A text of about as many tokens: random ids in a row seldom are what their text is encoded to."""
+    """A text of about as many tokens; random ids are seldom those that their own text is encoded to."""
     again = tokenizer.encode(tokenizer.decode(ids, skip_special_tokens=True), add_special_tokens=False)
     text: str = tokenizer.decode(again[: len(ids)])
     return text

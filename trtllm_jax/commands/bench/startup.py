@@ -64,7 +64,7 @@ def _start(began: float, work: Mapping[str, Any]) -> dict[str, float]:
 
 
 def main() -> None:
-    """Be the child."""
+    """Run as the child process."""
     try:
         times = _start(float(sys.argv[1]), json.load(sys.stdin))
     except (ValueError, MemoryError) as error:

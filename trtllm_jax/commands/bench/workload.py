@@ -1,4 +1,4 @@
-"""What a benchmark sends: random prompts, requests read from a dataset file, and when each of them arrives."""
+"""The requests of a benchmark: random prompts, those of a dataset file, and their arrival times."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -103,13 +103,13 @@ def _prompt(entry: dict[str, Any], where: str, vocab: int | None) -> Prompt:
         return text
     if not isinstance(ids, list) or not ids:
         raise ValueError(f"{where}: input_ids = {str(ids)[:40]} is not a list of token ids; give at least one")
-    for wrong in _outside(ids, vocab):
+    for wrong in _invalid_ids(ids, vocab):
         allowed = "positive integers or 0" if vocab is None else f"0 to {vocab - 1}"
         raise ValueError(f"{where}: input_ids holds {wrong!r}; ids of this model are {allowed}")
     return ids
 
 
-def _outside(ids: list[Any], vocab: int | None) -> Iterator[Any]:
+def _invalid_ids(ids: list[Any], vocab: int | None) -> Iterator[Any]:
     return (token for token in ids if not _is_int(token) or token < 0 or (vocab is not None and token >= vocab))
 
 

@@ -1,4 +1,4 @@
-"""`trtllm-eval`: how well a model answers. Nothing heavy is imported before the options are read."""
+"""`trtllm-eval`: scores a model. Nothing heavy is imported before the options are read."""
 
 import os
 import sys
@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.bench.options import POSITIVE, SETTINGS, WRITABLE, SectionedCommand, option, set_log_level
-from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, llm_arguments
+from trtllm_jax.commands.click_options import POSITIVE, SETTINGS, WRITABLE, SectionedCommand, option, set_log_level
+from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, split_options
 from trtllm_jax.commands.user_errors import readable_errors
 from trtllm_jax.commands.yaml_file import read_yaml
 
-# Click wraps paragraphs anew, except those that begin with a backspace.
+# Click rewraps paragraphs, except those that begin with a backspace.
 HELP = """Evaluate a model with lm-eval, on the engine.
 
 \b
@@ -27,29 +27,29 @@ there. Without --dataset_path lm-eval fetches a task's data from the hub, and wi
 Options are written with _ or with -, before or after TASKS.
 """
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
-_OWN = (
+_EVAL_OPTIONS = (
     option("--tasks", metavar="A[,B...]", help="TASKS in another spelling."),
     option("--dataset_path", type=FOLDER, help="Folder of the tasks' files; nothing is fetched from the hub."),
     option("--limit --num_samples", type=POSITIVE, help="Items of each task, the first ones  [all]"),
     option("--num_fewshot", type=click.IntRange(min=0), help="Examples before each item  [the task's]"),
     option("--max_output_length", type=POSITIVE, help="Tokens of an answer  [the task's, or 256]"),
-    option("--apply_chat_template", is_flag=True, default=None, help="Put items to the model as a conversation."),
+    option("--apply_chat_template", is_flag=True, default=None, help="Send items as a conversation."),
     option("--system_prompt", help="What each conversation or prompt begins with."),
     option("--random_seed", type=click.IntRange(min=0), help="Of the choice of examples  [1234]"),
     option("--output_path", type=WRITABLE, help="Write scores and settings to this JSON file."),
 )
 
 
-def own_options(command: Any) -> Any:
+def eval_options(command: Any) -> Any:
     """Give `command` the evaluation's options."""
-    for add in reversed(_OWN):
+    for add in reversed(_EVAL_OPTIONS):
         command = add(command)
     return command
 
 
 @click.command(cls=SectionedCommand, context_settings=SETTINGS, help=HELP)
 @click.argument("names", nargs=-1, metavar="[TASKS]...")
-@own_options
+@eval_options
 @option("--model -m", section="Model", help="Folder, .gguf file or hub name.")
 @engine_options
 @option("--disable_kv_cache_reuse", section="Engine", is_flag=True, help="Prompts share no prefixes.")
@@ -72,11 +72,8 @@ def main(
         os.environ["TQDM_DISABLE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from trtllm_jax.commands.eval.run import EvalOptions, run
 
-    given = {name: value for name, value in options.items() if value is not None} | ({"tasks": names} if names else {})
-    own = {name: value for name, value in {**file, **given}.items() if name in EvalOptions.model_fields}
-    of_engine = {name: value for name, value in given.items() if name not in EvalOptions.model_fields}
-    rest = {name: value for name, value in file.items() if name not in EvalOptions.model_fields}
-    arguments = llm_arguments(of_engine, rest, str(location))
+    named = {"tasks": names} if names else {}
+    own, arguments = split_options({**options, **named}, file, str(location), EvalOptions.model_fields)
     if disable_kv_cache_reuse:
         arguments["kv_cache_config"] = {**(arguments.get("kv_cache_config") or {}), "enable_block_reuse": False}
     with readable_errors():

@@ -39,18 +39,18 @@ class Source:
     examples: str | None = None
 
 
-def _lettered(row: Row) -> Row:
+def _with_letters(row: Row) -> Row:
     choices = list(row["choices"])
     labels = list(LETTERS[: len(choices)])
     return {"choices": {"text": choices, "label": labels}, "answerKey": labels[row["gold"]]}
 
 
 def _arc(row: Row) -> Row:
-    return {"question": row["query"].removeprefix("Question: ")} | _lettered(row)
+    return {"question": row["query"].removeprefix("Question: ")} | _with_letters(row)
 
 
 def _openbook(row: Row) -> Row:
-    return {"question_stem": row["query"]} | _lettered(row)
+    return {"question_stem": row["query"]} | _with_letters(row)
 
 
 def _piqa(row: Row) -> Row:
@@ -114,7 +114,7 @@ SOURCES = {
 _MMLU_FIELDS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
 
 
-def present(folder: Path) -> list[str]:
+def available_tasks(folder: Path) -> list[str]:
     """The tasks whose files are in the folder."""
     found = [name for name, source in SOURCES.items() if (folder / source.file).is_file()]
     return [*found, MMLU] if _mmlu_folder(folder) else found
@@ -206,7 +206,7 @@ def _read(file: Path, source: Source) -> list[Row]:
         raise ValueError(f"{file} is missing: the task needs it; see docs/evaluation.md for its form")
     try:
         raw = _parse(file)
-        rows = [_converted(file, number, row, source) for number, row in enumerate(raw, start=1)]
+        rows = [_convert_row(file, number, row, source) for number, row in enumerate(raw, start=1)]
     except UnicodeDecodeError as error:
         raise ValueError(f"{file} is no UTF-8 text: {error}") from error
     if not rows:
@@ -235,7 +235,7 @@ def pages(text: str) -> list[str]:
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
-def _converted(file: Path, number: int, row: Any, source: Source) -> Row:
+def _convert_row(file: Path, number: int, row: Any, source: Source) -> Row:
     if isinstance(row, dict):
         if all(row.get(field) is not None for field in source.fields):
             return {field: row[field] for field in source.fields}

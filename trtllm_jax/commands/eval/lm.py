@@ -54,7 +54,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         self._vocab = llm.facts.vocab
         self._llm = llm
         self._score = jax.jit(model.score)
-        self._tokens_at_once = tokens_at_once or (1024 if jax.default_backend() == "cpu" else 8192)
+        self._tokens_at_once = tokens_at_once or (1024 if model.platform.on_cpu else 8192)
         self._bos = llm.tokenizer.decode([self.prefix_token_id], skip_special_tokens=False)
 
     @property
@@ -178,20 +178,20 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             stops.append([stop for stop in arguments["until"] if stop])
             params.append(self._sampling(arguments, stops[-1], count))
         outputs = self._llm.generate(prompts, params, use_tqdm=not disable_tqdm) if prompts else []
-        return [_up_to(output.outputs[0].text, ends) for output, ends in zip(outputs, stops, strict=True)]
+        return [_cut_at(output.outputs[0].text, ends) for output, ends in zip(outputs, stops, strict=True)]
 
     def _sampling(self, arguments: Mapping[str, Any], stops: Sequence[str], count: int) -> SamplingParams:
         sampled = arguments["do_sample"]
         given = {name: arguments[name] for name in SAMPLING if sampled and arguments.get(name) is not None}
         # A special token is no part of the text, so that no stop string can be found in it.
         ids = {stop: self._encode(stop, add_special_tokens=False) for stop in stops}
-        special = {stop: found[0] for stop, found in ids.items() if len(found) == 1 and self._drawn(found[0])}
+        special = {stop: found[0] for stop, found in ids.items() if len(found) == 1 and self._is_special(found[0])}
         texts = [stop for stop in stops if stop not in special]
         return SamplingParams(
             max_tokens=count, stop=texts or None, stop_token_ids=list(special.values()) or None, **given
         )
 
-    def _drawn(self, token: int) -> bool:
+    def _is_special(self, token: int) -> bool:
         """Whether it is a special token, and one that the model has."""
         return self._piece(token).special and token < self._vocab
 
@@ -221,7 +221,7 @@ def _bucket(count: int, factor: int, least: int = 32) -> int:
     return size
 
 
-def _up_to(text: str, ends: Iterable[str]) -> str:
+def _cut_at(text: str, ends: Iterable[str]) -> str:
     for end in ends:
         text = text.split(end)[0]
     return text

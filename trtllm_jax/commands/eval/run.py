@@ -1,4 +1,4 @@
-"""An evaluation: its tasks first, since they are quick to be found wrong, then the engine, then lm-eval."""
+"""An evaluation: its tasks first, because their errors show quickly, then the engine, then lm-eval."""
 
 import importlib.metadata
 import importlib.util
@@ -18,12 +18,12 @@ from trtllm_jax.commands.eval.report import print_table, record, write_record
 from trtllm_jax.common.strict_model import NonNegativeInt, PositiveInt, StrictModel
 
 DEFAULT_TASK = "mmlu"
-RESAMPLES = 1000
-"""For a standard error that has no formula."""
+BOOTSTRAP_ITERATIONS = 1000
+"""Bootstrap iterations of standard errors that have no formula."""
 
 
 class EvalOptions(StrictModel, owner="trtllm-eval"):
-    """What to evaluate, and how.
+    """The options of an evaluation.
 
     Attributes:
         tasks: names; none for every task whose files are in `dataset_path`, or `DEFAULT_TASK` without one.
@@ -49,7 +49,7 @@ class EvalOptions(StrictModel, owner="trtllm-eval"):
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Texts of a command line or a YAML file as what they stand for."""
+        """Convert texts of a command line or a YAML file to the fields' types."""
         changed = dict(arguments)
         if isinstance(tasks := changed.get("tasks"), str | list):
             changed["tasks"] = (
@@ -62,10 +62,10 @@ class EvalOptions(StrictModel, owner="trtllm-eval"):
 
 
 def run(options: EvalOptions, arguments: Mapping[str, Any]) -> None:
-    """Evaluate `LLM(**arguments)` and report. ValueError: what is wrong, in most cases before the engine starts."""
+    """Evaluate `LLM(**arguments)` and report; ValueError for wrong options, mostly before the engine starts."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("an evaluation needs lm-eval: install trtllm-jax[eval]")
-    with _quiet(options.dataset_path is not None):
+    with _quiet_libraries(options.dataset_path is not None):
         found = evaluate(options, arguments)
     if options.output_path is not None:
         write_record(options.output_path, found)
@@ -105,9 +105,9 @@ def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, An
 def load_tasks(options: EvalOptions) -> Any:
     """lm-eval's dict of the tasks. ValueError: one is unknown, or its data is not here."""
     if options.dataset_path is not None:
-        from trtllm_jax.commands.eval.data import SOURCES, local_tasks, present
+        from trtllm_jax.commands.eval.data import SOURCES, available_tasks, local_tasks
 
-        names = options.tasks or present(options.dataset_path)
+        names = options.tasks or available_tasks(options.dataset_path)
         if not names:
             files = ", ".join(source.file for source in SOURCES.values())
             raise ValueError(
@@ -134,7 +134,7 @@ def load_tasks(options: EvalOptions) -> Any:
 
 
 def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
-    """lm-eval's results of a model of its own kind on loaded tasks."""
+    """lm-eval's results of one of its models on loaded tasks."""
     import numpy as np
     from lm_eval import evaluator
 
@@ -155,7 +155,7 @@ def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
             lm=lm,
             task_dict=tasks,
             limit=options.limit,
-            bootstrap_iters=RESAMPLES,
+            bootstrap_iters=BOOTSTRAP_ITERATIONS,
             log_samples=False,
             apply_chat_template=options.apply_chat_template,
             fewshot_as_multiturn=options.apply_chat_template,
@@ -165,8 +165,8 @@ def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
 
 
 @contextmanager
-def _quiet(offline: bool) -> Iterator[None]:
-    """lm-eval and the data sets' library log errors alone; `offline` nothing looks for the hub."""
+def _quiet_libraries(offline: bool) -> Iterator[None]:
+    """A context in which lm-eval and datasets log errors only, and with `offline` use no hub."""
     levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)
@@ -180,10 +180,10 @@ def _quiet(offline: bool) -> Iterator[None]:
 
 @contextmanager
 def _environment(**switches: str) -> Iterator[None]:
-    before = {name: os.environ.get(name) for name in switches}
+    previous = {name: os.environ.get(name) for name in switches}
     os.environ.update(switches)
     try:
         yield
     finally:
-        for name, value in before.items():
+        for name, value in previous.items():
             os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -4,7 +4,7 @@ import hmac
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -28,16 +28,16 @@ class RequestMiddleware:
         self._keys = [key.encode() for key in server.settings.api_keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, whatever happens."""
+        """Pass the request on, and answer it where that fails."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        began = time.perf_counter()
+        started = time.perf_counter()
         headers = dict(scope["headers"])
         given = headers.get(b"x-request-id", b"")
         request_id = given if _VALID_REQUEST_ID.fullmatch(given) else uuid.uuid4().hex.encode()
-        record: dict[str, Any] = {}
-        scope["trtllm_jax.record"] = record
+        log_fields: dict[str, Any] = {}
+        scope["trtllm_jax.log_fields"] = log_fields
         scope["trtllm_jax.request_id"] = request_id.decode()
         status = 0
 
@@ -53,31 +53,26 @@ class RequestMiddleware:
                 self._check_key(headers.get(b"authorization", b""))
             await self._app(scope, receive, send_with_id)
         except Exception as error:
-            if status:
+            if status:  # the answer has begun, and nothing else can be sent
                 self._server.log_failure(scope, error)
             else:
-                told = as_api_error(error, self._server.settings.retry_after)
-                if told is None:
-                    self._server.log_failure(scope, error)
-                    told = ApiError(500, f"the server failed at request {request_id.decode()}; its log has the cause")
-                await told.response()(scope, receive, send_with_id)
+                await self._error(scope, error).response()(scope, receive, send_with_id)
         finally:
-            status = record.pop("status", status)
+            status = log_fields.pop("status", status)
             if status >= 400 and scope["path"] in self._generating:
-                self._server.metrics.failed(status)
-            facts = {
-                "request": request_id.decode(),
-                "method": scope["method"],
-                "path": _one_word(scope["path"]),
-                "status": status,
-                "seconds": f"{time.perf_counter() - began:.3f}",
-                **record,
-            }
-            logger.info(" ".join(f"{name}={value}" for name, value in facts.items()))
+                self._server.metrics.record_error(status)
+            _log(scope, status, time.perf_counter() - started, log_fields)
+
+    def _error(self, scope: Scope, error: Exception) -> ApiError:
+        known = as_api_error(error, self._server.settings.retry_after)
+        if known is not None:
+            return known
+        self._server.log_failure(scope, error)
+        return ApiError(500, f"the server failed at request {scope['trtllm_jax.request_id']}; its log has the cause")
 
     def _check_key(self, authorization: bytes) -> None:
         scheme, _, key = authorization.partition(b" ")
-        # Every key is compared, so that the time says nothing about any of them.
+        # Every key is compared, so that the time taken says nothing about any of them.
         matches = [hmac.compare_digest(key.strip(), known) for known in self._keys]
         if scheme.lower() != b"bearer" or not any(matches):
             raise ApiError(
@@ -88,5 +83,13 @@ class RequestMiddleware:
             )
 
 
-def _one_word(path: str) -> str:
-    return re.sub(r"[^\x21-\x7e]", "?", path)[:200]
+def _log(scope: Scope, status: int, seconds: float, fields: Mapping[str, Any]) -> None:
+    line = {
+        "request": scope["trtllm_jax.request_id"],
+        "method": scope["method"],
+        "path": re.sub(r"[^\x21-\x7e]", "?", scope["path"])[:200],
+        "status": status,
+        "seconds": f"{seconds:.3f}",
+        **fields,
+    }
+    logger.info(" ".join(f"{name}={value}" for name, value in line.items()))

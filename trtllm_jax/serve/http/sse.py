@@ -1,21 +1,19 @@
-"""Server-sent events: a response that costs little an event, and never ends without saying so."""
+"""Server-sent events: a response whose events cost little, and which never ends without a last event."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
-import msgspec
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from trtllm_jax.serve.http.errors import ApiError, as_api_error
-from trtllm_jax.serve.http.exchange import Exchange
+from trtllm_jax.serve.http.json_response import as_json
+from trtllm_jax.serve.http.tracker import RequestTracker
 
 DONE = b"data: [DONE]\n\n"
 
-as_json = msgspec.json.Encoder().encode
-
-_START = {
+_RESPONSE_START = {
     "type": "http.response.start",
     "status": 200,
     "headers": [
@@ -26,81 +24,86 @@ _START = {
 }
 
 
-class Envelope:
-    """What all events of a stream have in common, encoded once; a choice's bytes go in the middle."""
+class ChunkEncoder:
+    """Encodes a stream's events: what they have in common once, and each choice between its two parts."""
 
     def __init__(self, head: Mapping[str, Any], usage: bool) -> None:
         self._before = b"data: " + as_json(head)[:-1] + b',"choices":['
         self._after = b'],"usage":null}\n\n' if usage else b"]}\n\n"
 
-    def around(self, choice: bytes) -> bytes:
-        """The event."""
+    def encode(self, choice: bytes) -> bytes:
+        """The event of a choice."""
         return self._before + choice + self._after
 
-    def with_usage(self, choice: bytes, usage: Mapping[str, Any]) -> bytes:
-        """The event that tells the tokens so far; without a choice, the last one of a stream."""
+    def encode_with_usage(self, choice: bytes, usage: Mapping[str, Any]) -> bytes:
+        """The event of a choice with the token counts; without a choice, the last event of a stream."""
         return self._before + choice + b'],"usage":' + as_json(usage) + b"}\n\n"
 
 
-def _failure(error: ApiError) -> bytes:
+def _error_event(error: ApiError) -> bytes:
     return b"data: " + error.body() + b"\n\n"
 
 
 class EventStream(Response):
-    """Sends events as they come. Headers go out with the first, so that a request refused until then has its status.
+    """Sends events as they come. The headers go out with the first event, so that an earlier failure has its status.
 
     Args:
-        exchange: what is answered.
-        events: whole events; what they raise ends the stream with an event that tells it.
-        last: what ends a stream that is whole.
-        failure: the event of what ended it otherwise.
+        tracker: the request.
+        events: encoded events; an exception of theirs ends the stream with an error event.
+        last: the event that ends a complete stream.
+        error_event: encodes the event that ends any other stream.
     """
 
     def __init__(
         self,
-        exchange: Exchange,
+        tracker: RequestTracker,
         events: AsyncIterator[bytes],
         *,
         last: bytes = DONE,
-        failure: Callable[[ApiError], bytes] = _failure,
+        error_event: Callable[[ApiError], bytes] = _error_event,
     ) -> None:
         super().__init__()
-        self._exchange = exchange
+        self._tracker = tracker
         self._events = events
         self._last = last
-        self._failure = failure
+        self._encode_error = error_event
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer."""
+        """Send the response."""
         started = False
         try:
-            async with self._exchange.guarded(receive):
+            async with self._tracker.abort_on_disconnect(receive):
                 async for event in self._events:
                     if not started:
                         started = True
-                        await send(_START)
+                        await send(_RESPONSE_START)
                     await send({"type": "http.response.body", "body": event, "more_body": True})
-                self._exchange.check()
+                self._tracker.raise_if_aborted()
             last = self._last
         except Exception as error:
             if not started:
                 raise
-            told = as_api_error(error, self._exchange.server.settings.retry_after)
-            if told is None:
-                self._exchange.server.log_failure(scope, error)
-                told = ApiError(500, "the server failed while it answered")
-            scope.get("trtllm_jax.record", {})["status"] = told.status
-            last = self._failure(told)
-        if not self._exchange.gone:
+            last = self._encode_error(self._api_error(scope, error))
+        if not self._tracker.disconnected:
             await send({"type": "http.response.body", "body": last, "more_body": False})
 
+    def _api_error(self, scope: Scope, error: Exception) -> ApiError:
+        """The client's form of a failure, whose status the log line has although 200 was sent."""
+        server = self._tracker.server
+        api_error = as_api_error(error, server.settings.retry_after)
+        if api_error is None:
+            server.log_failure(scope, error)
+            api_error = ApiError(500, "the server failed while it answered")
+        scope.get("trtllm_jax.log_fields", {})["status"] = api_error.status
+        return api_error
 
-def merged(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
-    """What all streams give, as it comes; what is there at once is one piece. The first failure ends all."""
-    return streams[0] if len(streams) == 1 else _merge(streams)
+
+def merge_streams(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+    """The pieces of all streams as they come, those that are there together joined; the first failure ends all."""
+    return streams[0] if len(streams) == 1 else _interleave(streams)
 
 
-async def _merge(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
+async def _interleave(streams: Sequence[AsyncIterator[bytes]]) -> AsyncIterator[bytes]:
     queue: asyncio.Queue[bytes | BaseException | None] = asyncio.Queue()
 
     async def pump(stream: AsyncIterator[bytes]) -> None:

@@ -1,76 +1,25 @@
-"""What every parser offers: text in, as it comes, and out what it means, as soon as that is certain."""
+"""The base classes of parsers, which take text in pieces and give events as soon as these are certain."""
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
+from trtllm_jax.serve.parsers.events import (
+    CallArguments,
+    CallBroken,
+    CallStart,
+    ContentText,
+    ReasoningDelta,
+    ToolEvent,
+)
 from trtllm_jax.serve.parsers.scanner import Malformed, Scanner, Steps, json_object
 
 NAME_CHARACTERS = re.compile(r"[a-zA-Z0-9_.-]*")
 
 
-@dataclass(frozen=True, slots=True)
-class ContentText:
-    """Text for the user."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStart:
-    """A call begins; ``index`` counts the calls of one answer from 0."""
-
-    index: int
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallArguments:
-    """A fragment of a call's arguments; all of them in a row are the text of a JSON object."""
-
-    index: int
-    fragment: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallBroken:
-    """A call that was begun ends before its arguments are complete; ``source`` is its whole text, markers included.
-
-    What follows it comes as other events. Who has not passed the call on shows ``source`` as content.
-    """
-
-    index: int
-    source: str
-
-
-ToolEvent = ContentText | CallStart | CallArguments | CallBroken
-
-
-class ReasoningDelta(NamedTuple):
-    """What is new of the reasoning and of the content."""
-
-    reasoning: str
-    content: str
-
-
-class Call(NamedTuple):
-    """A complete call; ``arguments`` is the text of a JSON object as the model wrote it."""
-
-    name: str
-    arguments: str
-
-
-class Parsed(NamedTuple):
-    """A whole answer."""
-
-    content: str
-    calls: tuple[Call, ...]
-
-
-class _Machine(ABC):
-    """Runs a coroutine over text that comes in pieces; what it finds cannot depend on how the text was cut."""
+class _IncrementalParser(ABC):
+    """Runs a coroutine over text that comes in pieces; the result does not depend on how the text is cut."""
 
     def __init__(self) -> None:
         self._scanner = Scanner()
@@ -90,8 +39,8 @@ class _Machine(ABC):
         next(self._steps, None)
 
 
-class ReasoningParser(_Machine):
-    """Divides one answer into reasoning and content; no text raises an error."""
+class ReasoningParser(_IncrementalParser):
+    """Splits one answer into reasoning and content; no text is an error."""
 
     keep_special_tokens: ClassVar[bool] = False
     """Whether the text must hold the model's special tokens (``skip_special_tokens=False``)."""
@@ -103,24 +52,24 @@ class ReasoningParser(_Machine):
         next(self._steps, None)
 
     def feed(self, text: str) -> ReasoningDelta:
-        """What ``text`` made certain."""
+        """What ``text`` makes certain."""
         self._advance(text)
-        return self._take()
+        return self._drain()
 
     def finish(self) -> ReasoningDelta:
         """The rest, once no more text comes."""
         self._end()
-        return self._take()
+        return self._drain()
 
-    def _take(self) -> ReasoningDelta:
+    def _drain(self) -> ReasoningDelta:
         delta = ReasoningDelta("".join(self._reasoning), "".join(self._content))
         self._reasoning.clear()
         self._content.clear()
         return delta
 
 
-class ToolParser(_Machine):
-    """Finds the tool calls of one answer's content; no text raises an error.
+class ToolParser(_IncrementalParser):
+    """Finds the tool calls in one answer's content; no text is an error.
 
     ``tools`` are the tools the model was given, in OpenAI's form: with them a call of any other name is content.
     Text that is no complete call is content, unchanged. White space between content and calls is the format's own, and
@@ -130,15 +79,15 @@ class ToolParser(_Machine):
     keep_special_tokens: ClassVar[bool] = False
     """Whether the text must hold the model's special tokens (``skip_special_tokens=False``)."""
     begins: ClassVar[tuple[str, ...]]
-    """What opens calls."""
+    """The markers that open calls."""
     ends: ClassVar[tuple[str, ...]] = ()
-    """Special tokens that end a message; they never show."""
+    """Special tokens that end a message, and are never content."""
 
     def __init__(self, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         super().__init__()
         self._schemas = {tool["function"]["name"]: tool["function"].get("parameters") or {} for tool in tools}
         self._events: list[ToolEvent] = []
-        self._spaces: list[str] = []
+        self._held_spaces: list[str] = []
         self._source: list[str] = []
         self._calls = 0
         self._open = False
@@ -146,14 +95,14 @@ class ToolParser(_Machine):
         next(self._steps, None)
 
     def feed(self, text: str) -> list[ToolEvent]:
-        """What ``text`` made certain."""
+        """What ``text`` makes certain."""
         self._advance(text)
-        return self._take()
+        return self._drain()
 
     def finish(self) -> list[ToolEvent]:
         """The rest, once no more text comes."""
         self._end()
-        return self._take()
+        return self._drain()
 
     @abstractmethod
     def _read_calls(self) -> Steps[None]:
@@ -161,41 +110,41 @@ class ToolParser(_Machine):
 
     def _read(self) -> Steps[None]:
         while True:
-            self._scanner.send_to(self._show)
+            self._scanner.send_to(self._emit_content)
             marker = yield from self._scanner.until(self.begins + self.ends)
             if not marker:
                 break
             if marker in self.begins:
-                yield from self._attempt(marker)
+                yield from self._try_calls(marker)
         if not self._any_complete:
-            self._events.append(ContentText("".join(self._spaces)))
+            self._events.append(ContentText("".join(self._held_spaces)))
 
-    def _attempt(self, marker: str) -> Steps[None]:
-        self._source = [*self._spaces, marker]
-        self._spaces.clear()
-        self._scanner.send_to(self._keep)
+    def _try_calls(self, marker: str) -> Steps[None]:
+        self._source = [*self._held_spaces, marker]
+        self._held_spaces.clear()
+        self._scanner.send_to(self._buffer)
         try:
             yield from self._read_calls()
         except Malformed:
-            self._scanner.send_to(self._show)
-            self._give_up()
+            self._scanner.send_to(self._emit_content)
+            self._abandon_call()
 
-    def _give_up(self) -> None:
+    def _abandon_call(self) -> None:
         source = "".join(self._source)
         if self._open:
             self._events.append(CallBroken(self._calls - 1, source))
             self._open = False
         else:
-            self._show(source)
+            self._emit_content(source)
 
-    def _show(self, text: str) -> None:
+    def _emit_content(self, text: str) -> None:
         shown = text.rstrip()
         if shown:
-            self._events.append(ContentText("".join(self._spaces) + shown))
-            self._spaces.clear()
-        self._spaces.append(text[len(shown) :])
+            self._events.append(ContentText("".join(self._held_spaces) + shown))
+            self._held_spaces.clear()
+        self._held_spaces.append(text[len(shown) :])
 
-    def _keep(self, text: str) -> None:
+    def _buffer(self, text: str) -> None:
         self._source.append(text)
 
     def _begin_call(self, name: str) -> None:
@@ -207,11 +156,11 @@ class ToolParser(_Machine):
         self._calls += 1
         self._open = True
 
-    def _argue(self, fragment: str) -> None:
+    def _emit_arguments(self, fragment: str) -> None:
         self._events.append(CallArguments(self._calls - 1, fragment))
 
     def _end_call(self) -> None:
-        self._scanner.send_to(self._keep)
+        self._scanner.send_to(self._buffer)
         self._source.clear()
         self._open, self._any_complete = False, True
 
@@ -221,46 +170,28 @@ class ToolParser(_Machine):
             raise Malformed
         self._begin_call(name)
 
-        def keep_and_argue(text: str) -> None:
-            self._keep(text)
-            self._argue(text)
+        def buffer_and_emit(text: str) -> None:
+            self._buffer(text)
+            self._emit_arguments(text)
 
-        self._scanner.send_to(keep_and_argue)
+        self._scanner.send_to(buffer_and_emit)
         yield from json_object(self._scanner)
         self._end_call()
 
-    def _captured(self, steps: Steps[Any]) -> Steps[str]:
+    def _capture(self, steps: Steps[Any]) -> Steps[str]:
         """The text that ``steps`` takes."""
         parts: list[str] = []
 
-        def keep_twice(text: str) -> None:
-            self._keep(text)
+        def buffer_and_capture(text: str) -> None:
+            self._buffer(text)
             parts.append(text)
 
-        self._scanner.send_to(keep_twice)
+        self._scanner.send_to(buffer_and_capture)
         yield from steps
-        self._scanner.send_to(self._keep)
+        self._scanner.send_to(self._buffer)
         return "".join(parts)
 
-    def _take(self) -> list[ToolEvent]:
+    def _drain(self) -> list[ToolEvent]:
         events = [event for event in self._events if not isinstance(event, ContentText) or event.text]
         self._events.clear()
         return events
-
-
-def collect(events: Iterable[ToolEvent]) -> Parsed:
-    """The whole answer that a parser's events make up; calls that broke are content."""
-    pieces: list[str] = []
-    calls: dict[int, tuple[str, list[str]]] = {}
-    for event in events:
-        match event:
-            case ContentText(text):
-                pieces.append(text)
-            case CallStart(index, name):
-                calls[index] = (name, [])
-            case CallArguments(index, fragment):
-                calls[index][1].append(fragment)
-            case CallBroken(index, source):
-                del calls[index]
-                pieces.append(source)
-    return Parsed("".join(pieces), tuple(Call(name, "".join(fragments)) for name, fragments in calls.values()))

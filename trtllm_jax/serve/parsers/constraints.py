@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
-_MOST_TOOLS, _MOST_ENUM_VALUES, _DEEPEST = 128, 1000, 64
+_MAX_TOOLS, _MAX_ENUM_VALUES, _MAX_DEPTH = 128, 1000, 64
 
 Tool = Mapping[str, Any]
 
@@ -45,8 +45,8 @@ def plan_tools(tools: Sequence[Tool] | None, tool_choice: str | Mapping[str, Any
 
 def check_tools(tools: Sequence[Any]) -> tuple[Tool, ...]:
     """The tools, once they are in OpenAI's form; ValueError names what is not, as in ``tools[0].function.name``."""
-    if len(tools) > _MOST_TOOLS:
-        raise ValueError(f"tools has {len(tools)} entries: give at most {_MOST_TOOLS}")
+    if len(tools) > _MAX_TOOLS:
+        raise ValueError(f"tools has {len(tools)} entries: give at most {_MAX_TOOLS}")
     seen: set[str] = set()
     for index, tool in enumerate(tools):
         where = f"tools[{index}]"
@@ -76,18 +76,18 @@ def _check_parameters(schema: Any, where: str) -> None:
         raise ValueError(f"{where}.properties is a {type(schema['properties']).__name__}: give an object")
     values = 0
     level: list[Any] = [schema]
-    for _ in range(_DEEPEST):
+    for _ in range(_MAX_DEPTH):
         values += sum(len(item["enum"]) for item in level if isinstance(item, Mapping) and _is_list(item.get("enum")))
-        level = [child for item in level for child in _children(item)]
+        level = [child for item in level for child in _nested_values(item)]
         if not level:
             break
     else:
-        raise ValueError(f"{where} is more than {_DEEPEST} levels deep: simplify the schema")
-    if values > _MOST_ENUM_VALUES:
-        raise ValueError(f"{where} has {values} enum values: give at most {_MOST_ENUM_VALUES} a function")
+        raise ValueError(f"{where} is more than {_MAX_DEPTH} levels deep: simplify the schema")
+    if values > _MAX_ENUM_VALUES:
+        raise ValueError(f"{where} has {values} enum values: give at most {_MAX_ENUM_VALUES} a function")
 
 
-def _children(item: Any) -> Sequence[Any]:
+def _nested_values(item: Any) -> Sequence[Any]:
     if isinstance(item, Mapping):
         return list(item.values())
     return item if _is_list(item) else ()

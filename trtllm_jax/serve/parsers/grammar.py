@@ -87,12 +87,12 @@ def call_grammar(
         schema = {"type": "object", **(function.get("parameters") or {})}
         before = text(form.before.replace("NAME", function["name"]))
         if name == "qwen3_coder":
-            arguments, extra = _tagged(index, schema)
+            arguments, extra = _qwen3_coder_arguments(index, schema)
             rules += extra
         else:
             arguments = _json(schema)
         rules.append(f"call_{index}: {before} {arguments} {text(form.after)}")
-    rules += _LAZY
+    rules += _LAZY_RULES
     return "\n".join(rules) + "\n"
 
 
@@ -120,12 +120,12 @@ def answer_grammar(
         f"start: reasoning {_literal(begin, special)} answer",
         f"reasoning: {_reasoning(reasoning, name, prompt, special)}",
         f"answer: {answer}",
-        *_LAZY,
+        *_LAZY_RULES,
     ]
     return "\n".join(rules) + "\n"
 
 
-_LAZY = [
+_LAZY_RULES = [
     "think_end[lazy]: /(.|\\n)*<\\/think>/",
     "value_end[lazy]: /(.|\\n)*\\n<\\/parameter>\\n/",
     "prose: /(.|\\n)*/",
@@ -169,7 +169,7 @@ def _json(schema: Mapping[str, Any]) -> str:
     return "%json " + json.dumps({**schema, "x-guidance": _COMPACT})
 
 
-def _tagged(index: int, schema: Mapping[str, Any]) -> tuple[str, list[str]]:
+def _qwen3_coder_arguments(index: int, schema: Mapping[str, Any]) -> tuple[str, list[str]]:
     """Qwen3-Coder's parameters in the schema's order, and their rules; those not required may be left out."""
     required = schema.get("required") or ()
     shared = {key: schema[key] for key in ("$defs", "definitions") if key in schema}

@@ -9,14 +9,14 @@ START, CHANNEL, CONSTRAIN, MESSAGE = "<|start|>", "<|channel|>", "<|constrain|>"
 END, RETURN, CALL = "<|end|>", "<|return|>", "<|call|>"
 _WORDS = re.compile(r"[^<\n]*")
 _FUNCTION = re.compile(r"\bto=functions\.([a-zA-Z0-9_.-]+)")
-_LONGEST_WORDS = 200
+_MAX_HEADER_LENGTH = 200
 
 
 def _header(scanner: Scanner) -> Steps[str]:
     """Takes what stands before a message's text and returns it."""
     parts: list[str] = []
     while True:
-        parts.append((yield from scanner.run(_WORDS, _LONGEST_WORDS)))
+        parts.append((yield from scanner.run(_WORDS, _MAX_HEADER_LENGTH)))
         if (yield from scanner.match(MESSAGE)):
             return "".join(parts)
         for token in (CHANNEL, CONSTRAIN):

@@ -30,12 +30,12 @@ class JsonCallParser(ToolParser):
                 yield from self._read_arguments(name)
                 called = True
             elif key in _ARGUMENTS and arguments is None:
-                arguments = yield from self._captured(json_object(scanner))
+                arguments = yield from self._capture(json_object(scanner))
             else:
                 yield from json_value(scanner)
             if name is not None and arguments is not None and not called:
                 self._begin_call(name)
-                self._argue(arguments)
+                self._emit_arguments(arguments)
                 self._end_call()
                 called = True
             yield from scanner.spaces()
@@ -70,11 +70,11 @@ class Llama3Parser(JsonCallParser):
     ends = ("<|eom_id|>", "<|eot_id|>")
 
     def _read(self) -> Steps[None]:
-        self._scanner.send_to(self._show)
+        self._scanner.send_to(self._emit_content)
         yield from self._scanner.spaces()
         if (yield from self._scanner.peek()) == "{":
-            self._scanner.send_to(self._show)
-            yield from self._attempt("")
+            self._scanner.send_to(self._emit_content)
+            yield from self._try_calls("")
         yield from super()._read()
 
     def _read_calls(self) -> Steps[None]:

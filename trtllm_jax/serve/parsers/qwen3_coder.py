@@ -28,7 +28,7 @@ class Qwen3CoderParser(ToolParser):
         name = yield from scanner.run(NAME_CHARACTERS)
         yield from scanner.require(">")
         self._begin_call(name)
-        self._argue("{")
+        self._emit_arguments("{")
         separator = ""
         while True:
             yield from scanner.spaces()
@@ -36,11 +36,11 @@ class Qwen3CoderParser(ToolParser):
                 break
             key = yield from scanner.run(_KEY)
             yield from scanner.require(">")
-            self._argue(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
-            yield from self._read_value(types_of(_property(self._schemas.get(name), key)))
+            self._emit_arguments(f"{separator}{json.dumps(key, ensure_ascii=False)}: ")
+            yield from self._read_value(types_of(_property_schema(self._schemas.get(name), key)))
             separator = ", "
         yield from scanner.require("</function>")
-        self._argue("}")
+        self._emit_arguments("}")
         self._end_call()
         yield from scanner.spaces()
         yield from scanner.match("</tool_call>")
@@ -49,23 +49,23 @@ class Qwen3CoderParser(ToolParser):
         """The newline after the opening tag and the one before the closing tag are the format's."""
         yield from self._scanner.match("\n")
         if types != {"string"}:
-            text = yield from self._captured(self._until_end_of_value())
-            self._argue(_as_json(text.removesuffix("\n"), types))
+            text = yield from self._capture(self._until_end_of_value())
+            self._emit_arguments(_as_json(text.removesuffix("\n"), types))
             return
         held = ""
 
-        def keep_and_argue(text: str) -> None:
+        def buffer_and_emit(text: str) -> None:
             nonlocal held
-            self._keep(text)
+            self._buffer(text)
             shown = held + text
             held = "\n" if shown.endswith("\n") else ""
-            self._argue(_escaped(shown.removesuffix("\n")))
+            self._emit_arguments(_escaped(shown.removesuffix("\n")))
 
-        self._argue('"')
-        self._scanner.send_to(keep_and_argue)
+        self._emit_arguments('"')
+        self._scanner.send_to(buffer_and_emit)
         yield from self._until_end_of_value()
-        self._scanner.send_to(self._keep)
-        self._argue('"')
+        self._scanner.send_to(self._buffer)
+        self._emit_arguments('"')
 
     def _until_end_of_value(self) -> Steps[None]:
         end = yield from self._scanner.until(("</parameter>",))
@@ -74,7 +74,7 @@ class Qwen3CoderParser(ToolParser):
             raise Malformed
 
 
-def _property(schema: Any, key: str) -> Any:
+def _property_schema(schema: Any, key: str) -> Any:
     properties = schema.get("properties") if isinstance(schema, Mapping) else None
     return properties.get(key) if isinstance(properties, Mapping) else None
 

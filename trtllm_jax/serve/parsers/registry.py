@@ -56,14 +56,14 @@ def make_reasoning_parser(
     ``model_type`` is config.json's; ``auto`` looks at it and at the chat template. ValueError for an unknown name.
     """
     if name == "auto":
-        found = _reasoning_of(model_type or "", chat_template or "")
+        found = _detect_reasoning_parser(model_type or "", chat_template or "")
         if found is None:
             return None
         name = found
     if name == "gpt-oss":
         return ReasoningParserFactory(name, True, lambda prompt: HarmonyReasoningParser())
     if name not in REASONING_PARSERS:
-        raise ValueError(_unknown("reasoning_parser", name, REASONING_PARSERS))
+        raise ValueError(_unknown_name("reasoning_parser", name, REASONING_PARSERS))
     opened = name == "deepseek-r1"
 
     def think(prompt: str) -> ReasoningParser:
@@ -81,17 +81,17 @@ def make_tool_parser(
     ``model_type`` is config.json's; ``auto`` looks at the chat template first. ValueError for an unknown name.
     """
     if name == "auto":
-        found = _tools_of(model_type or "", chat_template or "")
+        found = _detect_tool_parser(model_type or "", chat_template or "")
         if found is None:
             return None
         name = found
     if name not in TOOL_PARSERS:
-        raise ValueError(_unknown("tool_parser", name, TOOL_PARSERS))
+        raise ValueError(_unknown_name("tool_parser", name, TOOL_PARSERS))
     parser = TOOL_PARSERS[name]
     return ToolParserFactory(name, parser.keep_special_tokens, parser)
 
 
-def _reasoning_of(model_type: str, template: str) -> str | None:
+def _detect_reasoning_parser(model_type: str, template: str) -> str | None:
     if CHANNEL in template or model_type == "gpt_oss":
         return "gpt-oss"
     if OPEN in template or CLOSE in template:
@@ -99,7 +99,7 @@ def _reasoning_of(model_type: str, template: str) -> str | None:
     return None
 
 
-_TEMPLATE_SIGNS = (
+_TEMPLATE_MARKERS = (
     (CHANNEL, "gpt-oss"),
     ("[TOOL_CALLS]", "mistral"),
     ("<function=", "qwen3_coder"),
@@ -120,14 +120,14 @@ _MODEL_TYPES = {
 }
 
 
-def _tools_of(model_type: str, template: str) -> str | None:
+def _detect_tool_parser(model_type: str, template: str) -> str | None:
     if CALLS_BEGIN in template:
         return "deepseek_v3" if "```json" in template else "deepseek_v31"
-    for sign, name in _TEMPLATE_SIGNS:
+    for sign, name in _TEMPLATE_MARKERS:
         if sign in template:
             return name
     return _MODEL_TYPES.get(model_type)
 
 
-def _unknown(field: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
+def _unknown_name(field: str, name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
     return f"{field} = {name!r} is unknown: use one of auto, {', '.join(sorted(known))}"

@@ -1,4 +1,4 @@
-"""Text that arrives in pieces, read as if it were whole by a coroutine that waits where the text so far ends."""
+"""`Scanner`: text that arrives in pieces, read by coroutines that wait at its end for more."""
 
 import json
 import re
@@ -14,8 +14,8 @@ _PLAIN = re.compile(r'[^"\\\x00-\x1f]*')
 _SCALAR = re.compile(r"[-+.0-9A-Za-z]*")
 _HEX = re.compile(r"[0-9A-Fa-f]")
 _NUMBER = re.compile(r"-?(?:0|[1-9][0-9]*)(?:\.[0-9]+)?(?:[eE][-+]?[0-9]+)?")
-_LONGEST_SCALAR, _DEEPEST = 1000, 128
-"""Python's own reader refuses longer integers, and deeper values, somewhere beyond these."""
+_MAX_SCALAR_LENGTH, _MAX_DEPTH = 1000, 128
+"""Python's json refuses longer integers and deeper values somewhere beyond these limits."""
 
 
 class Malformed(Exception):
@@ -71,15 +71,15 @@ class Scanner:
         if not (yield from self.match(literal)):
             raise Malformed
 
-    def run(self, pattern: re.Pattern[str], most: int | None = None) -> Steps[str]:
-        """Takes all that ``pattern``, a repeated character class, matches; Malformed beyond ``most`` characters."""
+    def run(self, pattern: re.Pattern[str], max_length: int | None = None) -> Steps[str]:
+        """Takes what ``pattern``, a repeated character class, matches; Malformed beyond ``max_length`` characters."""
         parts: list[str] = []
         length = 0
         while True:
             found = pattern.match(self._text, self._at)
             end = found.end() if found else self._at
-            if most is not None and length + end - self._at > most:
-                self._at += most - length
+            if max_length is not None and length + end - self._at > max_length:
+                self._at += max_length - length
                 raise Malformed
             parts.append(self._text[self._at : end])
             length += end - self._at
@@ -108,7 +108,7 @@ class Scanner:
                 self._at = len(self._text)
                 self._report()
                 return ""
-            self._at = len(self._text) - _beginning(self._text[self._at :], markers)
+            self._at = len(self._text) - _partial_marker_length(self._text[self._at :], markers)
             yield from self._wait()
 
     def rest(self) -> Steps[None]:
@@ -126,7 +126,7 @@ class Scanner:
             self._reported = self._at
 
 
-def _beginning(text: str, markers: tuple[str, ...]) -> int:
+def _partial_marker_length(text: str, markers: tuple[str, ...]) -> int:
     """The length of the longest end of ``text`` with which a marker begins."""
     longest = min(len(text), max(map(len, markers)) - 1)
     return next((n for n in range(longest, 0, -1) if any(m.startswith(text[-n:]) for m in markers)), 0)
@@ -174,10 +174,10 @@ def json_value(scanner: Scanner) -> Steps[None]:
             yield from scanner.spaces()
             if not (yield from scanner.match(closer)):
                 closers.append(closer)
-                if len(closers) > _DEEPEST:
+                if len(closers) > _MAX_DEPTH:
                     raise Malformed
                 if closer == "}":
-                    yield from _key(scanner)
+                    yield from _object_key(scanner)
                 continue
         elif opened == '"':
             yield from json_string(scanner)
@@ -187,14 +187,14 @@ def json_value(scanner: Scanner) -> Steps[None]:
             yield from scanner.spaces()
             if (yield from scanner.match(",")):
                 if closers[-1] == "}":
-                    yield from _key(scanner)
+                    yield from _object_key(scanner)
                 break
             yield from scanner.require(closers.pop())
         else:
             return
 
 
-def _key(scanner: Scanner) -> Steps[None]:
+def _object_key(scanner: Scanner) -> Steps[None]:
     yield from scanner.spaces()
     yield from json_string(scanner)
     yield from scanner.spaces()
@@ -202,6 +202,6 @@ def _key(scanner: Scanner) -> Steps[None]:
 
 
 def _scalar(scanner: Scanner) -> Steps[None]:
-    text = yield from scanner.run(_SCALAR, _LONGEST_SCALAR)
+    text = yield from scanner.run(_SCALAR, _MAX_SCALAR_LENGTH)
     if text not in ("true", "false", "null") and not _NUMBER.fullmatch(text):
         raise Malformed

@@ -32,14 +32,14 @@ class ThinkParser(ReasoningParser):
 
     def _read_reasoning(self) -> Steps[None]:
         scanner = self._scanner
-        scanner.send_to(self._reason)
+        scanner.send_to(self._emit_reasoning)
         yield from scanner.until((CLOSE,))
         scanner.send_to(lambda newlines: None)
         while (yield from scanner.match("\n")):
             pass
         scanner.send_to(self._content.append)
 
-    def _reason(self, text: str) -> None:
+    def _emit_reasoning(self, text: str) -> None:
         if not self._shown:
             text = text.lstrip("\n")
         shown = text.rstrip("\n")

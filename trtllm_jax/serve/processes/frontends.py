@@ -1,4 +1,4 @@
-"""The frontend processes of a server: started, watched, started again, and drained."""
+"""`Frontends`: the frontend processes of a server, which are started, restarted and drained."""
 
 import os
 import selectors
@@ -15,10 +15,10 @@ from typing import Self
 from trtllm_jax.logger import logger
 from trtllm_jax.remote.host import EngineHost
 
-START_SECONDS = 120
-SHORT_LIFE_SECONDS = 10
-MAX_SHORT_LIVES = 3
-"""A frontend that ends this often, this soon after its start, will not do better."""
+START_TIMEOUT = 120
+SHORT_LIFETIME = 10
+MAX_SHORT_LIFETIMES = 3
+"""Frontends that end this often, this soon after their start, are not started again."""
 
 
 class Frontends:
@@ -39,44 +39,44 @@ class Frontends:
         self._configuration = configuration
         self._count = count
         self._processes: list[_Frontend] = []
-        self._short_lives = 0
+        self._short_lifetimes = 0
         self._metrics = tempfile.TemporaryDirectory(prefix="trtllm_jax-metrics-")
 
     def start(self) -> None:
-        """All of them answer when this returns. RuntimeError where one ends or hangs instead."""
-        self._processes = [self._new() for _ in range(self._count)]
+        """Start all processes, and return once they answer; RuntimeError where one ends or hangs instead."""
+        self._processes = [self._start_process() for _ in range(self._count)]
         for process in self._processes:
             process.wait_until_ready()
 
-    def look(self) -> None:
-        """Start anew what has ended. RuntimeError where that does not help."""
+    def restart_exited(self) -> None:
+        """Start the processes again that have ended; RuntimeError where they keep ending."""
         for index, process in enumerate(self._processes):
             code = process.exit_code
             if code is None:
                 continue
-            self._short_lives = self._short_lives + 1 if process.age < SHORT_LIFE_SECONDS else 0
-            if self._short_lives >= MAX_SHORT_LIVES:
+            self._short_lifetimes = self._short_lifetimes + 1 if process.age < SHORT_LIFETIME else 0
+            if self._short_lifetimes >= MAX_SHORT_LIFETIMES:
                 raise RuntimeError(f"frontends end as soon as they start, the last one with exit code {code}")
             logger.warning("frontend %d ended with exit code %d and is started again", process.pid, code)
-            self._forget_gauges(process.pid)
-            self._processes[index] = self._new()
+            self._remove_gauges(process.pid)
+            self._processes[index] = self._start_process()
 
-    def drain(self, seconds: float, insisted: Callable[[], bool]) -> bool:
-        """Have them take no more connections and end once their requests have; whether all did.
+    def drain(self, timeout: float, should_abort: Callable[[], bool]) -> bool:
+        """Stop taking connections, and wait until all requests have ended; whether all processes have.
 
-        False after `seconds`, or as soon as `insisted` says that nobody wants to wait.
+        False after `timeout` seconds, or as soon as `should_abort` returns true.
         """
         for process in self._processes:
             process.signal(signal.SIGTERM)
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + timeout
         while any(process.exit_code is None for process in self._processes):
-            if time.monotonic() > deadline or insisted():
+            if time.monotonic() > deadline or should_abort():
                 return False
             time.sleep(0.02)
         return True
 
     def kill(self) -> None:
-        """End them now."""
+        """End the processes at once."""
         for process in self._processes:
             process.signal(signal.SIGKILL)
             process.wait()
@@ -91,14 +91,14 @@ class Frontends:
         self.kill()
         self._metrics.cleanup()
 
-    def _new(self) -> "_Frontend":
+    def _start_process(self) -> "_Frontend":
         ours, theirs = socket.socketpair()
         with theirs:
             process = _Frontend(theirs, self._listening, self._configuration, self._metrics.name)
         self._host.connect(ours)
         return process
 
-    def _forget_gauges(self, pid: int) -> None:
+    def _remove_gauges(self, pid: int) -> None:
         from prometheus_client.multiprocess import mark_process_dead
 
         mark_process_dead(pid, self._metrics.name)
@@ -115,7 +115,7 @@ class _Frontend:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             pass_fds=numbers,
-            # A Ctrl-C is for the process that started it, which then says how to stop.
+            # Ctrl-C is meant for the parent process, which then drains the frontends.
             start_new_session=True,
             env={**os.environ, "PROMETHEUS_MULTIPROC_DIR": metrics},
         )
@@ -138,12 +138,12 @@ class _Frontend:
         return self._process.poll()
 
     def wait_until_ready(self) -> None:
-        """RuntimeError where it ends before, or takes too long."""
+        """RuntimeError where the process ends first, or takes too long."""
         assert self._process.stdout is not None
         with selectors.DefaultSelector() as selector:
             selector.register(self._process.stdout, selectors.EVENT_READ)
-            if not selector.select(START_SECONDS):
-                raise RuntimeError(f"a frontend did not start in {START_SECONDS} s")
+            if not selector.select(START_TIMEOUT):
+                raise RuntimeError(f"a frontend did not start in {START_TIMEOUT} s")
         if self._process.stdout.readline() != b"ready\n":
             raise RuntimeError(f"a frontend did not start: exit code {self._process.wait()}, see above")
 

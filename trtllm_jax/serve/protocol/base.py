@@ -1,4 +1,4 @@
-"""What requests and answers of both generating endpoints have in common."""
+"""Records that the requests and answers of several endpoints share."""
 
 from typing import Annotated, Any, Literal
 
@@ -12,14 +12,14 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Bias = Annotated[float, Field(ge=-100, le=100)]
 
 
-def _false(value: bool) -> bool:
+def _require_false(value: bool) -> bool:
     if value:
         raise ValueError("this server does not do that: give false, or leave it out")
     return value
 
 
-OnlyFalse = Annotated[bool, AfterValidator(_false), WithJsonSchema({"type": "boolean", "const": False})]
-"""What OpenAI's servers do and this one does not. A literal False would take the number 0 as well."""
+OnlyFalse = Annotated[bool, AfterValidator(_require_false), WithJsonSchema({"type": "boolean", "const": False})]
+"""A feature of OpenAI's servers that this one lacks; Literal[False] would also take the number 0."""
 
 Prompts = (
     str
@@ -27,31 +27,31 @@ Prompts = (
     | Annotated[list[str], Field(min_length=1)]
     | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1)]
 )
-"""Text, ids, or a list of either."""
+"""A text, ids, or a list of either."""
 
 
 def as_list(prompts: Prompts) -> list[str] | list[list[int]]:
-    """Always a list of prompts."""
+    """The prompts, always as a list."""
     if isinstance(prompts, str):
         return [prompts]
     return [prompts] if isinstance(prompts[0], int) else prompts
 
 
 class ApiModel(BaseModel):
-    """A record without unknown names and coerced types."""
+    """A record that refuses unknown names, and converts no types."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(ApiModel):
-    """What a stream tells besides the text."""
+    """What a stream reports besides the text."""
 
     include_usage: bool = True
     continuous_usage_stats: bool = False
 
 
 class JsonSchemaFormat(ApiModel):
-    """OpenAI's wrapping of a JSON schema."""
+    """A JSON schema with its name, as OpenAI has it."""
 
     name: str | None = None
     description: str | None = None
@@ -60,7 +60,7 @@ class JsonSchemaFormat(ApiModel):
 
 
 class ResponseFormat(ApiModel):
-    """What the answer's text must be; `schema`, `regex` and `ebnf` go with types "json", "regex" and "ebnf"."""
+    """The format of the answer's text; `schema`, `regex` and `ebnf` go with types "json", "regex" and "ebnf"."""
 
     type: Literal["text", "json", "json_object", "json_schema", "regex", "ebnf"]
     json_schema: JsonSchemaFormat | None = None
@@ -70,7 +70,7 @@ class ResponseFormat(ApiModel):
 
 
 class GenerationRequest(ApiModel):
-    """OpenAI's fields, then TensorRT-LLM's further ones. What is not given does what it does there."""
+    """OpenAI's fields, then TensorRT-LLM's further ones, with the defaults that they have there."""
 
     model: str
     frequency_penalty: Penalty | None = None
@@ -113,13 +113,13 @@ class GenerationRequest(ApiModel):
 
 
 class PromptTokensDetails(BaseModel):
-    """How much of the prompt the prefix cache had."""
+    """The number of prompt tokens from the prefix cache."""
 
     cached_tokens: int = 0
 
 
 class Usage(BaseModel):
-    """How many tokens were read and written."""
+    """The numbers of tokens that were read and generated."""
 
     prompt_tokens: int
     completion_tokens: int
@@ -128,7 +128,7 @@ class Usage(BaseModel):
 
 
 class ErrorInfo(BaseModel):
-    """What went wrong; `param` is the field of the request, if it is one."""
+    """A failure; `param` is the wrong field of the request, if it is one."""
 
     message: str
     type: str

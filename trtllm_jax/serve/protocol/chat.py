@@ -7,20 +7,20 @@ from pydantic import AliasChoices, BaseModel, ConfigDict, Field
 from trtllm_jax.serve.protocol.base import ApiModel, Count, CountOrZero, GenerationRequest, OnlyFalse, Usage
 
 
-class Lenient(BaseModel):
-    """A record that clients send back as they got it, with names that only they know."""
+class LenientModel(BaseModel):
+    """A record that clients may send back with fields of their own, which are ignored."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
 
-class CalledFunction(Lenient):
-    """A call's name, and its arguments as JSON text."""
+class CalledFunction(LenientModel):
+    """The name of a called function, and its arguments as JSON text."""
 
     name: str
     arguments: str | dict[str, Any] | None = None
 
 
-class MessageToolCall(Lenient):
+class MessageToolCall(LenientModel):
     """A call that the assistant made."""
 
     id: str | None = None
@@ -28,15 +28,15 @@ class MessageToolCall(Lenient):
     function: CalledFunction
 
 
-class ContentPart(Lenient):
-    """A part of a message; only text is read in this release."""
+class ContentPart(LenientModel):
+    """A part of a message; only text is supported in this release."""
 
     type: str
     text: str | None = None
     refusal: str | None = None
 
 
-class Message(Lenient):
+class Message(LenientModel):
     """One message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
@@ -59,14 +59,14 @@ class Function(ApiModel):
 
 
 class Tool(ApiModel):
-    """OpenAI's wrapping of a function."""
+    """A tool, which is always a function."""
 
     type: Literal["function"]
     function: Function
 
 
 class FunctionName(ApiModel):
-    """Which function."""
+    """The name of a function."""
 
     name: str
 
@@ -79,7 +79,7 @@ class NamedToolChoice(ApiModel):
 
 
 class ChatRequest(GenerationRequest):
-    """A conversation to answer."""
+    """A request to answer a conversation."""
 
     messages: Annotated[list[Message], Field(min_length=1)]
     logprobs: bool | None = None
@@ -102,7 +102,7 @@ class ChatRequest(GenerationRequest):
 
 
 class TopLogprob(BaseModel):
-    """A token that could have been drawn; `bytes` are its UTF-8, which may be a part of a character."""
+    """A candidate token; `bytes` are its UTF-8, which may be a part of a character."""
 
     token: str
     logprob: float
@@ -110,13 +110,13 @@ class TopLogprob(BaseModel):
 
 
 class TokenLogprob(TopLogprob):
-    """A token, and the likeliest ones in its place."""
+    """A generated token with the likeliest candidates in its place."""
 
     top_logprobs: list[TopLogprob]
 
 
 class ChatLogprobs(BaseModel):
-    """Of each token."""
+    """The log-probabilities of each token."""
 
     content: list[TokenLogprob]
     refusal: None = None
@@ -131,7 +131,7 @@ class ToolCall(BaseModel):
 
 
 class AnswerMessage(BaseModel):
-    """What the assistant says."""
+    """The assistant's message."""
 
     role: Literal["assistant"] = "assistant"
     content: str | None
@@ -150,7 +150,7 @@ class ChatChoice(BaseModel):
 
 
 class ChatResponse(BaseModel):
-    """The answers."""
+    """The answers to a conversation."""
 
     id: str
     object: Literal["chat.completion"] = "chat.completion"
@@ -171,7 +171,7 @@ class ToolCallDelta(BaseModel):
 
 
 class ChatDelta(BaseModel):
-    """What came since the event before."""
+    """The part of a message that an event adds."""
 
     role: Literal["assistant"] | None = None
     content: str | None = None
@@ -180,7 +180,7 @@ class ChatDelta(BaseModel):
 
 
 class ChatChunkChoice(BaseModel):
-    """More of one answer."""
+    """The part of one answer that an event adds."""
 
     index: int
     delta: ChatDelta
@@ -190,7 +190,7 @@ class ChatChunkChoice(BaseModel):
 
 
 class ChatChunk(BaseModel):
-    """An event of a stream; the last one may have no choices but the usage."""
+    """An event of a stream; the last one may have the usage and no choices."""
 
     id: str
     object: Literal["chat.completion.chunk"] = "chat.completion.chunk"

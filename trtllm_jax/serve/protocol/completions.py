@@ -8,7 +8,7 @@ from trtllm_jax.serve.protocol.base import CountOrZero, GenerationRequest, Promp
 
 
 class CompletionRequest(GenerationRequest):
-    """A prompt to go on with: text, ids, or a list of either."""
+    """A request to complete a prompt: text, ids, or a list of either."""
 
     prompt: Prompts
     echo: bool | None = None
@@ -19,12 +19,12 @@ class CompletionRequest(GenerationRequest):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """Always a list of prompts."""
+        """The prompts, always as a list."""
         return as_list(self.prompt)
 
 
 class CompletionLogprobs(BaseModel):
-    """For each token its text, log-probability and likeliest alternatives, and where it begins in the text."""
+    """Each token's text, log-probability, likeliest alternatives, and offset in the text."""
 
     tokens: list[str]
     token_logprobs: list[float | None]
@@ -33,7 +33,7 @@ class CompletionLogprobs(BaseModel):
 
 
 class CompletionChoice(BaseModel):
-    """One text; in a stream, what came since the event before. `token_ids` where detokenize is false."""
+    """One text, or in a stream its next part; `token_ids` where detokenize is false."""
 
     index: int
     text: str
@@ -44,7 +44,7 @@ class CompletionChoice(BaseModel):
 
 
 class CompletionResponse(BaseModel):
-    """The answer; in a stream every event has this form, and `usage` only where it was asked for."""
+    """The choices; in a stream every event has this form, and `usage` where the request asks for it."""
 
     id: str
     object: Literal["text_completion"] = "text_completion"

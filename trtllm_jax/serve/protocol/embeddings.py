@@ -8,7 +8,7 @@ from trtllm_jax.serve.protocol.base import ApiModel, Count, Prompts, as_list
 
 
 class EmbeddingRequest(ApiModel):
-    """OpenAI's fields, then vLLM's further ones."""
+    """A request to embed prompts: OpenAI's fields, then vLLM's further ones."""
 
     model: str
     input: Prompts
@@ -21,12 +21,12 @@ class EmbeddingRequest(ApiModel):
 
     @property
     def prompts(self) -> list[str] | list[list[int]]:
-        """Always a list of prompts."""
+        """The prompts, always as a list."""
         return as_list(self.input)
 
 
 class Embedding(BaseModel):
-    """One prompt's, of length one: numbers, or the base64 of little-endian float32."""
+    """One prompt's embedding of length one: numbers, or the base64 of little-endian float32."""
 
     object: Literal["embedding"] = "embedding"
     index: int
@@ -34,14 +34,14 @@ class Embedding(BaseModel):
 
 
 class EmbeddingUsage(BaseModel):
-    """How many tokens were read."""
+    """The number of tokens that were read."""
 
     prompt_tokens: int
     total_tokens: int
 
 
 class EmbeddingResponse(BaseModel):
-    """In the order of the prompts."""
+    """The embeddings in the order of the prompts."""
 
     object: Literal["list"] = "list"
     data: list[Embedding]

@@ -5,18 +5,18 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from trtllm_jax.serve.protocol.base import ApiModel, Count, CountOrZero, Fraction, OnlyFalse
-from trtllm_jax.serve.protocol.chat import ContentPart, Lenient
+from trtllm_jax.serve.protocol.chat import ContentPart, LenientModel
 
 
-class MessageItem(Lenient):
-    """Something that was said, by whom."""
+class MessageItem(LenientModel):
+    """A message of a conversation."""
 
     type: Literal["message"] = "message"
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[ContentPart]
 
 
-class CallItem(Lenient):
+class CallItem(LenientModel):
     """A call that the assistant made."""
 
     type: Literal["function_call"]
@@ -25,16 +25,16 @@ class CallItem(Lenient):
     arguments: str | None = None
 
 
-class CallOutputItem(Lenient):
-    """What a call gave."""
+class CallOutputItem(LenientModel):
+    """The result of a call."""
 
     type: Literal["function_call_output"]
     call_id: str
     output: str | list[ContentPart]
 
 
-class ReasoningItem(Lenient):
-    """What the assistant thought; a summary where there is no more."""
+class ReasoningItem(LenientModel):
+    """The assistant's reasoning, or its summary."""
 
     type: Literal["reasoning"]
     content: list[ContentPart] | None = None
@@ -62,7 +62,7 @@ class FunctionChoice(ApiModel):
 
 
 class TextFormat(ApiModel):
-    """What the answer's text must be; a schema goes with "json_schema"."""
+    """The format of the answer's text; a schema goes with "json_schema"."""
 
     type: Literal["text", "json_object", "json_schema"]
     name: str | None = None
@@ -72,20 +72,20 @@ class TextFormat(ApiModel):
 
 
 class TextOptions(ApiModel):
-    """How the answer is written."""
+    """The form of the answer."""
 
     format: TextFormat | None = None
     verbosity: Literal["low", "medium", "high"] | None = None
 
 
-class ReasoningOptions(Lenient):
-    """How much the model thinks, for templates that ask."""
+class ReasoningOptions(LenientModel):
+    """How much the model reasons, for templates that use it."""
 
     effort: str | None = None
 
 
 class ResponsesRequest(ApiModel):
-    """OpenAI's fields, then TensorRT-LLM's further ones."""
+    """A request for a response: OpenAI's fields, then TensorRT-LLM's further ones."""
 
     model: str
     input: str | Annotated[list[InputItem], Field(min_length=1)]
@@ -123,14 +123,14 @@ class ResponsesRequest(ApiModel):
     truncate_prompt_tokens: Count | None = None
 
 
-class Told(BaseModel):
-    """A record of an answer, which may hold more than is named here."""
+class ExtensibleModel(BaseModel):
+    """A record of an answer that may have more fields than are named here."""
 
     model_config = ConfigDict(extra="allow")
 
 
-class OutputItem(Told):
-    """Reasoning, a message, or a call."""
+class OutputItem(ExtensibleModel):
+    """An item of the answer: reasoning, a message or a call."""
 
     id: str
     type: Literal["reasoning", "message", "function_call"]
@@ -138,20 +138,20 @@ class OutputItem(Told):
 
 
 class InputDetails(BaseModel):
-    """How much of the prompt the prefix cache had."""
+    """The number of prompt tokens from the prefix cache."""
 
     cached_tokens: int
     cache_write_tokens: int
 
 
 class OutputDetails(BaseModel):
-    """Tokens of the reasoning's text."""
+    """The number of tokens of the reasoning."""
 
     reasoning_tokens: int
 
 
 class ResponsesUsage(BaseModel):
-    """How many tokens were read and written."""
+    """The numbers of tokens that were read and generated."""
 
     input_tokens: int
     input_tokens_details: InputDetails
@@ -160,8 +160,8 @@ class ResponsesUsage(BaseModel):
     total_tokens: int
 
 
-class ResponsesAnswer(Told):
-    """The answer, with what it was asked for."""
+class ResponsesAnswer(ExtensibleModel):
+    """A response with the fields of its request."""
 
     id: str
     object: Literal["response"]
@@ -174,15 +174,15 @@ class ResponsesAnswer(Told):
     usage: ResponsesUsage | None
 
 
-class ResponsesEvent(Told):
-    """One event of a stream."""
+class ResponsesEvent(ExtensibleModel):
+    """An event of a stream."""
 
     type: str
     sequence_number: int
 
 
 class DeletedResponse(BaseModel):
-    """What was deleted."""
+    """The confirmation that a response is deleted."""
 
     id: str
     object: Literal["response"]

@@ -1,4 +1,4 @@
-"""What /v1/responses is asked, as the conversation that /v1/chat/completions would be asked."""
+"""A request of /v1/responses as the request of /v1/chat/completions with the same meaning."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ _SAME_NAME = (
     "stop", "stream", "temperature", "top_k", "top_p", "truncate_prompt_tokens",
 )  # fmt: skip
 
-_RENAMED = {
+_RESPONSES_NAMES = {
     "max_completion_tokens": "max_output_tokens",
     "response_format.json_schema.schema": "text.format.schema",
     "response_format.json_schema": "text.format",
@@ -30,16 +30,16 @@ _RENAMED = {
     "logprobs": "include",
     "function.parameters": "parameters",
 }
-"""Fields of a chat, longest names first, and what they are called here."""
+"""Fields of a chat, longest names first, and their names in /v1/responses."""
 
 
-def items_of(body: ResponsesRequest) -> list[InputItem]:
+def input_items(body: ResponsesRequest) -> list[InputItem]:
     """The input as items."""
     return [MessageItem(role="user", content=body.input)] if isinstance(body.input, str) else body.input
 
 
-def as_chat(body: ResponsesRequest, items: Sequence[InputItem]) -> ChatRequest:
-    """The conversation that ends with `items`, and all that is wished for its answer."""
+def to_chat_request(body: ResponsesRequest, items: Sequence[InputItem]) -> ChatRequest:
+    """The chat request whose conversation ends with `items`."""
     given: dict[str, Any] = {name: getattr(body, name) for name in _SAME_NAME}
     messages = [{"role": "system", "content": body.instructions}] if body.instructions is not None else []
     given |= {
@@ -56,12 +56,12 @@ def as_chat(body: ResponsesRequest, items: Sequence[InputItem]) -> ChatRequest:
     return ChatRequest.model_validate({name: value for name, value in given.items() if value not in (None, [])})
 
 
-def renamed(error: ApiError) -> ApiError:
-    """A chat's error in the names of this endpoint."""
+def in_responses_terms(error: ApiError) -> ApiError:
+    """A chat's error with the field names of /v1/responses."""
     param, message = error.param, error.message
     if param is not None and (param == "prompt" or param.startswith("messages")):
         return ApiError(error.status, message, param="input", code=error.code, headers=error.headers)
-    for name, here in _RENAMED.items():
+    for name, here in _RESPONSES_NAMES.items():
         if param is not None and name in param:
             param, message = param.replace(name, here), message.replace(name, here)
             break
@@ -85,7 +85,7 @@ def _format(body: ResponsesRequest) -> dict[str, Any] | None:
 
 
 def _messages(items: Iterable[InputItem]) -> list[dict[str, Any]]:
-    """Items that the assistant made one after the other are one message, as templates know it."""
+    """The messages of items; consecutive items of the assistant are one message, as templates expect."""
     messages: list[dict[str, Any]] = []
     for item in items:
         match item:
@@ -105,14 +105,14 @@ def _messages(items: Iterable[InputItem]) -> list[dict[str, Any]]:
 
 
 def _assistant(messages: list[dict[str, Any]], *without: str) -> dict[str, Any]:
-    """The message that more of the assistant's goes into: the last one, unless it has such a thing already."""
+    """The assistant's last message, or a new one where that has one of the fields `without` already."""
     if not messages or messages[-1]["role"] != "assistant" or any(name in messages[-1] for name in without):
         messages.append({"role": "assistant"})
     return messages[-1]
 
 
 def _content(content: str | Sequence[ContentPart]) -> Any:
-    """As a chat has it; what is no text is the template's to refuse."""
+    """The content of a chat's message; the template refuses parts that are no text."""
     if isinstance(content, str):
         return content
     return [{"type": "text" if part.text is not None else part.type, "text": part.text} for part in content]

@@ -1,4 +1,4 @@
-"""An answer as the items of /v1/responses, and the events that tell a stream's reader how they grow."""
+"""`OutputItems`: an answer as the items of /v1/responses, and the events of their growth."""
 
 import uuid
 from collections.abc import Sequence
@@ -9,51 +9,51 @@ Event = dict[str, Any]
 _PREFIXES = {"reasoning": "rs", "message": "msg", "function_call": "fc"}
 
 
-class Items:
-    """One answer's items, from the deltas of a `chat_reader.Reader`.
+class OutputItems:
+    """One answer's items, from the deltas of a `chat.parser.MessageParser`.
 
     Attributes:
         all: the items so far, in order.
-        thought: all that was reasoning.
+        reasoning: the text of all reasoning items.
     """
 
     def __init__(self, *, streamed: bool) -> None:
         self.all: list[dict[str, Any]] = []
-        self.thought = ""
+        self.reasoning = ""
         self._streamed = streamed
         self._open: dict[str, Any] | None = None
 
     def feed(self, deltas: Sequence[dict[str, Any]], logprobs: Sequence[dict[str, Any]] = ()) -> list[Event]:
-        """The events of what a step added; its log-probabilities go with the message, if one is open after it."""
+        """The events of a step's deltas; its log-probabilities go with the message, if one is open after them."""
         events: list[Event] = []
         for delta in deltas:
             if "broken" in delta:
-                events += self._break_off()
-            if thought := delta.get("reasoning_content"):
-                self.thought += thought
-                events += self._write("reasoning", thought)
+                events += self._break_call()
+            if reasoning := delta.get("reasoning_content"):
+                self.reasoning += reasoning
+                events += self._append_text("reasoning", reasoning)
             if content := delta.get("content"):
-                events += self._write("message", content)
+                events += self._append_text("message", content)
             for part in delta.get("tool_calls", ()):
                 events += self._call(part)
         if logprobs and self._open is not None and self._open["type"] == "message":
             self._open["content"][0]["logprobs"] += logprobs
-            written = [event for event in events if event["type"] == "response.output_text.delta"]
-            if written:
-                written[-1]["logprobs"] = list(logprobs)
+            text_deltas = [event for event in events if event["type"] == "response.output_text.delta"]
+            if text_deltas:
+                text_deltas[-1]["logprobs"] = list(logprobs)
         return events
 
     def finish(self, *, complete: bool) -> list[Event]:
-        """The end; an answer without anything is an empty message."""
-        events = [] if self.all else self.begin_message()
-        return events + self._close("completed" if complete else "incomplete")
+        """The events of the end; an answer without any item is an empty message."""
+        events = [] if self.all else self.start_message()
+        return events + self._finish_item("completed" if complete else "incomplete")
 
-    def begin_message(self) -> list[Event]:
-        """The message that all text goes to, for a model whose text is nothing else."""
-        return self._begin("message")
+    def start_message(self) -> list[Event]:
+        """The events of a new message, for a model whose text is nothing else."""
+        return self._start_item("message")
 
-    def _write(self, kind: str, text: str) -> list[Event]:
-        events = [] if self._open is not None and self._open["type"] == kind else self._begin(kind)
+    def _append_text(self, kind: str, text: str) -> list[Event]:
+        events = [] if self._open is not None and self._open["type"] == kind else self._start_item(kind)
         assert self._open is not None
         self._open["content"][0]["text"] += text
         if kind == "reasoning":
@@ -62,23 +62,23 @@ class Items:
 
     def _call(self, part: dict[str, Any]) -> list[Event]:
         function = part["function"]
-        events = self._begin("function_call", call_id=part["id"], name=function["name"]) if "id" in part else []
+        events = self._start_item("function_call", call_id=part["id"], name=function["name"]) if "id" in part else []
         assert self._open is not None
         if function["arguments"]:
             self._open["arguments"] += function["arguments"]
             events.append(self._event("response.function_call_arguments.delta", delta=function["arguments"]))
         return events
 
-    def _break_off(self) -> list[Event]:
-        """The open call was none. A stream cannot take it back; a whole answer does not show it."""
+    def _break_call(self) -> list[Event]:
+        """End the open call, which is broken: a stream cannot take it back, and a whole answer leaves it out."""
         if self._streamed:
-            return self._close("incomplete")
+            return self._finish_item("incomplete")
         self.all.pop()
         self._open = None
         return []
 
-    def _begin(self, kind: str, **more: str) -> list[Event]:
-        events = self._close("completed")
+    def _start_item(self, kind: str, **more: str) -> list[Event]:
+        events = self._finish_item("completed")
         part: dict[str, Any] | None = None
         item: dict[str, Any] = {"id": f"{_PREFIXES[kind]}_{uuid.uuid4().hex}", "type": kind, "status": "in_progress"}
         match kind:
@@ -92,13 +92,13 @@ class Items:
                 item |= {**more, "arguments": ""}
         self.all.append(item)
         self._open = item
-        events.append(self._event("response.output_item.added", item=_copied(item)))
+        events.append(self._event("response.output_item.added", item=_copy_item(item)))
         if part is not None:
             item["content"].append(part)
             events.append(self._event("response.content_part.added", content_index=0, part=dict(part)))
         return events
 
-    def _close(self, status: str) -> list[Event]:
+    def _finish_item(self, status: str) -> list[Event]:
         item = self._open
         if item is None:
             return []
@@ -109,20 +109,20 @@ class Items:
             ]
         else:
             (part,) = item["content"]
-            told = {name: part[name] for name in ("text", "logprobs") if name in part}
+            fields = {name: part[name] for name in ("text", "logprobs") if name in part}
             events = [
-                self._event(f"response.{part['type']}.done", content_index=0, **told),
+                self._event(f"response.{part['type']}.done", content_index=0, **fields),
                 self._event("response.content_part.done", content_index=0, part=part),
             ]
-        events.append(self._event("response.output_item.done", item=_copied(item)))
+        events.append(self._event("response.output_item.done", item=_copy_item(item)))
         self._open = None
         return events
 
     def _event(self, kind: str, **fields: Any) -> Event:
         item = self.all[-1]
-        place: dict[str, Any] = {"output_index": len(self.all) - 1}
-        return {"type": kind, **place, **({} if "item" in fields else {"item_id": item["id"]}), **fields}
+        index: dict[str, Any] = {"output_index": len(self.all) - 1}
+        return {"type": kind, **index, **({} if "item" in fields else {"item_id": item["id"]}), **fields}
 
 
-def _copied(item: dict[str, Any]) -> dict[str, Any]:
+def _copy_item(item: dict[str, Any]) -> dict[str, Any]:
     return {**item, **({"content": list(item["content"])} if "content" in item else {})}

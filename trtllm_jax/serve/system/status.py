@@ -1,4 +1,4 @@
-"""The endpoints that generate nothing for anybody: health, models, version, statistics."""
+"""The endpoints of a server's state: health, models, version, statistics."""
 
 import asyncio
 from typing import Any
@@ -8,49 +8,49 @@ from starlette.responses import Response
 
 from trtllm_jax.requests.sampling_params import SamplingParams
 from trtllm_jax.serve.http.endpoint import Endpoint
-from trtllm_jax.serve.http.errors import unavailable
-from trtllm_jax.serve.http.exchange import Exchange
-from trtllm_jax.serve.http.sse import as_json
+from trtllm_jax.serve.http.errors import service_unavailable
+from trtllm_jax.serve.http.json_response import json_response
+from trtllm_jax.serve.http.tracker import RequestTracker
 from trtllm_jax.serve.protocol.base import ModelCard, ModelList
 from trtllm_jax.serve.server import Server, package_version
 
-_PROBE_SECONDS = 60.0
+_PROBE_TIMEOUT = 60.0
 
 
 async def health(server: Server, request: Request) -> Response:
-    """200 while requests are taken, else 503."""
+    """200 while the server takes requests, else 503."""
     server.check_ready()
     return Response()
 
 
 async def health_generate(server: Server, request: Request) -> Response:
     """200 once the engine has generated a token, 503 where it does not."""
-    exchange = Exchange(server, request, "health-")
+    tracker = RequestTracker(server, request, "health-")
     one = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
-    exchange.outputs = [server.llm.generate_async([0], one)]
+    tracker.outputs = [server.llm.generate_async([0], one)]
     try:
-        async with asyncio.timeout(_PROBE_SECONDS), exchange.guarded(request.receive):
-            await exchange.outputs[0].aresult()
-            exchange.check()
+        async with asyncio.timeout(_PROBE_TIMEOUT), tracker.abort_on_disconnect(request.receive):
+            await tracker.outputs[0].aresult()
+            tracker.raise_if_aborted()
     except TimeoutError:
         retry = server.settings.retry_after
-        raise unavailable(f"the engine gave no token in {_PROBE_SECONDS:g} s", retry) from None
+        raise service_unavailable(f"the engine gave no token in {_PROBE_TIMEOUT:g} s", retry) from None
     return Response()
 
 
 async def get_version(server: Server, request: Request) -> Response:
     """The package's version."""
-    return _json({"version": package_version()})
+    return json_response({"version": package_version()})
 
 
 async def list_models(server: Server, request: Request) -> Response:
     """The names of the model."""
-    return _json({"object": "list", "data": [_card(server, name) for name in server.settings.model_names]})
+    return json_response({"object": "list", "data": [_card(server, name) for name in server.settings.model_names]})
 
 
 async def retrieve_model(server: Server, request: Request) -> Response:
     """One of them."""
-    return _json(_card(server, server.check_model(request.path_params["model"])))
+    return json_response(_card(server, server.check_model(request.path_params["model"])))
 
 
 async def get_statistics(server: Server, request: Request) -> Response:
@@ -58,7 +58,7 @@ async def get_statistics(server: Server, request: Request) -> Response:
     await update_metrics(server)
     stats = list(server.metrics.stats)
     server.metrics.stats.clear()
-    return _json(stats)
+    return json_response(stats)
 
 
 async def get_prometheus_metrics(server: Server, request: Request) -> Response:
@@ -69,13 +69,13 @@ async def get_prometheus_metrics(server: Server, request: Request) -> Response:
 
 async def get_kv_cache_events(server: Server, request: Request) -> Response:
     """The prefix cache's events since anybody read them last."""
-    return _json(await server.llm.get_kv_cache_events_async())
+    return json_response(await server.llm.get_kv_cache_events_async())
 
 
 async def update_metrics(server: Server) -> None:
-    """Have the metrics know the engine's newest statistics; a dead engine has none."""
+    """Add the engine's newest statistics to the metrics; an engine that has failed has none."""
     if server.llm.failure is None:
-        server.metrics.hear(await server.llm.get_stats_async())
+        server.metrics.update(await server.llm.get_stats_async())
 
 
 def _card(server: Server, name: str) -> dict[str, Any]:
@@ -86,10 +86,6 @@ def _card(server: Server, name: str) -> dict[str, Any]:
         "owned_by": "trtllm_jax",
         "max_model_len": server.llm.facts.max_seq_len,
     }
-
-
-def _json(value: Any) -> Response:
-    return Response(as_json(value), media_type="application/json")
 
 
 _RECORDS = {"type": "array", "items": {"type": "object"}}

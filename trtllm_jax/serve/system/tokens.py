@@ -1,7 +1,8 @@
-"""POST /tokenize and /detokenize, in vLLM's form: what a prompt's ids are, and what ids say."""
+"""POST /tokenize and /detokenize, with vLLM's fields."""
 
 import asyncio
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, Field
 from starlette.requests import Request
@@ -9,16 +10,18 @@ from starlette.responses import Response
 
 from trtllm_jax.serve.http.body import read_model
 from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
-from trtllm_jax.serve.http.errors import bad, checking
-from trtllm_jax.serve.http.sse import as_json
+from trtllm_jax.serve.http.errors import bad_request, bad_request_on_value_error
+from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.protocol.base import ApiModel, TokenId
 from trtllm_jax.serve.server import Server
 from trtllm_jax.text.inputs import check_ids
 from trtllm_jax.text.tokenizer import Tokenizer
 
+Result = TypeVar("Result")
+
 
 class TokenizeRequest(ApiModel):
-    """A text."""
+    """A text to tokenize."""
 
     model: str
     prompt: str
@@ -26,7 +29,7 @@ class TokenizeRequest(ApiModel):
 
 
 class TokenizeResponse(BaseModel):
-    """Its ids, and how many prompt and answer may have together."""
+    """The ids of a text, and the most tokens that prompt and answer may have together."""
 
     count: int
     max_model_len: int
@@ -34,54 +37,56 @@ class TokenizeResponse(BaseModel):
 
 
 class DetokenizeRequest(ApiModel):
-    """Ids."""
+    """Ids to decode."""
 
     model: str
     tokens: Annotated[list[TokenId], Field(min_length=1)]
 
 
 class DetokenizeResponse(BaseModel):
-    """Their text, special tokens included."""
+    """The text of ids, special tokens included."""
 
     prompt: str
 
 
 async def tokenize(server: Server, request: Request) -> Response:
     """The ids of a text."""
-    body, heavy = await read_model(request, TokenizeRequest, server.settings, server.pool)
+    body, large = await read_model(server, request, TokenizeRequest)
     server.check_model(body.model)
     tokenizer = _tokenizer(server)
     if len(body.prompt) > server.settings.limits.prompt_chars:
-        raise bad("prompt", f"prompt is too long: send at most {server.settings.limits.prompt_chars} characters")
+        raise bad_request(
+            "prompt", f"prompt is too long: send at most {server.settings.limits.prompt_chars} characters"
+        )
 
-    def encode() -> list[int]:
-        return tokenizer.encode(body.prompt, body.add_special_tokens)
-
-    ids = await asyncio.get_running_loop().run_in_executor(server.pool, encode) if heavy else encode()
-    with checking():
+    ids = await _run(server, lambda: tokenizer.encode(body.prompt, body.add_special_tokens), in_thread=large)
+    with bad_request_on_value_error():
         check_ids("prompt", ids, server.llm.facts.vocab, tokenizer)
-    whole = {"count": len(ids), "max_model_len": server.llm.facts.max_seq_len, "tokens": ids}
-    return Response(as_json(whole), media_type="application/json")
+    return json_response({"count": len(ids), "max_model_len": server.llm.facts.max_seq_len, "tokens": ids})
 
 
 async def detokenize(server: Server, request: Request) -> Response:
     """The text of ids."""
-    body, heavy = await read_model(request, DetokenizeRequest, server.settings, server.pool)
+    body, large = await read_model(server, request, DetokenizeRequest)
     server.check_model(body.model)
     tokenizer = _tokenizer(server)
     if max(body.tokens) >= server.llm.facts.vocab:
-        raise bad("tokens", f"tokens holds {max(body.tokens)}: ids of this model are 0 to {server.llm.facts.vocab - 1}")
+        raise bad_request(
+            "tokens", f"tokens holds {max(body.tokens)}: ids of this model are 0 to {server.llm.facts.vocab - 1}"
+        )
 
-    def decode() -> str:
-        return tokenizer.decode(body.tokens, skip_special_tokens=False)
+    text = await _run(server, lambda: tokenizer.decode(body.tokens, skip_special_tokens=False), in_thread=large)
+    return json_response({"prompt": text})
 
-    text = await asyncio.get_running_loop().run_in_executor(server.pool, decode) if heavy else decode()
-    return Response(as_json({"prompt": text}), media_type="application/json")
+
+async def _run(server: Server, function: Callable[[], Result], *, in_thread: bool) -> Result:
+    """The result of a function, in a thread where all streams would wait for it otherwise."""
+    return await asyncio.get_running_loop().run_in_executor(server.pool, function) if in_thread else function()
 
 
 def _tokenizer(server: Server) -> Tokenizer:
     if server.llm.tokenizer is None:
-        raise bad(None, "this server has no tokenizer (skip_tokenizer_init): it reads and writes ids only")
+        raise bad_request(None, "this server has no tokenizer (skip_tokenizer_init): it reads and writes ids only")
     return server.llm.tokenizer
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
 
-from trtllm_jax.serve.parsers.base import collect
 from trtllm_jax.serve.parsers.constraints import check_tools, plan_tools
+from trtllm_jax.serve.parsers.events import collect
 from trtllm_jax.serve.parsers.grammar import answer_grammar, call_grammar
 from trtllm_jax.serve.parsers.registry import TOOL_PARSERS, make_tool_parser
 

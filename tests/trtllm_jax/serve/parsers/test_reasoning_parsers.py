@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_jax.serve.parsers.base import collect
+from trtllm_jax.serve.parsers.events import collect
 from trtllm_jax.serve.parsers.registry import REASONING_PARSERS, make_reasoning_parser, make_tool_parser
 
 HARMONY_CALL = '<|channel|>commentary to=functions.f<|message|>{"a": 1}<|call|>'

@@ -11,16 +11,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers.utils.chat_parsing import parse_response
 
-from trtllm_jax.serve.parsers.base import (
+from trtllm_jax.serve.parsers.base import ToolParser
+from trtllm_jax.serve.parsers.events import (
     CallArguments,
     CallBroken,
     CallStart,
     ContentText,
     Parsed,
     ToolEvent,
-    ToolParser,
     collect,
-)  # fmt: skip
+)
 from trtllm_jax.serve.parsers.registry import TOOL_PARSERS, make_tool_parser
 
 STRINGS = st.text(st.characters(exclude_categories=["Cs"]), max_size=12).filter(lambda text: "</par" not in text)

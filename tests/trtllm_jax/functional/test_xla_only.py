@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, AxisType
 
-from pallas_kernels.matmul import tuned
+from pallas_kernels.devices import Platform
 from trtllm_jax import generate_fn, load_model
 from trtllm_jax.functional.model import Model
 from trtllm_jax.models import llama
-from trtllm_jax.nn import forward
+from trtllm_jax.nn.execution import Execution
 
 H100 = "NVIDIA H100 80GB HBM3"
 HOPPER = jax.sharding.AbstractDevice(device_kind=H100, platform="gpu", num_cores=132)
+ON_H100 = Execution(Platform("gpu", H100))
 KERNELS = ("rms_norm", "skinny_matmul", "decode_attention", "ragged_attention")
 
 # One layer of Llama-3.1-8B, whose matmuls are in the table of what was measured.
@@ -29,23 +30,6 @@ CONFIG = llama.Config.from_hf(
         "num_attention_heads": 32, "num_key_value_heads": 8, "max_position_embeddings": 8192,
     }
 )  # fmt: skip
-
-
-@pytest.fixture
-def pretended_gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """What chooses by the backend chooses for an H100; nothing traced so is left for other tests."""
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
-    choose = tuned.choose
-    monkeypatch.setattr(tuned, "choose", lambda _, *shape: choose(H100, *shape))
-    _forget_traces()
-    yield
-    _forget_traces()
-
-
-def _forget_traces() -> None:
-    forward._traced_once.cache_clear()
-    jax.clear_caches()
 
 
 def lowered(function: Callable[..., Any], *arguments: Any) -> str:
@@ -64,15 +48,16 @@ TOKENS = jax.ShapeDtypeStruct((2, 64), np.int32)
 KEY = jax.eval_shape(lambda: jax.random.key(0))
 
 
-def test_the_differentiable_pass_holds_no_kernel(pretended_gpu: None) -> None:
-    model = Model(llama, CONFIG, attention="xla")
+def test_the_differentiable_pass_holds_no_kernel() -> None:
+    model = Model(llama, CONFIG, attention="xla", execution=ON_H100)
     text = lowered(jax.grad(lambda params, tokens: model.logprobs(params, tokens).sum()), TOKENS)
     assert "stablehlo.dot_general" in text
     assert "triton" not in text
 
 
-def test_generating_takes_kernels_on_one_gpu_unless_told_otherwise(pretended_gpu: None) -> None:
-    model = Model(llama, CONFIG)
+def test_generating_takes_kernels_on_one_gpu_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model = Model(llama, CONFIG, execution=ON_H100)
     text = lowered(generate_fn(model, 4), TOKENS, None, KEY)
     assert [name for name in ("triton", *KERNELS) if name not in text] == []
     text = lowered(generate_fn(model, 4, kernels=False), TOKENS, None, KEY)

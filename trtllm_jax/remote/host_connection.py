@@ -1,0 +1,224 @@
+"""One connection of an `EngineHost`: the sequences that another process sends, and their steps."""
+
+import queue
+import socket
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.logger import logger
+from trtllm_jax.remote import wire
+from trtllm_jax.remote.errors import encode_error
+from trtllm_jax.requests.output_processor import PromptLogprobs
+from trtllm_jax.structured.matcher import LLGuidanceMatcher
+
+if TYPE_CHECKING:
+    from trtllm_jax.remote.host import EngineHost
+
+
+class RemoteSequence:
+    """The owner of another process's request: sends its steps, and nothing after its end.
+
+    Several threads may call `take` at one moment: the engine's postprocessing, the connection's reader where the
+    client ends the request, and a compiler whose constraint fails.
+    """
+
+    def __init__(self, connection: "HostConnection", new: wire.NewSequence, prompt_logprobs: PromptLogprobs) -> None:
+        self._connection = connection
+        self._number = new.number
+        self._wants_prompt = new.prompt_logprobs is not None
+        self._is_first_sample = new.parent < 0
+        self.prompt_logprobs = prompt_logprobs
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def take(self, update: Update) -> None:
+        """Send what one engine step brought the sequence."""
+        with self._lock:
+            if self._ended:
+                return
+            self._ended = ended = update.finish is not None or update.error is not None
+            self._send(update)
+        if ended:
+            self._connection.finished(self._number)
+
+    def _send(self, update: Update) -> None:
+        self._connection.enqueue(
+            wire.SequenceStep(
+                self._number,
+                list(update.tokens),
+                update.finish.value if update.finish else None,
+                None if update.error is None else encode_error(update.error),
+                update.admission,
+                wire.encode_outputs(self._outputs(update)),
+            )
+        )
+
+    def _outputs(self, update: Update) -> dict[str, Sequence[Any]]:
+        """What an update carries, with log-probabilities of the prompt in the place of its logits."""
+        outputs = {name: entries for name, entries in update.outputs.items() if name != "context_logits"}
+        if entries := self._prompt_logprobs(update):
+            outputs["prompt_logprobs"] = entries
+        return outputs
+
+    def _prompt_logprobs(self, update: Update) -> Sequence[TokenLogprobs]:
+        """Those that the first sample computes; of every other sample the last, which scores its own first token."""
+        if self._is_first_sample:
+            return self.prompt_logprobs.take(update)
+        if not self._wants_prompt or not update.tokens:
+            return ()
+        self._wants_prompt = False
+        return [self.prompt_logprobs.last(update.tokens[0])]
+
+
+class HostConnection:
+    """One process that sends sequences, with a thread that reads and one that writes."""
+
+    def __init__(self, host: "EngineHost", connected: socket.socket) -> None:
+        self._host = host
+        self._channel = wire.Channel(connected, wire.ToEngine)
+        self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._requests: dict[int, Request] = {}
+        self._compiling: set[int] = set()
+        """Numbers of the sequences that the engine does not have yet."""
+
+    def start(self) -> None:
+        """Send the handshake, and start the threads."""
+        self.enqueue(wire.Handshake(self._host.llm.facts))
+        for task in (self._read, self._write):
+            threading.Thread(target=task, name=f"trtllm_jax-host{task.__name__}", daemon=True).start()
+
+    def enqueue(self, message: Any) -> None:
+        """Have a message sent by the writing thread; never blocks."""
+        self._outgoing.put(message)
+
+    def finished(self, number: int) -> None:
+        """Forget a sequence that has ended, and give back its room."""
+        with self._lock:
+            known = self._requests.pop(number, None)
+        if known is not None:
+            self._host.release(1)
+
+    def close(self) -> None:
+        """End the connection, which ends its sequences."""
+        self._channel.close()
+
+    def _read(self) -> None:
+        try:
+            while (message := self._channel.receive()) is not None:
+                self._handle(message)
+        except Exception:
+            logger.exception("a connection to the engine ends: its messages cannot be decoded")
+        finally:
+            self._channel.close()
+            self._host.remove(self)
+            with self._lock:
+                left = list(self._requests)
+            for number in left:
+                self._finish(number, FinishReason.CANCELLED)
+            self.enqueue(None)
+
+    def _handle(self, message: Any) -> None:
+        match message:
+            case wire.Submit(sequences):
+                self._submit(sequences)
+            case wire.Finish(number, reason):
+                self._finish(number, FinishReason(reason))
+            case wire.Query(number, name):
+                self.enqueue(wire.QueryResult(number, getattr(self._host.llm, QUERIES[name])()))
+
+    def _finish(self, number: int, reason: FinishReason) -> None:
+        with self._lock:
+            request = self._requests.get(number)
+            unknown = number in self._compiling
+            self._compiling.discard(number)
+        if request is None:
+            return
+        if unknown:
+            request.finished = reason
+            request.owner.take(Update(request, finish=reason))
+        else:
+            self._host.llm.port.finish(request, reason)
+
+    def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
+        made: dict[int, Request] = {}
+        for new in sequences:
+            made[new.number] = self._build_request(new, made.get(new.parent))
+        try:
+            self._host.reserve(len(sequences))
+        except Exception as failure:
+            for new in sequences:
+                self.enqueue(wire.SequenceStep(new.number, [], error=encode_error(failure)))
+            return
+        with self._lock:
+            self._requests |= made
+            self._compiling |= made.keys()
+        if any(request.edits and request.edits.constraint for request in made.values()):
+            self._host.compilers.submit(self._start, made)
+        else:
+            self._start(made)
+
+    def _start(self, made: Mapping[int, Request]) -> None:
+        """Give the sequences their matchers, and submit those that have not ended meanwhile."""
+        try:
+            matchers: dict[str | None, LLGuidanceMatcher | None] = {None: None}
+            for request in made.values():
+                constraint = request.edits.constraint if request.edits else None
+                if constraint not in matchers:
+                    matchers[constraint] = self._host.llm.builder.matcher(request.edits)
+                matcher = matchers[constraint]
+                request.matcher = matcher and matcher.copy()
+            # Under the lock, so that the engine is not asked to finish a sequence before it has it.
+            with self._lock:
+                begun = [number for number in made if number in self._compiling]
+                self._compiling.difference_update(begun)
+                self._host.llm.port.submit([made[number] for number in begun])
+        except Exception as failure:
+            with self._lock:
+                self._compiling.difference_update(made)
+            for request in made.values():
+                request.owner.take(Update(request, error=failure))
+
+    def _build_request(self, new: wire.NewSequence, parent: Request | None) -> Request:
+        prompt = tuple(np.frombuffer(new.prompt, np.int32).tolist())
+        prompt_logprobs = parent.owner.prompt_logprobs if parent else PromptLogprobs(prompt, new.prompt_logprobs)
+        return Request(
+            prompt=prompt,
+            max_tokens=new.max_tokens,
+            sampling=new.sampling,
+            stop_ids=frozenset(new.stop_ids),
+            num_logprobs=new.num_logprobs,
+            salt=new.salt,
+            parent=parent,
+            owner=RemoteSequence(self, new, prompt_logprobs),
+            edits=wire.decode_edits(new.edits),
+            reports=frozenset(new.reports),
+            id=new.request_id,
+        )
+
+    def _write(self) -> None:
+        """Send what is queued, all steps in one message."""
+        while True:
+            batch = [self._outgoing.get()]
+            while not self._outgoing.empty():
+                batch.append(self._outgoing.get())
+            steps = [message for message in batch if isinstance(message, wire.SequenceStep)]
+            others = [message for message in batch if not isinstance(message, wire.SequenceStep)]
+            try:
+                for message in others:
+                    if message is not None:
+                        self._channel.send(message)
+                if steps:
+                    self._channel.send(wire.Steps(steps))
+            except OSError:
+                return  # the reading thread notices the end as well
+            if None in others:
+                return
+
+
+QUERIES = {"stats": "get_stats", "events": "get_kv_cache_events", "capacity": "get_kv_cache_capacity"}
+"""The names of queries, and the methods of `LLM` that answer them."""

@@ -1,17 +1,20 @@
-"""A model as it lies on disk: configuration, tensors and tokenizer, from a folder, a GGUF file or a llama2.c file."""
+"""A model on disk: configuration, tensors and tokenizer, from a folder, a GGUF file or a llama2.c file."""
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from checkpoints.formats import check_folder, is_llama2c_file, open_gguf, warn_of_other_formats
+from checkpoints.gguf_architecture import GgufArchitecture, find_architecture
 from checkpoints.hub import locate
 from checkpoints.json_file import read_object
-from checkpoints.orbax_folder import METADATA_FILE, find_arrays
+from checkpoints.orbax_folder import find_arrays
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -27,27 +30,50 @@ logger = logging.getLogger("trtllm_jax")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A model's `config` and `generation_config` in Hugging Face's form, and on demand its tensors and tokenizer.
+    """A model's configuration in Hugging Face's form, and on demand its tensors and tokenizer.
 
-    `name` is what the user asked for, `path` the folder or file; `generation_config` is {} where there is none. `token`
-    is for further downloads of the same model. At most one of `gguf`, `llama2c` and `orbax` (the folder of the arrays)
-    is there; without one the weights are safetensors.
+    At most one of `gguf`, `llama2c` and `orbax` is set; without them the weights are safetensors.
+
+    Attributes:
+        name: what the user asked for.
+        path: the folder or file.
+        stated_config: the configuration that the model states in Hugging Face's form; {} for a GGUF file.
+        generation_config: {} where there is none.
+        token: for further downloads of the same model.
+        gguf: the file that holds everything.
+        gguf_architectures: the architectures that are read from GGUF files.
+        llama2c: the file that holds everything but the tokenizer.
+        orbax: the folder of the arrays.
     """
 
     name: str
     path: Path
-    config: dict[str, Any]
+    stated_config: dict[str, Any]
     generation_config: dict[str, Any]
     token: str | None = field(default=None, repr=False)
     gguf: GgufFile | None = field(default=None, repr=False)
+    gguf_architectures: tuple[GgufArchitecture, ...] = field(default=(), repr=False)
     llama2c: Llama2cFile | None = field(default=None, repr=False)
     orbax: Path | None = None
 
     @cached_property
-    def tensors(self) -> TensorSource:
-        """The weights; nothing but headers is read before a tensor is. ValueError where there are none, or damaged.
+    def config(self) -> dict[str, Any]:
+        """The configuration in the form of config.json.
 
-        They have Hugging Face's names, but for Orbax's: these are our arrays, and `load.as_hugging_face` gives them so.
+        A GGUF file's is made of its metadata; ValueError where its architecture is not among those that are read.
+        """
+        if self.gguf is None:
+            return self.stated_config
+        from checkpoints.gguf_config import model_config
+
+        return model_config(self.gguf, find_architecture(self.gguf, self.gguf_architectures))
+
+    @cached_property
+    def tensors(self) -> TensorSource:
+        """The weights, of which only the headers are read yet. ValueError where there are none, or damaged ones.
+
+        Their names are Hugging Face's. Only Orbax folders hold arrays in our layout, under the paths of our parameters;
+        `load.as_hugging_face` converts them.
         """
         if self.orbax is not None:
             from checkpoints.orbax_source import OrbaxSource
@@ -56,7 +82,7 @@ class Checkpoint:
         if self.gguf is not None:
             from checkpoints.gguf_source import GgufSource
 
-            return GgufSource(self.gguf)
+            return GgufSource(self.gguf, find_architecture(self.gguf, self.gguf_architectures))
         if self.llama2c is not None:
             return self.llama2c
         from checkpoints.safetensors_source import SafetensorsSource
@@ -65,9 +91,10 @@ class Checkpoint:
 
     @cached_property
     def turn_ends(self) -> frozenset[int]:
-        """The ids that end a turn by their tokens' names, stated or not: a GGUF file's, whose converter left some out.
+        """The end-of-turn ids of a GGUF file, recognised by the names of their tokens.
 
-        They end any sequence, as in llama.cpp. A Hugging Face folder states what ends a sequence.
+        As in llama.cpp they end any sequence, because converters often state one end-of-sequence id only. A Hugging
+        Face folder states all of its ids, so there it is empty.
         """
         if self.gguf is None:
             return frozenset()
@@ -75,18 +102,18 @@ class Checkpoint:
 
         return frozenset(turn_ends(self.gguf).values())
 
-    def settled(self) -> Checkpoint:
-        """With a `config` that is true of the weights.
+    def resolve_tied_head(self) -> Checkpoint:
+        """The checkpoint with a `config` that unties the output head if the weights hold a separate one.
 
-        A head that is stored although the configuration ties it, and is no copy of the embeddings, is used, as
-        transformers does from 5 on: that is how merged adapters look.
+        As in transformers from version 5 on, a stored head that differs from the embeddings is used even where the
+        configuration ties it; merged adapters produce such checkpoints.
         """
         stored = self.orbax is not None or (self.path.is_dir() and any(self.path.glob("*.safetensors")))
         if self.gguf is not None or not stored or self.config.get("tie_word_embeddings") is not True:
             return self
-        from checkpoints.stored_twice import own_head
+        from checkpoints.duplicates import find_untied_head
 
-        found = own_head(self.tensors)
+        found = find_untied_head(self.tensors)
         if found is None:
             return self
         logger.warning(
@@ -95,7 +122,7 @@ class Checkpoint:
             self.path,
             *found,
         )
-        return replace(self, config=self.config | {"tie_word_embeddings": False})
+        return replace(self, stated_config=self.config | {"tie_word_embeddings": False})
 
     def load_tokenizer(
         self, path_override: str | Path | None = None, tokenizer_mode: str = "auto", revision: str | None = None
@@ -109,8 +136,8 @@ class Checkpoint:
         path, gguf = self.path, self.gguf
         if path_override is not None or revision is not None:
             path = locate(path_override or self.name, revision=revision, token=self.token, weights=False)
-            gguf = None if _is_llama2c(path) else _gguf_at(path)
-        if _is_llama2c(path):
+            gguf = None if is_llama2c_file(path) else open_gguf(path)
+        if is_llama2c_file(path):
             return self._llama2c_tokenizer(path)
         if gguf is not None:
             from checkpoints import gguf_tokenizer
@@ -121,13 +148,13 @@ class Checkpoint:
         return hf_tokenizer.load_tokenizer(path, use_fast=tokenizer_mode == "auto")
 
     def _llama2c_tokenizer(self, path: Path) -> PreTrainedTokenizerBase:
-        from checkpoints.llama2c_tokenizer import beside, load_tokenizer
+        from checkpoints.llama2c_tokenizer import find_tokenizer_file, load_tokenizer
 
         if self.llama2c is None:
             return load_tokenizer(path)
         if path != self.path:
             return load_tokenizer(path, self.llama2c.vocab_size)
-        found = beside(path, self.llama2c.vocab_size)
+        found = find_tokenizer_file(path, self.llama2c.vocab_size)
         if found is None:
             names = f"tokenizer.bin or tok{self.llama2c.vocab_size}.bin"
             raise ValueError(f"{path} has no {names} beside it; give the tokenizer's own path")
@@ -135,28 +162,41 @@ class Checkpoint:
 
 
 def open_checkpoint(
-    model: str | Path, *, revision: str | None = None, token: str | None = None, weights: bool = True
+    model: str | Path,
+    *,
+    revision: str | None = None,
+    token: str | None = None,
+    weights: bool = True,
+    gguf_architectures: Iterable[GgufArchitecture] = (),
 ) -> Checkpoint:
     """The checkpoint that `model` names: a Hugging Face or Orbax folder, a GGUF or llama2.c file, else a hub name.
 
-    `revision` and `token` are for the hub, from where `weights=False` downloads the configuration and the tokenizer
-    only. ValueError names what is missing or cannot be read, and the remedy.
+    ValueError names what is missing or cannot be read, and the remedy.
+
+    Args:
+        model: a path or a hub name.
+        revision: of a hub name.
+        token: for the hub.
+        weights: whether they are downloaded, or only the configuration and the tokenizer.
+        gguf_architectures: those that are read from GGUF files, as `trtllm_jax.models.gguf_architectures` gives them. A
+            GGUF file of another architecture has a tokenizer, but neither a configuration nor tensors.
     """
     path = locate(model, revision=revision, token=token, weights=weights)
     if path.is_dir():
-        _warn_of_other_formats(path)
-    if _is_llama2c(path):
+        warn_of_other_formats(path)
+    if is_llama2c_file(path):
         from checkpoints.llama2c import Llama2cFile
 
         llama2c = Llama2cFile(path)
         return Checkpoint(str(model), path, llama2c.config(), llama2c.generation_config(), token, llama2c=llama2c)
-    gguf = _gguf_at(path)
+    gguf = open_gguf(path)
     if gguf is not None:
-        from checkpoints.gguf_architectures import generation_config, model_config
+        from checkpoints.gguf_config import generation_config
 
-        return Checkpoint(str(model), gguf.path, model_config(gguf), generation_config(gguf), token, gguf)
+        known = tuple(gguf_architectures)
+        return Checkpoint(str(model), gguf.path, {}, generation_config(gguf), token, gguf, known)
     orbax = None if any(path.glob("*.safetensors")) else find_arrays(path)
-    _check_folder(path, orbax)
+    check_folder(path, orbax)
     generation = path / "generation_config.json"
     checkpoint = Checkpoint(
         str(model),
@@ -166,54 +206,4 @@ def open_checkpoint(
         token,
         orbax=orbax,
     )
-    return checkpoint.settled() if weights else checkpoint
-
-
-def _warn_of_other_formats(folder: Path) -> None:
-    """Weights of two formats cannot be compared where one of them is rounded, so it is said which are read."""
-    patterns = ("*.safetensors", "*.gguf", f"*/{METADATA_FILE}")
-    first, *others = [min(files) for pattern in patterns if (files := list(folder.glob(pattern)))] or [folder]
-    for other in others:
-        logger.warning(
-            "%s holds weights as %s and as %s: only the former are read",
-            folder, first.relative_to(folder), other.relative_to(folder),
-        )  # fmt: skip
-
-
-def _is_llama2c(path: Path) -> bool:
-    return path.suffix.lower() == ".bin" and not path.is_dir()
-
-
-def _gguf_at(path: Path) -> GgufFile | None:
-    """The GGUF file that `path` is, or is the folder of."""
-    folder = path if path.is_dir() else None
-    if folder is not None:
-        found = sorted(path.glob("*.gguf"))
-        if not found or any(path.glob("*.safetensors")):
-            return None
-        if len(found) > 1:
-            names = ", ".join(file.name for file in found)
-            raise ValueError(f"{path} holds several GGUF files ({names}); give the path of one of them")
-        path = found[0]
-    elif path.suffix.lower() != ".gguf":
-        raise ValueError(f"{path} is neither a folder nor a .gguf file; give the folder that holds it")
-    from checkpoints.gguf_file import GgufFile
-
-    return GgufFile(path, folder)
-
-
-def _check_folder(path: Path, orbax: Path | None) -> None:
-    if orbax is not None and not (path / "config.json").is_file():
-        raise ValueError(
-            f"{path} holds Orbax arrays and no config.json: put the model's config.json and tokenizer beside them, or "
-            "convert it with the option config, which takes them from another folder of the model"
-        )
-    if orbax is None and not any(path.glob("*.safetensors")):
-        pickled = sorted(file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in path.glob(pattern))
-        if pickled:
-            raise ValueError(
-                f"{path} holds weights only as {', '.join(pickled)}: only safetensors, GGUF and Orbax are read, "
-                "because loading the others may run code. Convert them to safetensors first"
-            )
-    if not os.path.lexists(path / "config.json"):
-        raise ValueError(f"{path} holds no config.json and no .gguf file, so it is not a model's folder")
+    return checkpoint.resolve_tied_head() if weights else checkpoint

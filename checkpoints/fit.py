@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import jax.numpy as jnp
 import numpy as np
 
-from checkpoints.shown import one_line
+from checkpoints.error_text import one_line
 from checkpoints.source import TensorInfo
 
 

@@ -1,14 +1,14 @@
-"""What a GGUF file says about conversations: its chat templates, and the tokens that end a turn."""
+"""The chat templates of a GGUF file, and its end-of-turn tokens."""
 
 from collections.abc import Mapping
 from enum import IntEnum
 
+from checkpoints.error_text import short_repr
 from checkpoints.gguf_file import GgufFile
-from checkpoints.shown import shown
 
 
 class TokenType(IntEnum):
-    """What `tokenizer.ggml.token_type` says of a token, as far as it matters here."""
+    """The values of `tokenizer.ggml.token_type` that are read here."""
 
     UNKNOWN = 2
     CONTROL = 3
@@ -17,50 +17,50 @@ class TokenType(IntEnum):
 
 _TEMPLATE = "tokenizer.chat_template"
 
-_ENDS = frozenset(
+_END_OF_GENERATION = frozenset(
     (
         "<|eot_id|>", "<|eom_id|>", "<|im_end|>", "<|end|>", "<|endoftext|>", "<|end_of_text|>", "<end_of_turn>",
         "<turn|>", "<end_of_utterance>", "<|END_OF_TURN_TOKEN|>", "<|return|>", "<|call|>", "<|calls|>", "<|flush|>",
         "<EOT>", "_<EOT>", "\u2581<EOT>", "[EOT]", "[EOS]", "<\uff5cend\u2581of\u2581sentence\uff5c>",
     )
 )  # fmt: skip
-"""Names of tokens that end a turn or a text: those of `special_eog_ids` in llama.cpp's llama-vocab.cpp, and others."""
+"""End-of-generation tokens by name: those of `special_eog_ids` in llama.cpp's llama-vocab.cpp, and others."""
 
-_ENDS_OF_MESSAGES = {"<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})}
-"""Names that end no turn beside certain others: there a turn has several messages."""
+_END_OF_MESSAGE = {"<|end|>": ({"<|return|>", "<|call|>"}, {"<|flush|>", "<|calls|>"})}
+"""Tokens that end a message and no turn in vocabularies with certain others, where a turn has several messages."""
 
 
 def chat_templates(file: GgufFile) -> str | dict[str, str] | None:
-    """The file's template; a dict of several by name, "default" being the one without; None where there is none.
+    """The file's template; several as a dict by name, with "default" for the one without a name; None for none.
 
-    ValueError names what is no text.
+    ValueError names a template that is not a text.
     """
     found = {key: value for key, value in file.metadata.items() if key == _TEMPLATE or key.startswith(f"{_TEMPLATE}.")}
     for key, value in found.items():
         if not isinstance(value, str):
-            raise ValueError(f"{file.path}: {key!r} is {shown(value)}; it must be a str")
+            raise ValueError(f"{file.path}: {key!r} is {short_repr(value)}; it must be a str")
     if found.keys() <= {_TEMPLATE}:
         return found.get(_TEMPLATE)
     return {key.removeprefix(_TEMPLATE).removeprefix(".") or "default": value for key, value in found.items()}
 
 
 def turn_ends(file: GgufFile) -> Mapping[str, int]:
-    """The tokens, with their ids, that end a turn by their names: control tokens, and others that a template writes.
+    """The end-of-turn tokens with their ids, by name: control tokens, and other tokens that a template contains.
 
-    Files of early converters name one end of a text at most. Nothing is found where the metadata has no tokens.
+    Early converters state one end-of-text token at most. {} where the metadata has no tokens.
     """
     tokens, types = (file.metadata.get(f"tokenizer.ggml.{name}") for name in ("tokens", "token_type"))
     if not isinstance(tokens, list) or not isinstance(types, list):
         return {}
-    written = [value for key, value in file.metadata.items() if key.startswith(_TEMPLATE) and isinstance(value, str)]
+    templates = [value for key, value in file.metadata.items() if key.startswith(_TEMPLATE) and isinstance(value, str)]
     ends = {
         token: i
         for i, (token, kind) in enumerate(zip(tokens, types, strict=False))
         if isinstance(token, str)
-        and token in _ENDS
-        and (kind == TokenType.CONTROL or any(token in template for template in written))
+        and token in _END_OF_GENERATION
+        and (kind == TokenType.CONTROL or any(token in template for template in templates))
     }
-    for name, others in _ENDS_OF_MESSAGES.items():
-        if any(beside <= ends.keys() for beside in others):
+    for name, others in _END_OF_MESSAGE.items():
+        if any(tokens_present <= ends.keys() for tokens_present in others):
             ends.pop(name, None)
     return ends

@@ -1,4 +1,4 @@
-"""Tensors of a GGUF file under Hugging Face names, dequantised on reading."""
+"""The tensors of a GGUF file under Hugging Face names, dequantised when they are read."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,9 +9,12 @@ import numpy.typing as npt
 from gguf import quants
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
-from checkpoints.gguf_architectures import ROPE_FACTORS, architecture_of, hugging_face_name, model_config
-from checkpoints.gguf_file import REMEDY, GgufFile, GgufTensor
-from checkpoints.shown import shown
+from checkpoints.error_text import short_repr
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.gguf_config import model_config
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import REMEDY, GgufTensor
+from checkpoints.gguf_names import ROPE_FACTORS, hugging_face_name
 from checkpoints.source import TensorInfo
 
 _PLAIN: Mapping[GGMLQuantizationType, npt.DTypeLike] = {
@@ -33,26 +36,26 @@ class _Stored(NamedTuple):
 
 
 class GgufSource:
-    """A `TensorSource` over a GGUF file. Quantised tensors read as float32, others as they are stored."""
+    """A `TensorSource` over a GGUF file. Quantised tensors are read as float32, others in their stored dtype."""
 
-    def __init__(self, file: GgufFile) -> None:
+    def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self._file = file
-        permuted = architecture_of(file).permuted
-        config = model_config(file)
+        config = model_config(file, architecture)
         self._stored: dict[str, _Stored] = {}
         self.info: Mapping[str, TensorInfo] = {}
         for tensor in file.tensors.values():
             if tensor.name == ROPE_FACTORS:
                 continue  # part of the configuration
             _check_type(file, tensor)
-            name = hugging_face_name(tensor.name)
+            name = hugging_face_name(tensor.name, architecture)
             if name in self._stored:
-                both = f"{shown(self._stored[name].tensor.name)} and {shown(tensor.name)}"
+                both = f"{short_repr(self._stored[name].tensor.name)} and {short_repr(tensor.name)}"
                 raise ValueError(f"{file.path} is damaged: {both} are the same tensor. {REMEDY}")
-            heads = next((config[count] for module, count in permuted.items() if f".{module}." in name), None)
+            counts = (count for module, count in architecture.permuted.items() if f".{module}." in name)
+            heads = next((config[count] for count in counts), None)
             if heads is not None and tensor.shape[0] % (2 * heads):
                 raise ValueError(
-                    f"{file.path}: {shown(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
+                    f"{file.path}: {short_repr(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
                     f"halves do not divide. {REMEDY}"
                 )
             self._stored[name] = _Stored(tensor, heads)
@@ -62,7 +65,7 @@ class GgufSource:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """Only the wanted rows, and of these only the blocks that hold wanted columns, are dequantised."""
+        """One part of a tensor; only the blocks that hold it are dequantised."""
         tensor, heads = self._stored[name]
         *outer, columns = (range(length)[part] for part, length in zip(index, tensor.shape, strict=True))
         data = self._file.data(tensor)
@@ -80,18 +83,18 @@ def _check_type(file: GgufFile, tensor: GgufTensor) -> None:
     if tensor.type not in _PLAIN and tensor.type not in _QUANTISED:
         supported = ", ".join(kind.name for kind in GGMLQuantizationType if kind in _PLAIN or kind in _QUANTISED)
         raise ValueError(
-            f"{file.path}: the tensor {shown(tensor.name)} is stored as {tensor.type.name}; supported: {supported}. "
-            "Convert the model to one of these"
+            f"{file.path}: the tensor {short_repr(tensor.name)} is stored as {tensor.type.name}; supported: "
+            f"{supported}. Convert the model to one of these"
         )
     if tensor.type in _QUANTISED and len(tensor.shape) == 1:
         raise ValueError(
-            f"{file.path}: the vector {shown(tensor.name)} is stored as {tensor.type.name}; it must be a float. "
+            f"{file.path}: the vector {short_repr(tensor.name)} is stored as {tensor.type.name}; it must be a float. "
             f"{REMEDY}"
         )
 
 
 def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt.NDArray[Any]:
-    """That part of the stored array, its rows in Hugging Face's order."""
+    """One part of the stored array, with its rows in Hugging Face's order."""
     index = tuple(slice(part.start, part.stop) for part in wanted)
     if heads is None:
         return data[index]
@@ -99,7 +102,7 @@ def _take(data: npt.NDArray[Any], wanted: list[range], heads: int | None) -> npt
 
 
 def _stored_rows(rows: npt.NDArray[np.intp], head_dim: int) -> npt.NDArray[np.intp]:
-    """Where llama.cpp puts these rows: row `half * (head_dim // 2) + i` of a head is stored as row `2 * i + half`."""
+    """The stored indices of rows: llama.cpp stores row `half * (head_dim // 2) + i` of a head as row `2 * i + half`."""
     head, row = np.divmod(rows, head_dim)
     half, i = np.divmod(row, head_dim // 2)
     return head * head_dim + 2 * i + half
@@ -112,7 +115,7 @@ def _dequantise(blocks: npt.NDArray[np.uint8], kind: GGMLQuantizationType) -> np
     values = np.empty((len(flat), block_size), np.float32)
     step = _CHUNK // block_size
     for start in range(0, len(flat), step):
-        # As one row: the package works through 16 rows at a time, which for rows of a model costs twice the time.
+        # As one row: the package processes 16 rows at a time, which takes twice as long for a model's rows.
         chunk = flat[start : start + step]
         with np.errstate(all="ignore"):  # scales are any bits, infinities and NaN among them
             values[start : start + step] = quants.dequantize(chunk.reshape(1, -1), kind).reshape(-1, block_size)

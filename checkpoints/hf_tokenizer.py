@@ -1,4 +1,4 @@
-"""The tokenizer of a Hugging Face folder, loaded by transformers from files that were looked at first."""
+"""The tokenizer of a Hugging Face folder, loaded by transformers after its files are checked."""
 
 import itertools
 import os
@@ -7,10 +7,10 @@ from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PreTrainedConfig, PreTrainedTokenizerBase
 
+from checkpoints.error_text import short_repr
 from checkpoints.json_file import read_object
 from checkpoints.regular_file import check_regular
 from checkpoints.rust_errors import as_value_error
-from checkpoints.shown import shown
 
 MAX_BYTES = 256 << 20  # the largest tokenizers of published models are about 40 MB
 
@@ -26,7 +26,7 @@ _REMEDY = (
 def load_tokenizer(folder: Path, *, use_fast: bool) -> PreTrainedTokenizerBase:
     """The folder's tokenizer; ValueError where there is none that loads. No code of the folder is run.
 
-    The tokenizer's files must lie in the folder, or in the hub's cache, once links are followed.
+    With links resolved the tokenizer's files must be in the folder or in the hub's cache.
     """
     _check_files(folder)
     config = _config(folder)
@@ -48,19 +48,21 @@ def _check_files(folder: Path) -> None:
         return
     versions = read_object(stated).get("fast_tokenizer_files", [])
     if not isinstance(versions, list) or not all(isinstance(v, str) and Path(v).name == v for v in versions):
-        raise ValueError(f"{stated} has fast_tokenizer_files={shown(versions)}; it must list names of its own folder")
+        raise ValueError(
+            f"{stated} has fast_tokenizer_files={short_repr(versions)}; it must list names of its own folder"
+        )
 
 
 def _config(folder: Path) -> Any:
-    """Of config.json only what chooses the tokenizer's class.
+    """A configuration with those fields of config.json that select the tokenizer's class.
 
-    The classes of configurations do what the other fields say, even if it is to name a billion labels.
+    Configuration classes act on the other fields too, which may be hostile: one could ask for a billion labels.
     """
     path = folder / "config.json"
     stated = read_object(path) if os.path.lexists(path) else {}
     try:
         config = AutoConfig.for_model(stated.get("model_type"))
-    except Exception:  # of no class, or of one that has no default
+    except Exception:  # the model type has no class, or its class has no default
         config = PreTrainedConfig()
     config._name_or_path = str(folder)
     if isinstance(tokenizer_class := stated.get("tokenizer_class"), str):

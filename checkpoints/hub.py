@@ -1,4 +1,4 @@
-"""From what a user calls a model to a folder or file on this machine."""
+"""Resolves the name or path of a model to a local folder or file."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ _IGNORED = ("*/*.safetensors", "consolidated*.safetensors")
 def locate(model: str | Path, *, revision: str | None = None, token: str | None = None, weights: bool = True) -> Path:
     """The local folder or file that `model` names; a hub name "org/name" is downloaded into the standard cache.
 
-    `weights=False` leaves the weights out. ValueError says what was tried and what to do where nothing is found.
+    `weights=False` leaves the weights out. ValueError says what was tried and names the remedy if nothing is found.
     """
     text = str(model)
     if not text.strip():

@@ -1,4 +1,4 @@
-"""JSON from a checkpoint, which anyone may have written."""
+"""JSON files of a checkpoint, whose author is not trusted."""
 
 import json
 import os
@@ -7,8 +7,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from checkpoints.error_text import short_repr
 from checkpoints.regular_file import open_regular
-from checkpoints.shown import shown
 
 MAX_BYTES = 32 << 20  # the largest indexes of published models are about 15 MB; values take up to 25 times their text
 
@@ -16,7 +16,7 @@ MAX_BYTES = 32 << 20  # the largest indexes of published models are about 15 MB;
 def read_object(path: Path) -> dict[str, Any]:
     """The JSON object in `path`; ValueError, naming the file, where it holds anything else or is too large.
 
-    The file must lie in its folder, or in the hub's cache, once links are followed.
+    With links resolved the file must be in its folder or in the hub's cache.
     """
     with open_regular(path, path.parent) as file:
         size = os.fstat(file.fileno()).st_size
@@ -33,7 +33,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def decode(content: bytes) -> Any:
-    """The value of UTF-8 JSON text; ValueError where it is none, is nested too deeply, or states a key twice."""
+    """The value of UTF-8 JSON text; ValueError where it is invalid, nested too deeply, or has a key twice."""
     try:
         text = str(content, "utf-8-sig")
         value = json.loads(text, object_pairs_hook=_object)
@@ -45,9 +45,9 @@ def decode(content: bytes) -> Any:
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """Two readers of a file with a repeated key may see different values, so it is refused."""
+    """The object; duplicate keys are refused because readers disagree about their value."""
     content = dict(pairs)
     if len(content) < len(pairs):
         twice, _ = Counter(key for key, _ in pairs).most_common(1)[0]
-        raise ValueError(f"the key {shown(twice)} is there twice; remove one")
+        raise ValueError(f"the key {short_repr(twice)} is there twice; remove one")
     return content

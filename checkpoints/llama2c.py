@@ -23,7 +23,7 @@ _ROTATIONS = "cosines, then sines"
 _HEADER = struct.Struct("<7i")
 
 
-class _Shape(NamedTuple):
+class _Header(NamedTuple):
     """The file's header."""
 
     dim: int
@@ -50,7 +50,7 @@ class Llama2cFile:
         mapped = np.frombuffer(map_regular(path), np.uint8)
         if mapped.size < _HEADER.size:
             raise ValueError(f"{path} is no llama2.c model: it has {mapped.size} bytes")
-        stated = _Shape(*_HEADER.unpack_from(mapped.data))
+        stated = _Header(*_HEADER.unpack_from(mapped.data))
         # A negative vocabulary says that the classifier has weights of its own.
         self._shape, self._tied = stated._replace(vocab=abs(stated.vocab)), stated.vocab > 0
         self._check_header(mapped.size)
@@ -61,18 +61,18 @@ class Llama2cFile:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """That part of the mapped file; the rows of q and k in Hugging Face's order are a copy."""
+        """A view of one part of the mapped file, or a copy for q and k, whose rows are reordered."""
         offset, shape, heads = self._stored[name]
         tensor = self._data[offset : offset + math.prod(shape)].reshape(shape)
         if heads is None:
             return tensor[index]
-        # The file has pairs side by side, Hugging Face the first halves of all pairs and then the second.
+        # The file has the two halves of a head interleaved, Hugging Face has one half after the other.
         rows = np.arange(shape[0]).reshape(heads, -1, 2).swapaxes(1, 2).ravel()
         return tensor[rows[index[0]]][:, *index[1:]]
 
     @property
     def vocab_size(self) -> int:
-        """How many tokens the model knows."""
+        """The size of the vocabulary."""
         return self._shape.vocab
 
     def config(self) -> dict[str, Any]:
@@ -99,11 +99,11 @@ class Llama2cFile:
         }
 
     def generation_config(self) -> dict[str, Any]:
-        """The ids that end a sequence: run.c stops at the token that begins the next story, too."""
+        """The ids that end a sequence; run.c also stops at the token that starts the next story."""
         return {"bos_token_id": BOS, "eos_token_id": [EOS, BOS]}
 
     def _check_header(self, size: int) -> None:
-        """Before anything is made that is as long as a number of the header."""
+        """Validate the header before its numbers are used as sizes."""
         shape = self._shape
         stated = "(dim, hidden_dim, layers, heads, kv_heads, vocabulary, seq_len)"
         if min(shape) < 1 or shape.dim % (2 * shape.heads) or shape.heads % shape.kv_heads:
@@ -119,7 +119,7 @@ class Llama2cFile:
 
 
 class _Part(NamedTuple):
-    """What follows next in the file: a tensor, or with `{i}` in its name one for every layer."""
+    """The next part of the file: a tensor, or if its name has `{i}` one tensor for each layer."""
 
     name: str
     shape: tuple[int, ...]
@@ -130,7 +130,7 @@ class _Part(NamedTuple):
         return "{i}" in self.name
 
 
-def _parts(shape: _Shape, tied: bool) -> tuple[_Part, ...]:
+def _parts(shape: _Header, tied: bool) -> tuple[_Part, ...]:
     head_dim = shape.dim // shape.heads
     row, wide = (shape.dim,), (shape.hidden_dim, shape.dim)
     square, kv = (shape.dim, shape.dim), (head_dim * shape.kv_heads, shape.dim)
@@ -152,8 +152,8 @@ def _parts(shape: _Shape, tied: bool) -> tuple[_Part, ...]:
     )
 
 
-def _layout(shape: _Shape, tied: bool) -> dict[str, _Stored]:
-    """Where every tensor is, under its Hugging Face name."""
+def _layout(shape: _Header, tied: bool) -> dict[str, _Stored]:
+    """The location of every tensor by its Hugging Face name."""
     stored: dict[str, _Stored] = {}
     offset = 0
     for part in _parts(shape, tied):

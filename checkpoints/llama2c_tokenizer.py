@@ -23,8 +23,8 @@ _SPACE = "\u2581"  # how sentencepiece writes a space
 _NORMAL, _UNKNOWN, _CONTROL, _BYTE = 1, 2, 3, 6
 
 
-def beside(model: Path, vocab_size: int) -> Path | None:
-    """The tokenizer file of `model`, by the names that llama2.c gives it, if it is there."""
+def find_tokenizer_file(model: Path, vocab_size: int) -> Path | None:
+    """The tokenizer file next to `model` under one of llama2.c's names; None if there is none."""
     named = (model.with_name(f"tok{vocab_size}{SUFFIX}"), model.with_name(f"tokenizer{SUFFIX}"))
     return next((path for path in named if path.is_file()), None)
 
@@ -32,7 +32,7 @@ def beside(model: Path, vocab_size: int) -> Path | None:
 def load_tokenizer(path: Path, vocab_size: int | None = None, folder: Path | None = None) -> PreTrainedTokenizerFast:
     """The tokenizer in `path`; ValueError where it is damaged, or has not `vocab_size` tokens.
 
-    Found in `folder`, it must lie there once links are followed; without one it was named by the user.
+    With links resolved the file must be in `folder`; without one the user named the file itself.
     """
     scores, pieces = _read(path, folder)
     if vocab_size is not None and len(pieces) != vocab_size:
@@ -41,7 +41,7 @@ def load_tokenizer(path: Path, vocab_size: int | None = None, folder: Path | Non
 
 
 class _AsGguf(GgufFile):
-    """What a GGUF file would say of the same vocabulary: both describe sentencepiece's."""
+    """The vocabulary as the metadata of a GGUF file, which describes a sentencepiece model in the same way."""
 
     def __init__(self, path: Path, scores: list[float], pieces: list[str]) -> None:
         self.path = path

@@ -1,4 +1,4 @@
-"""Writes what lies beside a model's weights: configuration, tokenizer, licence."""
+"""Writes the files that accompany a model's weights: configuration, tokenizer, licence."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from checkpoints.checkpoint import Checkpoint
+from checkpoints.error_text import short_repr
 from checkpoints.json_file import read_object
 from checkpoints.regular_file import open_regular
 from checkpoints.rope_factors import as_llama3
-from checkpoints.shown import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,31 +22,31 @@ if TYPE_CHECKING:
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
-_MORE_TEMPLATES = "additional_chat_templates/*.jinja"
-_OF_THE_WEIGHTS = ("*.index.json",)
-_OF_THE_TOKENIZER = (
+_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
+_WEIGHT_FILES = ("*.index.json",)
+_TOKENIZER_FILES = (
     "tokenizer*", "special_tokens_map.json", "added_tokens.json", "vocab.*", "merges.txt", "chat_template*", "*.model",
     "*.jinja",
 )  # fmt: skip
 
 
 def write_model_files(
-    checkpoint: Checkpoint, folder: Path, *, dtype: str, rounded: bool, tokenizer: PreTrainedTokenizerBase | None
+    checkpoint: Checkpoint, folder: Path, *, dtype: str, cast: bool, tokenizer: PreTrainedTokenizerBase | None
 ) -> None:
     """The configuration and the tokenizer, as a Hugging Face folder has them.
 
     A folder's own files are copied as they are, those of the tokenizer only where no `tokenizer` is given to save. Only
-    if the weights were `rounded` does config.json then name `dtype` instead of what it did, and only if they have a
+    if the weights were `cast` does config.json then name `dtype` instead of what it did, and only if they have a
     head that it denied does it say so. ValueError where a file is a link that leaves the folder and the hub's cache.
     """
     if checkpoint.path.is_dir():
-        left_out = _OF_THE_WEIGHTS if tokenizer is None else (*_OF_THE_WEIGHTS, *_OF_THE_TOKENIZER)
+        left_out = _WEIGHT_FILES if tokenizer is None else (*_WEIGHT_FILES, *_TOKENIZER_FILES)
         for path in sorted(checkpoint.path.iterdir()):
             if not path.is_dir() and _matches(path.name, _COPIED) and not _matches(path.name, left_out):
                 _copy(checkpoint.path, path, folder)
-        for path in sorted(checkpoint.path.glob(_MORE_TEMPLATES)) if tokenizer is None else ():
+        for path in sorted(checkpoint.path.glob(_NAMED_TEMPLATES)) if tokenizer is None else ():
             _copy(checkpoint.path, path, folder / path.parent.name)
-        config = _with_dtype(checkpoint.config, dtype) if rounded else checkpoint.config
+        config = _with_dtype(checkpoint.config, dtype) if cast else checkpoint.config
         if config != read_object(folder / CONFIG):
             _write(folder / CONFIG, config)
     else:
@@ -70,13 +70,13 @@ def _with_turn_ends(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _check_template_names(checkpoint: Checkpoint, tokenizer: PreTrainedTokenizerBase) -> None:
-    """ValueError where a name would not do for the file that transformers makes of each."""
+    """ValueError where a template's name is no valid file name, since transformers writes a file for each."""
     templates = tokenizer.chat_template
     for name in templates if isinstance(templates, dict) else ():
         if not isinstance(name, str) or not re.fullmatch(r"[\w-][\w .-]*", name):
             raise ValueError(
-                f"{checkpoint.path}: the tokenizer has a chat template with the name {shown(name)}, which is no file's "
-                "name: rename it, or give another tokenizer"
+                f"{checkpoint.path}: the tokenizer has a chat template with the name {short_repr(name)}, which is no "
+                "file's name: rename it, or give another tokenizer"
             )
 
 

@@ -1,10 +1,10 @@
-"""Where the Orbax arrays of a model's folder are; imports nothing, so that opening a checkpoint stays quick."""
+"""Finds the Orbax arrays in a model's folder. Imports nothing, so that opening a checkpoint stays quick."""
 
 from pathlib import Path
 
 METADATA_FILE = "_METADATA"
 ARRAYS_FOLDER = "params"
-"""The folder, beside config.json, in which we write the arrays; when reading, its name does not matter."""
+"""The subfolder that arrays are written to; they are read from a subfolder of any name."""
 
 _UNFINISHED = ".orbax-checkpoint-tmp"
 

@@ -1,4 +1,4 @@
-"""The arrays that Orbax saved, any part of which is read without the rest.
+"""Arrays that Orbax saved, any part of which is read on its own.
 
 Orbax restores whole arrays; tensorstore, which Orbax writes with, reads boxes. The layout is Orbax's own: `_METADATA`
 lists the arrays, which are zarr arrays inside one OCDBT database or in a folder each.
@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from checkpoints.error_text import one_line, short_repr
 from checkpoints.json_file import read_object
 from checkpoints.orbax_folder import METADATA_FILE
-from checkpoints.shown import one_line, shown
 from checkpoints.source import TensorInfo
 
 
@@ -44,8 +44,8 @@ class OrbaxSource:
         self._check_sizes()
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """A new array with that part; the chunks that hold it are read from the files, no others."""
-        # tensorstore takes bounds that Python would clip for an error.
+        """A new array with one part; only the chunks that hold it are read from the files."""
+        # tensorstore raises on bounds that Python would clip.
         box = tuple(slice(*part.indices(size)[:2]) for part, size in zip(index, self.info[name].shape, strict=True))
         try:
             return np.asarray(self._arrays[name][box].read().result())
@@ -60,9 +60,9 @@ class OrbaxSource:
             store: dict[str, Any] = files | {"path": f"{files['path']}{name}/"}
             if metadata.get("use_ocdbt", True):
                 store = {"driver": "ocdbt", "base": files, "path": f"{name}/"}
-            # A chunk that is not there would read as zeros: Orbax writes them all.
-            whole = metadata.get("store_array_data_equal_to_fill_value") is True
-            return {"driver": driver, "kvstore": store, "open": True, "fill_missing_data_reads": not whole}
+            # A missing chunk would be read as zeros, although Orbax writes all chunks.
+            complete = metadata.get("store_array_data_equal_to_fill_value") is True
+            return {"driver": driver, "kvstore": store, "open": True, "fill_missing_data_reads": not complete}
 
         return {name: spec(name) for name in self._names(metadata)}
 
@@ -75,16 +75,16 @@ class OrbaxSource:
         for name in names:
             if not name or name.startswith(".") or "/" in name or "\0" in name:
                 raise ValueError(
-                    f"{self._folder / METADATA_FILE} names an array {shown(name)}, which is no array's name"
+                    f"{self._folder / METADATA_FILE} names an array {short_repr(name)}, which is no array's name"
                 )
         return names
 
     def _check_sizes(self) -> None:
-        """Before anything is read: what is stated must fit what is there."""
+        """Compare the sizes in the metadata with those of the files before anything is read."""
         stated = 0
         for name, array in self._arrays.items():
             chunk = array.chunk_layout.read_chunk.shape or ()
-            if any((part or 0) > max(1, whole) for part, whole in zip(chunk, array.shape, strict=True)):
+            if any((part or 0) > max(1, size) for part, size in zip(chunk, array.shape, strict=True)):
                 raise ValueError(f"{self._folder}: the array {name!r} of {array.shape} has chunks of {chunk}")
             if _is_plain(array):
                 stated += math.prod(array.shape) * array.dtype.numpy_dtype.itemsize
@@ -103,18 +103,20 @@ class OrbaxSource:
 
 
 def _is_plain(array: ts.TensorStore) -> bool:
-    """Whether its size on the disk is its size in memory, as with those that we write."""
+    """Whether the array is stored uncompressed, so that its sizes on disk and in memory are equal."""
     codec = array.codec
     return codec is not None and codec.to_json().get("compressor", "other") is None
 
 
 def _size_of_files(folder: Path) -> int:
-    """Bytes of all files; ValueError where one is a link, which may lead anywhere, or a pipe or device."""
+    """The size of all files in bytes; ValueError where one is a link, a pipe or a device."""
     size = 0
     for parent, folders, files in os.walk(folder):
         for name in (*folders, *files):
             status = os.lstat(os.path.join(parent, name))
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):
-                raise ValueError(f"{folder} holds {shown(name)}, which is no regular file; put a copy in its place")
+                raise ValueError(
+                    f"{folder} holds {short_repr(name)}, which is no regular file; put a copy in its place"
+                )
             size += status.st_size
     return size

@@ -1,7 +1,7 @@
-"""Writes a model's parameters for Orbax to restore, whole or shard by shard on any mesh, holding a piece at a time.
+"""Writes a model's parameters as an Orbax checkpoint, a piece at a time.
 
-Orbax itself needs every array in memory. Here it saves the tree with a number in the place of each array, which settles
-all that it wants to find later; tensorstore, which it writes with, then puts the arrays there.
+Orbax itself needs every array in memory. Here it saves the tree with a scalar in place of each array, which writes all
+of its metadata; tensorstore, the library that Orbax writes arrays with, then replaces the scalars by the arrays.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,10 +16,10 @@ import numpy.typing as npt
 import orbax.checkpoint as ocp
 import tensorstore as ts
 
+from checkpoints.error_text import one_line
 from checkpoints.load import Progress
-from checkpoints.pieces import chunk_shape, grid, rounded
+from checkpoints.pieces import cast, chunk_shape, grid
 from checkpoints.shards import read_shard
-from checkpoints.shown import one_line
 from checkpoints.source import TensorInfo, TensorSource
 from checkpoints.table import Sizes, Weight, assemble, blocks, shape
 from sharding import Extents
@@ -28,7 +28,7 @@ from sharding import Extents
 def array_infos(
     rows: Sequence[Weight], source: TensorSource, sizes: Sizes, dtype: npt.DTypeLike | None
 ) -> dict[str, TensorInfo]:
-    """What `write_orbax` will write, by path: `dtype`, else the narrowest that holds all of an array's tensors."""
+    """The arrays of `write_orbax` by path, in `dtype`, else in the narrowest one that holds all tensors of an array."""
     extents = Extents(sizes)
 
     def common(row: Weight) -> str:
@@ -50,11 +50,11 @@ def write_orbax(
 ) -> None:
     """The arrays of the expanded `rows`, unpadded, as an Orbax checkpoint in `folder`, which must not exist yet.
 
-    `infos` is what `array_infos` said, `split` has the logical axes that meshes split. `progress(done, total)` counts
-    bytes written. At most a few pieces of PIECE_BYTES are in memory. OSError where the system refuses to write.
+    `infos` is the result of `array_infos`, and `split` has the logical axes that meshes split. `progress(done, total)`
+    counts bytes written. At most a few pieces of PIECE_BYTES are in memory. OSError where writing fails.
     """
     tree = assemble((path, np.zeros((), info.dtype)) for path, info in infos.items())
-    # Interrupted here, Orbax would go on in threads of its own; leaving this block waits until it is done.
+    # If interrupted here, Orbax would continue in its own threads; this block waits until they are done.
     with ocp.PyTreeCheckpointer() as checkpointer, ThreadPoolExecutor(1) as thread:
         thread.submit(checkpointer.save, folder.resolve(), tree).result()
     total = sum(info.nbytes for info in infos.values())
@@ -66,7 +66,7 @@ def write_orbax(
         chunk = chunk_shape(row.axis_names, info.shape, split, np.dtype(info.dtype).itemsize)
         store = _create(folder, row.path, info, chunk)
         for window in grid(info.shape, chunk):
-            values = rounded(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
+            values = cast(read_shard(row.axis_names, places, source, window, held), info.dtype, row.path)
             _write(store[tuple(slice(*part) for part in window)], values, f"{folder}: the array {row.path!r}")
             done += values.nbytes
             if progress is not None:
@@ -77,10 +77,10 @@ def _write(place: ts.TensorStore, values: npt.NDArray[Any], what: str) -> None:
     writing = place.write(values)
     try:
         writing.result()
-    except ValueError as error:  # of a full disk, too
+    except ValueError as error:  # raised for a full disk, too
         raise OSError(f"{what}: {one_line(str(error).partition(' [')[0], 300)}") from error
     finally:
-        writing.exception()  # waits: interrupted, it would go on too
+        writing.exception()  # waits for the write, which an interrupt does not stop
 
 
 def _create(folder: Path, path: str, info: TensorInfo, chunk: tuple[int, ...]) -> ts.TensorStore:

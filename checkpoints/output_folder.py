@@ -1,4 +1,4 @@
-"""A folder that appears under its name only when it is complete."""
+"""A folder that gets its name when it is complete."""
 
 import fcntl
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 
 @contextmanager
 def new_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes `output` when the block ends well and vanishes when it raises.
+    """A new folder, which is renamed to `output` if the block succeeds and removed if it raises.
 
-    It lies beside `output`, hidden. What a killed process left there is cleaned up by the next one, which refuses to
-    start while the first still runs. All files are on the disk before the name is there. With `overwrite` the model
-    that `output` was is replaced at the end; ValueError where it exists otherwise, is no model's folder, or where the
-    system refuses to write: a full disk, a folder that is read-only.
+    It is hidden, in the same parent folder. If a process is killed, the next one removes its folder; a second process
+    is refused while the first one runs. All files are synced to the disk before the rename. With `overwrite` an
+    existing model is replaced at the end. ValueError where `output` exists otherwise or is no model's folder, and where
+    writing fails: the disk is full, or the folder read-only.
     """
     try:
         with _locked_folder(output.expanduser().absolute(), overwrite) as folder:
@@ -34,13 +34,13 @@ def _locked_folder(output: Path, overwrite: bool) -> Iterator[Path]:
     try:
         _recover(output, replaced)
         _check_output(output, overwrite)
-        _empty(partial)
+        _remove_content(partial)
         yield partial
-        _to_disk(partial)
+        _fsync_all(partial)
         if output.exists():
             output.rename(replaced)
         partial.rename(output)
-        _sync(output.parent)
+        _fsync(output.parent)
         shutil.rmtree(replaced, ignore_errors=True)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -51,7 +51,7 @@ def _locked_folder(output: Path, overwrite: bool) -> Iterator[Path]:
 
 
 def _lock(partial: Path, output: Path) -> int:
-    """A descriptor of the partial folder whose lock ends with this process, however it ends."""
+    """A descriptor of the partial folder, locked until this process ends in any way."""
     partial.mkdir(exist_ok=True)
     descriptor = os.open(partial, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
@@ -66,7 +66,7 @@ def _lock(partial: Path, output: Path) -> int:
 
 
 def _recover(output: Path, replaced: Path) -> None:
-    """Finish what was stopped between the two renames."""
+    """Complete a replacement that was interrupted between its two renames."""
     if replaced.exists():
         if output.exists():
             shutil.rmtree(replaced)
@@ -85,7 +85,7 @@ def _check_output(output: Path, overwrite: bool) -> None:
         raise ValueError(f"output = {output} is no model's folder (it holds no config.json), so it is not overwritten")
 
 
-def _empty(folder: Path) -> None:
+def _remove_content(folder: Path) -> None:
     for entry in folder.iterdir():
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -93,14 +93,14 @@ def _empty(folder: Path) -> None:
             entry.unlink()
 
 
-def _to_disk(folder: Path) -> None:
+def _fsync_all(folder: Path) -> None:
     for parent, _, files in os.walk(folder):
         for name in files:
-            _sync(Path(parent, name))
-        _sync(Path(parent))
+            _fsync(Path(parent, name))
+        _fsync(Path(parent))
 
 
-def _sync(path: Path) -> None:
+def _fsync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,4 +1,4 @@
-"""Hugging Face's tensors, read out of arrays that lie in our own layout."""
+"""Hugging Face's tensors, read from arrays in our own layout."""
 
 import itertools
 import math
@@ -32,7 +32,7 @@ class PackedSource:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """The smallest box of our array that holds the wanted part is read, and cut."""
+        """One part of a tensor, cut from the smallest box of our array that contains it."""
         row, block = self._places[name]
         wanted: dict[str, range] = {axis: range(block.size[axis]) for axis in row.axis_names}
         cut = []
@@ -53,7 +53,7 @@ class PackedSource:
 
 
 def _covering(sizes: Sequence[int], start: int, stop: int) -> tuple[list[range], slice]:
-    """The smallest box of axes of `sizes` that holds the flat positions from `start` to `stop`, and where in it."""
+    """The smallest box of an array of `sizes` that contains the flat range `start` to `stop`, and the range in it."""
     ranges: list[range] = []
     for i in range(len(sizes)):
         stride = math.prod(sizes[i + 1 :])

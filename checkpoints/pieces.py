@@ -1,4 +1,4 @@
-"""Arrays in pieces that fit in memory, and the one place where a conversion rounds."""
+"""Arrays in pieces that fit in memory, and casts to another dtype."""
 
 import itertools
 import math
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 PIECE_BYTES = 16 << 20
-"""What a conversion holds at a time; reading a piece and writing it may each take this much again."""
+"""The size of a piece; reading and writing one may each take as much memory again."""
 
 Window = tuple[tuple[int, int], ...]  # (start, stop) of every axis
 
@@ -24,7 +24,7 @@ def grid(shape: Sequence[int], step: Sequence[int]) -> Iterator[Window]:
 
 
 def contiguous_step(shape: Sequence[int], itemsize: int) -> tuple[int, ...]:
-    """The step of windows of at most PIECE_BYTES whose bytes follow each other in a C-ordered file."""
+    """The shape of windows of at most PIECE_BYTES that are contiguous in a C-ordered file."""
     step = [1] * len(shape)
     room = PIECE_BYTES // itemsize
     for axis in reversed(range(len(shape))):
@@ -51,7 +51,7 @@ def chunk_shape(axes: Sequence[str], shape: Sequence[int], split: frozenset[str]
     return tuple(chunk)
 
 
-def rounded(values: npt.NDArray[Any], dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:
+def cast(values: npt.NDArray[Any], dtype: npt.DTypeLike, name: str) -> npt.NDArray[Any]:
     """`values` in `dtype`; ValueError, naming the tensor, where a finite value would become infinite."""
     if values.dtype == np.dtype(dtype):
         return values

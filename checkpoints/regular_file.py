@@ -1,4 +1,4 @@
-"""Which files of a model are opened: regular ones, in the model's own folder or in the hub's cache."""
+"""Opens regular files in a model's folder or in the hub's cache, and no others."""
 
 import mmap
 import os
@@ -7,7 +7,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from checkpoints.shown import one_line, shown
+from checkpoints.error_text import one_line, short_repr
 
 # A hub cache's snapshots are links to `models--org--name/blobs/<hash>`, some of these to `blobs/<xx>/<hash>` beside it.
 _HUB_BLOB = re.compile(r".*/(models--[^/]+/blobs/[0-9a-f]{40,64}|blobs/[0-9a-f]{2}/[0-9a-f]{64})", re.DOTALL)
@@ -16,8 +16,8 @@ _HUB_BLOB = re.compile(r".*/(models--[^/]+/blobs/[0-9a-f]{40,64}|blobs/[0-9a-f]{
 def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
     """`path`, open for reading. ValueError, with the remedy, where it is no regular file or cannot be read.
 
-    Once links are followed it must lie in `folder` or in a hub's cache; without `folder` the user named the very file,
-    and it may lie anywhere. Nothing is opened before it is known to be a regular file: opening a pipe waits for its
+    With links resolved it must be in `folder` or in a hub's cache; without `folder` the user named the file itself,
+    which may be anywhere. Nothing is opened before it is known to be a regular file: opening a pipe waits for its
     writer, opening a device may do anything.
     """
     check_regular(path, folder)
@@ -28,17 +28,17 @@ def open_regular(path: Path, folder: Path | None = None) -> BinaryIO:
 
 
 def check_regular(path: Path, folder: Path | None = None) -> os.stat_result:
-    """What the system says of the file that `open_regular` would open; its ValueError where it would not."""
+    """The status of the file that `open_regular` would open, or the ValueError that it would raise."""
     try:
         status = path.stat()
-        outside = folder is not None and not _belongs(path, folder)
+        outside = folder is not None and not _is_inside(path, folder)
     except (OSError, RuntimeError, ValueError) as error:  # absent or a loop of links; a name that no file can have
         raise _unreadable(path, error) from error
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is not a regular file; put the model's own file in its place")
     if outside:
         raise ValueError(
-            f"{path} is a link to {shown(os.path.realpath(path))}, outside the model's folder, so it is not "
+            f"{path} is a link to {short_repr(os.path.realpath(path))}, outside the model's folder, so it is not "
             "read; put the file itself or a hard link there, or give the folder that the link leads to"
         )
     return status
@@ -55,7 +55,7 @@ def map_regular(path: Path, folder: Path | None = None) -> mmap.mmap:
             raise _unreadable(path, error) from error
 
 
-def _belongs(path: Path, folder: Path) -> bool:
+def _is_inside(path: Path, folder: Path) -> bool:
     target = path.resolve(strict=True)
     return target.is_relative_to(folder.resolve(strict=True)) or _HUB_BLOB.fullmatch(str(target)) is not None
 

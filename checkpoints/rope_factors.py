@@ -1,18 +1,18 @@
-"""A GGUF file's rope factors as the Hugging Face configuration that they were computed from."""
+"""The Hugging Face rope scaling that a GGUF file's rope factors were computed from."""
 
 import math
 from typing import Any
 
 import numpy as np
 
-# What every Llama 3.1 to 3.3 has; llama.cpp's convert_hf_to_gguf.py assumes it too.
+# The values of every Llama 3.1 to 3.3, which llama.cpp's convert_hf_to_gguf.py assumes too.
 _LOW, _HIGH, _TRAINED = 1.0, 4.0, 8192
 
 
 def as_llama3(config: dict[str, Any]) -> dict[str, Any]:
-    """`config` with "llama3" scaling in the place of the factors that follow from it; other factors stay as they are.
+    """`config` with "llama3" scaling if that gives its factors; otherwise unchanged.
 
-    transformers knows no factors: a configuration that keeps them, `rope_type` "frequency_factors", is ours alone.
+    transformers reads no factors: the `rope_type` "frequency_factors" exists in this library only.
     """
     scaling = config.get("rope_scaling") or {}
     if scaling.get("rope_type") != "frequency_factors":

@@ -1,23 +1,24 @@
-"""The errors of the tokenizer libraries as ValueError."""
+"""Turns errors of the tokenizer libraries into ValueError."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from checkpoints.shown import one_line
+from checkpoints.error_text import one_line
 
 
 def is_failure(error: BaseException) -> bool:
-    """Whether the library failed, rather than that someone ends the program.
+    """Whether the error is the library's failure, and not an interrupt or the end of the program.
 
-    They raise many kinds, plain Exception among them; where their Rust half panics, a BaseException of no public name.
+    The libraries raise Exception itself among others, and if their Rust code panics a BaseException without a public
+    name.
     """
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 @contextmanager
 def as_value_error(path: Path, problem: str, remedy: str) -> Iterator[None]:
-    """A ValueError that starts with `path`, as ours do, passes; other failures become "path problem: ... remedy"."""
+    """Failures become a ValueError "path problem: ... remedy"; one that already starts with `path` is unchanged."""
     try:
         yield
     except BaseException as error:

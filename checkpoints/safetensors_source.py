@@ -1,61 +1,30 @@
-"""Tensors of a folder of safetensors files, memory-mapped.
+"""Tensors of a folder of safetensors files, memory-mapped."""
 
-The safetensors package checks and slices well, but its numpy side cannot give the float8 types; the format is a length,
-a JSON header and the bytes: https://github.com/huggingface/safetensors#format
-"""
-
-import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import ml_dtypes
-import numpy as np
 import numpy.typing as npt
 
-from checkpoints.json_file import decode, read_object
-from checkpoints.regular_file import map_regular
-from checkpoints.shown import shown
+from checkpoints.duplicates import equal_tensors
+from checkpoints.error_text import short_repr
+from checkpoints.json_file import read_object
+from checkpoints.safetensors_file import REMEDY, open_file
 from checkpoints.source import TensorInfo
-from checkpoints.stored_twice import same_values
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_NAME = 255  # of a file
-MAX_DIMENSIONS = 16
-MAX_VALUES = 2**59  # in bytes too few for numpy to overflow, of the longest type
-
-REMEDY = "Download or convert the model again"
-
-DTYPES: Mapping[str, npt.DTypeLike] = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
 
 
 class SafetensorsSource:
     """A `TensorSource` over `model.safetensors`, or over the shards that `model.safetensors.index.json` names.
 
-    The files must lie in the folder, or in the hub's cache, once links are followed. ValueError names the file and the
-    tensor where a header is not what the format allows, the format's rule of no overlaps and no gaps included; and both
-    files where a tensor lies in two of them with different values.
+    With links resolved the files must be in the folder or in the hub's cache. ValueError names the file and the tensor
+    if a header violates the format, which allows neither overlaps nor gaps; and both files if a tensor is in two of
+    them with different values.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -63,9 +32,9 @@ class SafetensorsSource:
         if os.path.lexists(index):
             self._arrays, files = _open_shards(folder, index)
             if SINGLE_FILE not in files and os.path.lexists(folder / SINGLE_FILE):
-                _require_the_same(folder, self._arrays, _open_file(folder / SINGLE_FILE))
+                _require_equal(folder, self._arrays, open_file(folder / SINGLE_FILE))
         elif os.path.lexists(folder / SINGLE_FILE):
-            self._arrays = _open_file(folder / SINGLE_FILE)
+            self._arrays = open_file(folder / SINGLE_FILE)
         else:
             present = sorted(path.name for path in folder.glob("*.safetensors")) or "no .safetensors file"
             raise ValueError(f"{folder} holds neither {SINGLE_FILE} nor {INDEX_FILE}; it holds {present!s:.1000}")
@@ -74,14 +43,8 @@ class SafetensorsSource:
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
-        """A read-only view of that part of the mapped file."""
+        """A read-only view of one part of the mapped file."""
         return self._arrays[name][index]
-
-
-class _Entry(NamedTuple):
-    dtype: str
-    shape: list[int]
-    data_offsets: list[int]
 
 
 def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]], Collection[str]]:
@@ -95,120 +58,43 @@ def _open_shards(folder: Path, index: Path) -> tuple[dict[str, npt.NDArray[Any]]
         if shard not in shards:
             if Path(shard).name != shard or not shard.isprintable() or len(shard) > MAX_NAME:
                 raise ValueError(
-                    f"{index} places {shown(name)} in {shown(shard)}, which is not a file of its own folder. {REMEDY}"
+                    f"{index} places {short_repr(name)} in {short_repr(shard)}, which is not a file of its own folder. "
+                    f"{REMEDY}"
                 )
             if not os.path.lexists(folder / shard):
                 raise ValueError(
-                    f"{folder / shard} is missing; {INDEX_FILE} places {shown(name)} in it. Download it too"
+                    f"{folder / shard} is missing; {INDEX_FILE} places {short_repr(name)} in it. Download it too"
                 )
-            shards[shard] = _open_file(folder / shard)
+            shards[shard] = open_file(folder / shard)
         if name not in shards[shard]:
             raise ValueError(
-                f"{folder / shard} does not hold {shown(name)}, though {INDEX_FILE} places it there. {REMEDY}"
+                f"{folder / shard} does not hold {short_repr(name)}, though {INDEX_FILE} places it there. {REMEDY}"
             )
         arrays[name] = shards[shard][name]
     for shard, tensors in shards.items():
         for name in tensors.keys() & arrays.keys():
-            if weight_map[name] != shard and not _same(tensors[name], arrays[name]):
+            if weight_map[name] != shard and not _is_equal(tensors[name], arrays[name]):
                 raise ValueError(
-                    f"{folder}: {shown(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, and "
-                    f"{shard}. {REMEDY}"
+                    f"{folder}: {short_repr(name)} differs between {weight_map[name]}, where {INDEX_FILE} places it, "
+                    f"and {shard}. {REMEDY}"
                 )
     return arrays, shards.keys()
 
 
-def _require_the_same(
+def _require_equal(
     folder: Path, sharded: Mapping[str, npt.NDArray[Any]], single: Mapping[str, npt.NDArray[Any]]
 ) -> None:
-    """ValueError unless both hold the same: readers disagree about which of them is the model."""
+    """ValueError unless both hold the same tensors, because readers disagree about which of them is the model."""
     different = sorted(sharded.keys() ^ single.keys()) or [
-        name for name, array in sharded.items() if not _same(array, single[name])
+        name for name, array in sharded.items() if not _is_equal(array, single[name])
     ]
     if different:
         raise ValueError(
             f"{folder} holds two models, {SINGLE_FILE} and the shards of {INDEX_FILE}, which differ in "
-            f"{shown(different[0])}: remove the one that is not meant"
+            f"{short_repr(different[0])}: remove the one that is not meant"
         )
 
 
-def _same(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
+def _is_equal(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> bool:
     one, other = (TensorInfo(array.shape, array.dtype.name) for array in (first, second))
-    return same_values(first.__getitem__, second.__getitem__, one, other)
-
-
-def _open_file(path: Path) -> dict[str, npt.NDArray[Any]]:
-    """Every tensor of one file, as a view of the mapped file."""
-    # A plain array over the mapping: slices of numpy's memmap class cost several times more.
-    mapped = np.frombuffer(map_regular(path, path.parent), np.uint8)
-    if mapped.size < 8:
-        raise ValueError(f"{path} is truncated: it has no safetensors header. {REMEDY}")
-    header_size = int(mapped[:8].view("<u8")[0])
-    if header_size > MAX_HEADER_BYTES:
-        raise ValueError(f"{path} is not a safetensors file: it states a header of {header_size} bytes. {REMEDY}")
-    data = mapped[8 + header_size :]
-    if 8 + header_size > mapped.size:
-        raise ValueError(f"{path} is truncated: its header should have {header_size} bytes. {REMEDY}")
-    try:
-        header = decode(mapped[8 : 8 + header_size].tobytes())
-    except ValueError as error:
-        raise ValueError(
-            f"{path} is not a safetensors file: its header is not valid JSON ({error}). {REMEDY}"
-        ) from error
-    if not isinstance(header, dict) or mapped[8] != ord("{"):
-        raise ValueError(f"{path} is not a safetensors file: its header is not a JSON object. {REMEDY}")
-    metadata = header.pop("__metadata__", {})
-    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-        raise ValueError(f"{path} has a '__metadata__' that is not an object of texts: {shown(metadata)}. {REMEDY}")
-    entries = {name: _checked(path, name, stated) for name, stated in header.items()}
-    _check_layout(path, entries, data.size)
-    return {
-        name: data[slice(*entry.data_offsets)].view(DTYPES[entry.dtype]).reshape(entry.shape)
-        for name, entry in entries.items()
-    }
-
-
-def _checked(path: Path, name: str, stated: Any) -> _Entry:
-    if not isinstance(stated, dict) or stated.keys() != set(_Entry._fields) or not _is_layout(**stated):
-        raise ValueError(f"{path}: the header entry of {shown(name)} is malformed: {shown(stated)}. {REMEDY}")
-    entry = _Entry(**stated)
-    if entry.dtype not in DTYPES:
-        raise ValueError(
-            f"{path}: {shown(name)} is stored as {shown(entry.dtype)}; supported: {', '.join(DTYPES)}. Convert the "
-            "model to one of these"
-        )
-    begin, end = entry.data_offsets
-    if end - begin != math.prod(entry.shape) * np.dtype(DTYPES[entry.dtype]).itemsize:
-        raise ValueError(
-            f"{path}: {shown(name)} has bytes {begin} to {end}, which do not fit {entry.dtype} {entry.shape}. {REMEDY}"
-        )
-    return entry
-
-
-def _is_layout(dtype: Any, shape: Any, data_offsets: Any) -> bool:
-    """Whether the fields have their types, and sizes that numpy can multiply: an empty array may state any."""
-    if not isinstance(dtype, str) or not isinstance(shape, list) or not isinstance(data_offsets, list):
-        return False
-    if len(shape) > MAX_DIMENSIONS or len(data_offsets) != 2:
-        return False
-    if not all(type(number) is int and 0 <= number <= MAX_VALUES for number in (*shape, *data_offsets)):
-        return False
-    return math.prod(size for size in shape if size) <= MAX_VALUES
-
-
-def _check_layout(path: Path, entries: Mapping[str, _Entry], size: int) -> None:
-    """Every byte of the data belongs to one tensor: the format's rule, without which files could hide content."""
-    at = 0
-    for name, entry in sorted(entries.items(), key=lambda item: item[1].data_offsets):
-        begin, end = entry.data_offsets
-        if end > size:
-            raise ValueError(
-                f"{path} is truncated: {shown(name)} should end at byte {end} of its data, which has {size}. {REMEDY}"
-            )
-        if begin != at:
-            raise ValueError(
-                f"{path} is damaged: {shown(name)} begins at byte {begin} of its data, not at byte {at}: tensors may "
-                f"neither overlap nor leave gaps. {REMEDY}"
-            )
-        at = end
-    if at != size:
-        raise ValueError(f"{path} is damaged: its tensors end at byte {at} of its data, which has {size}. {REMEDY}")
+    return equal_tensors(first.__getitem__, second.__getitem__, one, other)

@@ -1,4 +1,4 @@
-"""Writes safetensors files without holding them: the header first, then every tensor piece by piece.
+"""Writes safetensors files piece by piece: the header first, then every tensor.
 
 The safetensors package writes from memory only. Format: https://github.com/huggingface/safetensors#format
 """
@@ -13,15 +13,16 @@ import numpy as np
 import numpy.typing as npt
 
 from checkpoints.load import Progress
-from checkpoints.pieces import contiguous_step, grid, rounded
-from checkpoints.safetensors_source import DTYPES, INDEX_FILE, SINGLE_FILE
+from checkpoints.pieces import cast, contiguous_step, grid
+from checkpoints.safetensors_file import DTYPES
+from checkpoints.safetensors_source import INDEX_FILE, SINGLE_FILE
 from checkpoints.source import TensorInfo, TensorSource
 
 _NAME_OF = {np.dtype(dtype).name: name for name, dtype in DTYPES.items()}
 
 
 def tensor_infos(source: TensorSource, names: Iterable[str], dtype: npt.DTypeLike | None) -> dict[str, TensorInfo]:
-    """What `write_safetensors` will write: floating point tensors in `dtype` if one is given, others as they are."""
+    """The tensors of `write_safetensors`: floating point ones in `dtype` if one is given, others unchanged."""
 
     def kept(info: TensorInfo) -> bool:
         return dtype is None or np.dtype(info.dtype).kind in "iub"
@@ -88,11 +89,11 @@ def _write_header(file: BinaryIO, shard: Mapping[str, TensorInfo]) -> None:
 
 
 def _write_tensor(file: BinaryIO, name: str, info: TensorInfo, source: TensorSource) -> Iterable[int]:
-    # Of the wider of the two types: a piece is held in both.
+    # A piece is in memory in both dtypes, so the wider one decides its size.
     widest = max(np.dtype(source.info[name].dtype).itemsize, np.dtype(info.dtype).itemsize)
     for window in grid(info.shape, contiguous_step(info.shape, widest)):
         piece = source.read(name, tuple(slice(*part) for part in window))
-        values = np.ascontiguousarray(rounded(piece, info.dtype, name))
+        values = np.ascontiguousarray(cast(piece, info.dtype, name))
         yield file.write(values.reshape(-1).view(np.uint8).data)
 
 

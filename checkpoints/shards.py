@@ -1,4 +1,4 @@
-"""Reading any box of one of our arrays out of the stored tensors that it is made of."""
+"""Reads any box of one of our arrays from the stored tensors that it consists of."""
 
 import itertools
 import math
@@ -18,7 +18,7 @@ def read_shard(
     window: tuple[tuple[int, int], ...],
     dtype: npt.DTypeLike,
 ) -> npt.NDArray[Any]:
-    """A new array of `dtype` with our array's values in `window`, a (start, stop) per axis; zero where no block is."""
+    """The part of our array in `window`, a (start, stop) per axis, as a new array; zero outside all blocks."""
     shard = np.zeros([stop - start for start, stop in window], dtype)
     for block in places:
         target, wanted = [], {}

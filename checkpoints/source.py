@@ -1,4 +1,4 @@
-"""What every kind of checkpoint file offers: its tensors under Hugging Face names, and any part of one."""
+"""The interface of all checkpoint formats: tensors under Hugging Face names, any part of which can be read."""
 
 import math
 from collections.abc import Mapping
@@ -35,6 +35,6 @@ class TensorSource(Protocol):
         """One part of a tensor, a slice (step 1) per dimension; only that part is read from the file.
 
         Returns the stored dtype, or float32 where the file holds quantised blocks. The result may be a read-only view
-        of the file: copy what is to outlive the source.
+        of the file, which must be copied to outlive the source.
         """
         ...

@@ -18,6 +18,7 @@ from sphinx.util.inspect import stringify_signature
 
 import trtllm_jax
 from trtllm_jax.common.strict_model import StrictModel
+from trtllm_jax.models import gguf_architectures, supported
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("pallas_kernels", "sharding", "checkpoints", "trtllm_jax")
@@ -58,6 +59,7 @@ def setup(app: Sphinx) -> None:
     app.connect("autodoc-process-docstring", add_limits)
     app.connect("autodoc-skip-member", skip_or_show)
     app.connect("source-read", list_modules)
+    app.connect("source-read", list_architectures)
     app.connect("source-read", list_files)
 
 
@@ -87,6 +89,19 @@ def _escaped(text: str) -> str:
     lines = [text.replace("\n", " ")]
     prose_as_restructured_text(None, "module", "", None, None, lines)  # type: ignore[arg-type]
     return lines[0]
+
+
+def list_architectures(app: Sphinx, page: str, source: list[str]) -> None:
+    """A line `.. architectures::` stands for a table of the architectures that the package finds."""
+    source[0] = re.sub(r"^\.\. architectures::$", lambda _: _architecture_table(), source[0], flags=re.MULTILINE)
+
+
+def _architecture_table() -> str:
+    gguf = {known.model_class: f"``{known.name}``" for known in gguf_architectures()}
+    rows = [("Name in config.json", "Name in GGUF", "Models")]
+    rows += [(f"``{name}``", gguf.get(name, "none"), models) for name, models in sorted(supported().items())]
+    cells = ("\n     - ".join(row) for row in rows)
+    return ".. list-table::\n   :header-rows: 1\n\n" + "\n".join(f"   * - {row}" for row in cells)
 
 
 def _module_entries(package: str) -> str:

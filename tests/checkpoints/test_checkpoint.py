@@ -19,6 +19,8 @@ from transformers import PreTrainedTokenizerFast
 from checkpoints.checkpoint import open_checkpoint
 from checkpoints.json_file import MAX_BYTES
 
+from .gguf_llama import LLAMA
+
 WriteGguf = Callable[..., Path]
 CONFIG = {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "hidden_size": 8, "num_attention_heads": 2}
 
@@ -60,10 +62,17 @@ def test_a_string_and_the_home_directory_are_paths_too(folder: Path, monkeypatch
 def test_a_gguf_file_and_the_folder_of_one(write_gguf: WriteGguf) -> None:
     path = write_gguf()
     for model in (path, path.parent, str(path)):
-        checkpoint = open_checkpoint(model)
+        checkpoint = open_checkpoint(model, gguf_architectures=[LLAMA])
         assert checkpoint.path == path
         assert (checkpoint.config["model_type"], checkpoint.config["hidden_size"]) == ("llama", 32)
         assert checkpoint.tensors.info["model.embed_tokens.weight"].shape == (4, 32)
+
+
+def test_a_gguf_file_of_an_unknown_architecture_has_no_configuration(write_gguf: WriteGguf) -> None:
+    checkpoint = open_checkpoint(write_gguf(arch="mamba"), gguf_architectures=[LLAMA])
+    for part in ("config", "tensors"):
+        with pytest.raises(ValueError, match=r"model\.gguf has the architecture 'mamba'; supported in GGUF: llama"):
+            getattr(checkpoint, part)
 
 
 def test_a_folder_of_several_gguf_files_lists_them(write_gguf: WriteGguf) -> None:

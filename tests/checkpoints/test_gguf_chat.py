@@ -16,6 +16,8 @@ from checkpoints.gguf_chat import chat_templates, turn_ends
 from checkpoints.gguf_file import GgufFile
 from checkpoints.model_files import write_model_files
 
+from .gguf_llama import LLAMA
+
 WriteGguf = Callable[..., Path]
 
 NORMAL, CONTROL, USER_DEFINED = 1, 3, 4
@@ -75,33 +77,33 @@ class TestTemplates:
 
     def test_they_become_the_files_that_transformers_reads(self, write_gguf: WriteGguf, tmp_path: Path) -> None:
         named = {"chat_template": "plain", "chat_template.tool_use": "tools", "chat_template.rag": "documents"}
-        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL), **named)))
+        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL), **named)), gguf_architectures=[LLAMA])
         folder = tmp_path / "hf"
         folder.mkdir()
-        write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=checkpoint.load_tokenizer())
+        write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=checkpoint.load_tokenizer())
         templates = AutoTokenizer.from_pretrained(folder).chat_template
         assert templates == {"default": "plain", "tool_use": "tools", "rag": "documents"}
         again = tmp_path / "again"
         again.mkdir()
         copied = open_checkpoint(folder)
-        write_model_files(copied, again, dtype="float32", rounded=False, tokenizer=None)
+        write_model_files(copied, again, dtype="float32", cast=False, tokenizer=None)
         assert AutoTokenizer.from_pretrained(again).chat_template == templates
         other = tmp_path / "other"
         other.mkdir()
         bare = copied.load_tokenizer()
         bare.chat_template = None
-        write_model_files(copied, other, dtype="float32", rounded=False, tokenizer=bare)
+        write_model_files(copied, other, dtype="float32", cast=False, tokenizer=bare)
         assert AutoTokenizer.from_pretrained(other).chat_template is None
 
     @pytest.mark.parametrize("name", ["../../escaped", "a/b", "..", "a\\b", "x\0", ""])
     def test_names_lead_nowhere(self, name: str, write_gguf: WriteGguf, tmp_path: Path) -> None:
-        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL))))
+        checkpoint = open_checkpoint(write_gguf(metadata=tokens(("<s>", CONTROL))), gguf_architectures=[LLAMA])
         tokenizer = checkpoint.load_tokenizer()
         tokenizer.chat_template = {"default": "plain", name: "elsewhere"}
         folder = tmp_path / "out" / "hf"
         folder.mkdir(parents=True)
         with pytest.raises(ValueError, match="which is no file's name: rename it"):
-            write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=tokenizer)
+            write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=tokenizer)
         assert not list(tmp_path.rglob("*escaped*"))
 
 
@@ -139,12 +141,12 @@ class TestTurnEnds:
         first = len(BYTES) + 1
         added = (("<|end_of_text|>", CONTROL), ("<|eot_id|>", CONTROL), ("<|eom_id|>", CONTROL))
         path = write_gguf(metadata=tokens(*added, **{"ggml.eos_token_id": first + 1}))
-        checkpoint = open_checkpoint(path)
+        checkpoint = open_checkpoint(path, gguf_architectures=[LLAMA])
         assert checkpoint.generation_config == {"eos_token_id": [first + 1]}
         assert checkpoint.turn_ends == {first, first + 1, first + 2}
         folder = tmp_path / "hf"
         folder.mkdir()
-        write_model_files(checkpoint, folder, dtype="float32", rounded=False, tokenizer=None)
+        write_model_files(checkpoint, folder, dtype="float32", cast=False, tokenizer=None)
         assert open_checkpoint(folder).generation_config == {"eos_token_id": [first + 1, first, first + 2]}
 
     @pytest.mark.parametrize("metadata", [{}, {"tokenizer.ggml.tokens": "x"}, {"tokenizer.ggml.tokens": [1, 2]}])

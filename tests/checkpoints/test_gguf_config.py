@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -9,15 +10,18 @@ import numpy as np
 import pytest
 from transformers import LlamaConfig
 
-from checkpoints.gguf_architectures import generation_config, model_config
+from checkpoints.gguf_architecture import GgufArchitecture, find_architecture
+from checkpoints.gguf_config import generation_config, model_config
 from checkpoints.gguf_file import GgufFile
+
+from .gguf_llama import LLAMA
 
 WriteGguf = Callable[..., Path]
 EMBEDDING = {"token_embd.weight": np.zeros((10, 32), np.float32)}
 
 
-def config_of(path: Path) -> dict[str, Any]:
-    return model_config(GgufFile(path))
+def config_of(path: Path, architecture: GgufArchitecture = LLAMA) -> dict[str, Any]:
+    return model_config(GgufFile(path), architecture)
 
 
 def test_the_configuration_is_a_llama_config_json(write_gguf: WriteGguf) -> None:
@@ -124,9 +128,40 @@ def test_scaling_and_factors_together_are_refused(write_gguf: WriteGguf) -> None
         config_of(path)
 
 
+def test_an_architecture_states_further_fields(write_gguf: WriteGguf) -> None:
+    further = {"attention.sliding_window": "sliding_window", "final_logit_softcapping": "final_logit_softcapping"}
+    other = dataclasses.replace(
+        LLAMA,
+        model_type="other",
+        model_class="OtherForCausalLM",
+        metadata=further | {"attn_logit_softcapping": "attn_logit_softcapping"},
+        config={"hidden_act": "gelu_pytorch_tanh"},
+    )
+    path = write_gguf(metadata={"llama.attention.sliding_window": 16, "llama.final_logit_softcapping": 0.1})
+    expected = {
+        "model_type": "other",
+        "architectures": ["OtherForCausalLM"],
+        "hidden_act": "gelu_pytorch_tanh",
+        "sliding_window": 16,
+        "final_logit_softcapping": 0.1,
+    }
+    assert config_of(path, other) == config_of(path) | expected
+
+
+def test_a_further_field_that_is_no_number_is_named(write_gguf: WriteGguf) -> None:
+    other = dataclasses.replace(LLAMA, metadata={"attention.sliding_window": "sliding_window"})
+    path = write_gguf(metadata={"llama.attention.sliding_window": "16"})
+    with pytest.raises(ValueError, match=r"'llama\.attention\.sliding_window' is '16'; it must be a number"):
+        config_of(path, other)
+
+
 def test_other_architectures_are_named_with_those_supported(write_gguf: WriteGguf) -> None:
-    with pytest.raises(ValueError, match="has the architecture 'mamba'; supported in GGUF: llama"):
-        config_of(write_gguf(arch="mamba"))
+    file = GgufFile(write_gguf(arch="mamba"))
+    known = [dataclasses.replace(LLAMA, name="qwen2"), LLAMA]
+    with pytest.raises(ValueError, match="has the architecture 'mamba'; supported in GGUF: llama, qwen2"):
+        find_architecture(file, known)
+    mamba = dataclasses.replace(LLAMA, name="mamba")
+    assert find_architecture(file, [*known, mamba]) is mamba
 
 
 def test_a_file_without_embeddings_is_no_language_model(write_gguf: WriteGguf) -> None:

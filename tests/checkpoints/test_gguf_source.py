@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,19 @@ import numpy as np
 import pytest
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, quants
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_source import GgufSource
+
+from .gguf_llama import LLAMA
 
 WriteGguf = Callable[..., Path]
 EMBED = "model.embed_tokens.weight"
 RNG = np.random.default_rng(0)
 
 
-def source_of(path: Path) -> GgufSource:
-    return GgufSource(GgufFile(path))
+def source_of(path: Path, architecture: GgufArchitecture = LLAMA) -> GgufSource:
+    return GgufSource(GgufFile(path), architecture)
 
 
 def permuted(weights: np.ndarray, heads: int) -> np.ndarray:
@@ -90,6 +94,31 @@ def test_tensors_have_their_hugging_face_names(write_gguf: WriteGguf) -> None:
     }
     tensors = {name: np.zeros((32, 32), np.float32) for name in names} | {"rope_freqs.weight": np.ones(4, np.float32)}
     assert list(source_of(write_gguf(tensors)).info) == list(names.values())
+
+
+def test_an_architecture_names_further_tensors_and_some_otherwise(write_gguf: WriteGguf) -> None:
+    layer = "model.layers.{i}"
+    other = dataclasses.replace(
+        LLAMA,
+        permuted={},
+        tensors={
+            "output_norm": "model.final_layernorm",
+            "blk.{i}.attn_q_norm": f"{layer}.self_attn.q_norm",
+            "blk.{i}.ffn_norm": f"{layer}.pre_feedforward_layernorm",
+        },
+    )
+    names = {
+        "token_embd.weight": "model.embed_tokens.weight",
+        "output_norm.weight": "model.final_layernorm.weight",
+        "blk.1.attn_q_norm.weight": "model.layers.1.self_attn.q_norm.weight",
+        "blk.1.ffn_norm.weight": "model.layers.1.pre_feedforward_layernorm.weight",
+        "blk.1.attn_q.weight": "model.layers.1.self_attn.q_proj.weight",
+    }
+    values = {name: RNG.standard_normal((32, 32)).astype(np.float32) for name in names}
+    source = source_of(write_gguf(values), other)
+    assert list(source.info) == list(names.values())
+    for name, stored in values.items():
+        np.testing.assert_array_equal(source.read(names[name], np.s_[:, :]), stored)
 
 
 @pytest.mark.parametrize("kind", ["F32", "Q8_0"])

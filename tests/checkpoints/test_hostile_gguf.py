@@ -12,9 +12,12 @@ import numpy as np
 import pytest
 from gguf import GGMLQuantizationType
 
-from checkpoints.gguf_architectures import model_config
-from checkpoints.gguf_file import MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS, GgufFile
+from checkpoints.gguf_config import model_config
+from checkpoints.gguf_file import GgufFile
+from checkpoints.gguf_header import MAX_HEADER_BYTES, MAX_METADATA, MAX_TENSORS
 from checkpoints.gguf_source import GgufSource
+
+from .gguf_llama import LLAMA
 
 WriteGguf = Callable[..., Path]
 U8, U16, U32, STRING, ARRAY, U64 = 0, 2, 4, 8, 9, 10
@@ -130,7 +133,7 @@ def test_the_smallest_file_is_read(tmp_path: Path) -> None:
 def test_metadata_of_another_kind_is_named(metadata: dict[str, Any], message: str, write_gguf: WriteGguf) -> None:
     path = write_gguf(metadata={f"llama.{key}": content for key, content in metadata.items()})
     with pytest.raises(ValueError, match=rf"model\.gguf.*{message}"):
-        model_config(GgufFile(path))
+        model_config(GgufFile(path), LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -145,7 +148,7 @@ def test_metadata_of_another_kind_is_named(metadata: dict[str, Any], message: st
 def test_factors_of_the_rope_are_checked(factors: np.ndarray, message: str, write_gguf: WriteGguf) -> None:
     path = write_gguf({"token_embd.weight": np.zeros((4, 32), np.float32), "rope_freqs.weight": factors})
     with pytest.raises(ValueError, match=rf"model\.gguf: 'rope_freqs\.weight' is .*{message}"):
-        model_config(GgufFile(path))
+        model_config(GgufFile(path), LLAMA)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +164,7 @@ def test_tensors_that_cannot_be_named_or_ordered_are_refused(
     shapes = {"token_embd.weight": (4, 32), **tensors}
     path = write_gguf({name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
     with pytest.raises(ValueError, match=rf"model\.gguf.*{message}"):
-        GgufSource(GgufFile(path))
+        GgufSource(GgufFile(path), LLAMA)
 
 
 def test_scales_that_are_no_numbers_dequantise_without_a_warning(write_gguf: WriteGguf) -> None:
@@ -169,5 +172,5 @@ def test_scales_that_are_no_numbers_dequantise_without_a_warning(write_gguf: Wri
     blocks = np.full((2, 34), 0xFF, np.uint8)
     blocks[1, :2] = np.frombuffer(np.float16(np.inf).tobytes(), np.uint8)
     path = write_gguf({"token_embd.weight": blocks}, types={"token_embd.weight": Q8_0})
-    values = GgufSource(GgufFile(path)).read("model.embed_tokens.weight", np.s_[:, :])
+    values = GgufSource(GgufFile(path), LLAMA).read("model.embed_tokens.weight", np.s_[:, :])
     assert not np.isfinite(values).any()

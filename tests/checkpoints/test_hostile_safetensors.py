@@ -13,7 +13,8 @@ import pytest
 import safetensors
 
 from checkpoints.json_file import read_object
-from checkpoints.safetensors_source import MAX_HEADER_BYTES, SafetensorsSource
+from checkpoints.safetensors_file import MAX_HEADER_BYTES
+from checkpoints.safetensors_source import SafetensorsSource
 
 NAME = "model.safetensors"
 

@@ -104,7 +104,7 @@ def test_an_interrupt_at_the_end_leaves_the_old_or_the_new(
     with monkeypatch.context() as patch:
         patch.setattr(Path, "rename", interrupted)
         if renamed == 2:
-            patch.setattr(output_folder, "_sync", lambda path: interrupted(path, path) if path == tmp_path else None)
+            patch.setattr(output_folder, "_fsync", lambda path: interrupted(path, path) if path == tmp_path else None)
         with pytest.raises(KeyboardInterrupt):
             fill(output, "new", overwrite=True)
     assert (output / "config.json").read_text() == ("new" if renamed == 2 else "old")

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checkpoints import pieces
-from checkpoints.pieces import chunk_shape, contiguous_step, grid, rounded
+from checkpoints.pieces import cast, chunk_shape, contiguous_step, grid
 
 SHAPES = st.lists(st.integers(0, 12), max_size=4).map(tuple)
 
@@ -58,11 +58,11 @@ def test_chunks_follow_the_mesh(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("pair", [*itertools.product((np.float32, np.float16, ml_dtypes.bfloat16), repeat=2)], ids=str)
 def test_rounding_is_numpys(pair: tuple[type, type]) -> None:
     values = np.random.default_rng(0).standard_normal(100).astype(pair[0])
-    np.testing.assert_array_equal(rounded(values, pair[1], "w"), values.astype(pair[1]))
+    np.testing.assert_array_equal(cast(values, pair[1], "w"), values.astype(pair[1]))
 
 
 @pytest.mark.parametrize("dtype", [np.float32, ml_dtypes.bfloat16])
 def test_a_value_that_becomes_infinite_is_an_error_that_names_the_tensor(dtype: type) -> None:
     with pytest.raises(ValueError, match="a/b has values that float16 cannot hold; choose bfloat16 or float32"):
-        rounded(np.array([1.0, 1e6], dtype), np.float16, "a/b")
-    assert np.isinf(rounded(np.array([np.inf, 1.0], dtype), np.float16, "a/b")).tolist() == [True, False]
+        cast(np.array([1.0, 1e6], dtype), np.float16, "a/b")
+    assert np.isinf(cast(np.array([np.inf, 1.0], dtype), np.float16, "a/b")).tolist() == [True, False]

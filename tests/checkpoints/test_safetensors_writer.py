@@ -11,7 +11,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from checkpoints import pieces
-from checkpoints.safetensors_source import DTYPES, SafetensorsSource
+from checkpoints.safetensors_file import DTYPES
+from checkpoints.safetensors_source import SafetensorsSource
 from checkpoints.safetensors_writer import tensor_infos, write_safetensors
 from checkpoints.source import TensorInfo
 

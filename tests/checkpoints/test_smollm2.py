@@ -13,7 +13,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from transformers.modeling_gguf_pytorch_utils import LlamaTensorProcessor
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.gguf_architectures import hugging_face_name
+from checkpoints.gguf_names import hugging_face_name
+
+from .gguf_llama import LLAMA
 
 TEXTS = (
     "Hello, my name is",
@@ -34,7 +36,7 @@ TEXTS = (
 
 @pytest.fixture(scope="module")
 def checkpoint(smollm2_gguf: Path) -> Checkpoint:
-    return open_checkpoint(smollm2_gguf)
+    return open_checkpoint(smollm2_gguf, gguf_architectures=[LLAMA])
 
 
 def test_the_configuration_is_the_published_one(checkpoint: Checkpoint) -> None:
@@ -94,7 +96,7 @@ def test_the_tensors_are_transformers_own(checkpoint: Checkpoint, smollm2_gguf: 
             continue
         values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
         expected = processor.process(values, tensor.name).weights
-        found = checkpoint.tensors.read(hugging_face_name(tensor.name), (slice(None),) * expected.ndim)
+        found = checkpoint.tensors.read(hugging_face_name(tensor.name, LLAMA), (slice(None),) * expected.ndim)
         np.testing.assert_array_equal(found, expected)
 
 

@@ -11,14 +11,15 @@ from pathlib import Path
 import safetensors
 
 from checkpoints import gguf_tokenizer, hf_tokenizer, llama2c_tokenizer
-from checkpoints.gguf_architectures import generation_config, model_config
+from checkpoints.gguf_architecture import find_architecture
+from checkpoints.gguf_config import generation_config, model_config
 from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_source import GgufSource
 from checkpoints.json_file import read_object
 from checkpoints.llama2c import Llama2cFile
 from checkpoints.safetensors_source import SafetensorsSource
 from checkpoints.source import TensorSource
-from trtllm_jax.models import architecture
+from trtllm_jax.models import architecture, gguf_architectures
 from trtllm_jax.text.tokenizer import Tokenizer
 
 SECONDS = 1.0
@@ -91,10 +92,11 @@ def read_index(folder: Path, content: bytes) -> None:
 
 def read_gguf(folder: Path, content: bytes) -> None:
     file = GgufFile(folder / "model.gguf", folder)
-    config = model_config(file)
+    stored = find_architecture(file, gguf_architectures())
+    config = model_config(file, stored)
     generation_config(file)
     steps: list[Callable[[], object]] = [
-        lambda: _read_everything(GgufSource(file)),
+        lambda: _read_everything(GgufSource(file, stored)),
         lambda: architecture(config).Config.from_hf(config).sizes,
         lambda: _use(Tokenizer(gguf_tokenizer.load_tokenizer(file))),
     ]

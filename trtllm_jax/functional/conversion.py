@@ -1,23 +1,25 @@
-"""Checkpoints from one format to another, a piece at a time."""
+"""Converts checkpoints from one format or dtype to another, a piece at a time."""
 
 import re
 import shutil
 from collections import Counter
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.load import as_hugging_face, check, ignorable
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.model_files import write_model_files
-from checkpoints.orbax_folder import ARRAYS_FOLDER, find_arrays
+from checkpoints.orbax_folder import ARRAYS_FOLDER
 from checkpoints.output_folder import new_folder
-from checkpoints.source import TensorSource
-from checkpoints.table import Sizes, Weight, blocks, expand
-from sharding import DEFAULT_RULES, Extents
+from sharding import DEFAULT_RULES
 from trtllm_jax.engine import device_memory
-from trtllm_jax.logger import logger, progress
-from trtllm_jax.models import architecture
+from trtllm_jax.functional.conversion_source import (
+    SourceWeights,
+    is_safetensors,
+    open_source,
+    read_weights,
+    tokenizer_to_save,
+)
+from trtllm_jax.logger import progress
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -69,78 +71,28 @@ def convert_checkpoint(
             f"dtype = {dtype!r} is unknown: use one of {', '.join(DTYPES)}, or None to keep what is stored"
         )
     shard_bytes = _bytes(max_shard_size)
-    checkpoint = _open(source, config, revision)
+    checkpoint = open_source(source, config, revision)
     target = Path(output).expanduser().resolve()
-    _check_apart(checkpoint, target)
+    _check_not_nested(checkpoint, target)
     if dtype is not None and "quantization_config" in checkpoint.config:
         raise ValueError(f"dtype = {dtype!r}: {source} holds quantised weights, which are only kept as they are")
-    weights = _weights(checkpoint, as_they_are=format == "hf" and _is_safetensors(checkpoint))
-    loaded = _tokenizer(checkpoint, tokenizer)
+    weights = read_weights(checkpoint, unchanged=format == "hf" and is_safetensors(checkpoint))
+    loaded = tokenizer_to_save(checkpoint, tokenizer)
     with new_folder(target, overwrite=overwrite) as folder:
         _write(checkpoint, weights, folder, format, dtype, shard_bytes, loaded)
     return target
 
 
-@dataclass(frozen=True)
-class _Weights:
-    """A checkpoint's tensors under Hugging Face's names, and the rows of the model's table where they are needed."""
-
-    source: TensorSource
-    names: tuple[str, ...]
-    rows: tuple[Weight, ...]
-    sizes: Sizes
-
-
-def _open(source: str | Path, config: str | Path | None, revision: str | None) -> Checkpoint:
-    if config is None:
-        return open_checkpoint(source, revision=revision)
-    folder = Path(source).expanduser()
-    arrays = find_arrays(folder) if folder.is_dir() else None
-    if arrays is None:
-        raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
-    return replace(open_checkpoint(config, revision=revision, weights=False), orbax=arrays).settled()
-
-
-def _is_safetensors(checkpoint: Checkpoint) -> bool:
-    return checkpoint.gguf is None and checkpoint.llama2c is None and checkpoint.orbax is None
-
-
-def _weights(checkpoint: Checkpoint, *, as_they_are: bool) -> _Weights:
-    source = checkpoint.tensors
-    if as_they_are:
-        return _Weights(source, tuple(source.info), (), {})
-    module = architecture(checkpoint.config)
-    model = module.Config.from_hf(checkpoint.config)
-    rows = expand(module.table(model), model.sizes["layers"])
-    source = as_hugging_face(source, rows, model.sizes)
-    check(rows, source, sizes=model.sizes, ignore=ignorable(checkpoint.config))
-    names = tuple(block.name for row in rows for block in blocks(row, Extents(model.sizes)))
-    return _Weights(source, names, rows, model.sizes)
-
-
-def _tokenizer(checkpoint: Checkpoint, override: str | Path | None) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer to save; None where the source's own files are copied, or there is none."""
-    if override is not None:
-        return checkpoint.load_tokenizer(override)
-    if checkpoint.path.is_dir():
-        return None
-    try:
-        return checkpoint.load_tokenizer()
-    except ValueError as error:
-        logger.warning("The converted model has no tokenizer; name one with the option tokenizer (%s)", error)
-        return None
-
-
 def _write(
     checkpoint: Checkpoint,
-    weights: _Weights,
+    weights: SourceWeights,
     folder: Path,
     format: str,
     dtype: str | None,
     shard_bytes: int,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> None:
-    # Orbax and tensorstore are for those who need them.
+    # Orbax and tensorstore are imported only where they are needed.
     from checkpoints.safetensors_writer import tensor_infos, write_safetensors
 
     infos = tensor_infos(weights.source, weights.names, dtype)
@@ -150,11 +102,11 @@ def _write(
         infos = array_infos(weights.rows, weights.source, weights.sizes, dtype)
     total = sum(info.nbytes for info in infos.values())
     _check_room(folder, total)
-    main = Counter[str]()
+    bytes_of_dtype = Counter[str]()
     for info in infos.values():
-        main[info.dtype] += info.nbytes
-    stated = main.most_common(1)[0][0]
-    write_model_files(checkpoint, folder, dtype=stated, rounded=dtype is not None, tokenizer=tokenizer)
+        bytes_of_dtype[info.dtype] += info.nbytes
+    ((main_dtype, _),) = bytes_of_dtype.most_common(1)
+    write_model_files(checkpoint, folder, dtype=main_dtype, cast=dtype is not None, tokenizer=tokenizer)
     with progress(total, "Converting weights", unit="B", unit_scale=True) as bar:
 
         def show(done: int, total: int) -> None:
@@ -163,7 +115,7 @@ def _write(
         if format == "hf":
             write_safetensors(weights.source, folder, infos=infos, max_shard_bytes=shard_bytes, progress=show)
         else:
-            # Orbax starts JAX, and whoever serves the model afterwards wants its share of the GPU.
+            # Orbax initialises JAX, after which the share of the GPU that a model needs could not be set any more.
             device_memory.claim()
             write_orbax(
                 weights.rows,
@@ -184,7 +136,7 @@ def _bytes(size: int | str) -> int:
     return int(float(found[1]) * unit)
 
 
-def _check_apart(checkpoint: Checkpoint, output: Path) -> None:
+def _check_not_nested(checkpoint: Checkpoint, output: Path) -> None:
     for path in (checkpoint.path.resolve(), *((checkpoint.orbax.resolve(),) if checkpoint.orbax else ())):
         if path.is_relative_to(output) or output.is_relative_to(path):
             raise ValueError(f"output = {output} and the source {path} lie in each other: choose another output")

@@ -10,7 +10,7 @@ from sharding import make_mesh
 from trtllm_jax.common.strict_model import DType, StrictModel
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
-from trtllm_jax.models import architecture
+from trtllm_jax.models import architecture, gguf_architectures
 from trtllm_jax.text.tokenizer_loading import stated_end_ids
 
 
@@ -70,7 +70,7 @@ def open_model(
 
     Arguments and errors as for `load_model`.
     """
-    checkpoint = open_checkpoint(model, revision=revision)
+    checkpoint = open_checkpoint(model, revision=revision, gguf_architectures=gguf_architectures())
     module = architecture(checkpoint.config)
     config = module.Config.from_hf(checkpoint.config)
     return Model(module, config, stated_end_ids(checkpoint), attention, checkpoint)

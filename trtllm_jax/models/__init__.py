@@ -2,23 +2,36 @@
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
-from checkpoints.shown import shown
+from checkpoints.error_text import short_repr
+from checkpoints.gguf_architecture import GgufArchitecture
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
     """The module that implements `config["architectures"][0]`; ValueError lists what is supported."""
     stated = config.get("architectures")
     wanted = stated[0] if isinstance(stated, list) and stated else stated or None
-    supported: list[str] = []
-    for found in pkgutil.iter_modules(__path__):
-        module = importlib.import_module(f"{__name__}.{found.name}")
+    for module in _modules():
         if wanted in module.ARCHITECTURES:
             return module
-        supported.extend(module.ARCHITECTURES)
     raise ValueError(
-        f"architectures names {shown(wanted)}, which is not supported; supported: {', '.join(sorted(supported))}"
+        f"architectures names {short_repr(wanted)}, which is not supported; supported: {', '.join(sorted(supported()))}"
     )
+
+
+def supported() -> dict[str, str]:
+    """Every supported name in config.json's `architectures`, with the models that have it."""
+    return {name: (module.__doc__ or "").partition("\n")[0] for module in _modules() for name in module.ARCHITECTURES}
+
+
+def gguf_architectures() -> tuple[GgufArchitecture, ...]:
+    """The architectures that are read from GGUF files, for `checkpoints.checkpoint.open_checkpoint`."""
+    return tuple(known for module in _modules() for known in getattr(module, "GGUF", ()))
+
+
+def _modules() -> Iterator[ModuleType]:
+    for found in pkgutil.iter_modules(__path__):
+        yield importlib.import_module(f"{__name__}.{found.name}")

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
@@ -18,6 +19,15 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, context_stretch
 
 ARCHITECTURES = ("LlamaForCausalLM",)
+
+GGUF = (
+    GgufArchitecture(
+        name="llama",
+        model_type="llama",
+        model_class="LlamaForCausalLM",
+        permuted={"self_attn.q_proj": "num_attention_heads", "self_attn.k_proj": "num_key_value_heads"},
+    ),
+)
 
 HEADS = ("kv_heads", "group", "head_dim")
 

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from checkpoints.shown import shown
+from checkpoints.error_text import short_repr
 from trtllm_jax.common.numbers import FLOAT32_MAX, INT32_MAX
 
 MAX_LAYERS = 10_000
@@ -18,7 +18,7 @@ def positive(config: Mapping[str, Any], field: str, *, default: int | None = Non
     if value is None:
         raise ValueError(f"config.json lacks {field}; the model folder is incomplete or of another architecture")
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"config.json has {field}={shown(value)}; it must be a whole number from 1 to {most}")
+        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a whole number from 1 to {most}")
     return value
 
 
@@ -28,7 +28,7 @@ def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < FLOAT32_MAX:
-        raise ValueError(f"config.json has {field}={shown(value)}; it must be a number of at least 0")
+        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a number of at least 0")
     return float(value)
 
 
@@ -36,7 +36,7 @@ def flag(config: Mapping[str, Any], field: str) -> bool:
     """`config[field]` as a bool, False where it is absent or null."""
     value = config.get(field)
     if value is not None and not isinstance(value, bool):
-        raise ValueError(f"config.json has {field}={shown(value)}; it must be true or false")
+        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be true or false")
     return bool(value)
 
 
@@ -45,4 +45,6 @@ def require(config: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
     for field, values in allowed.items():
         value = config.get(field, values[0])
         if value not in values:
-            raise ValueError(f"config.json has {field}={shown(value)}; supported here: {', '.join(map(repr, values))}")
+            raise ValueError(
+                f"config.json has {field}={short_repr(value)}; supported here: {', '.join(map(repr, values))}"
+            )

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from checkpoints.shown import shown
+from checkpoints.error_text import short_repr
 from pallas_kernels.attention import Rotation
 
 MOST = 1e30  # of any number: what is computed from two of them stays within float64
@@ -55,8 +55,8 @@ class Rope:
         if kind == "frequency_factors":
             return cls(tuple(plain / _factors(scaling, len(plain))))
         raise ValueError(
-            f"rope_scaling has rope_type {shown(kind)}, which is not supported; supported: default, linear, dynamic, "
-            "llama3, yarn, frequency_factors"
+            f"rope_scaling has rope_type {short_repr(kind)}, which is not supported; supported: default, linear, "
+            "dynamic, llama3, yarn, frequency_factors"
         )
 
 
@@ -77,7 +77,7 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = config.get(field) or {}
     if not isinstance(scaling, dict):
-        raise ValueError(f"config.json has {field}={shown(scaling)}; it must be an object")
+        raise ValueError(f"config.json has {field}={short_repr(scaling)}; it must be an object")
     return {**scaling, "rope_type": scaling.get("rope_type") or scaling.get("type") or "default"}
 
 
@@ -87,15 +87,17 @@ def _number(record: Mapping[str, Any], field: str, *, default: float | None = No
     if default is not None and not isinstance(value, bool) and value in (None, 0):
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
-        of_type = f"rope_scaling of rope_type {shown(record['rope_type'])}" if "rope_type" in record else "config.json"
-        raise ValueError(f"{of_type} has {field}={shown(value)}; it must be a number of at least {least:g}")
+        of_type = (
+            f"rope_scaling of rope_type {short_repr(record['rope_type'])}" if "rope_type" in record else "config.json"
+        )
+        raise ValueError(f"{of_type} has {field}={short_repr(value)}; it must be a number of at least {least:g}")
     return float(value)
 
 
 def _factors(scaling: Mapping[str, Any], pairs: int) -> np.ndarray:
     factors = scaling.get("factors")
     if not isinstance(factors, list) or len(factors) != pairs:
-        raise ValueError(f"rope_scaling has factors={shown(factors)}; it must be a list of {pairs} numbers")
+        raise ValueError(f"rope_scaling has factors={short_repr(factors)}; it must be a list of {pairs} numbers")
     return np.array([_number({"rope_type": scaling["rope_type"], "factors": one}, "factors") for one in factors])
 
 

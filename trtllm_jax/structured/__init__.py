@@ -1,1 +1,1 @@
-"""Structured output: what an answer's text must be, and which tokens keep it so."""
+"""Guided decoding: constraints on the text of an answer, and the token masks that enforce them."""

@@ -1,4 +1,4 @@
-"""What the text of an answer must be: a JSON value, a regular expression's match, or a sentence of a grammar."""
+"""The parameters of guided decoding: a JSON schema, a regular expression or a grammar."""
 
 import json as json_text
 import re
@@ -7,23 +7,23 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from checkpoints.shown import one_line
+from checkpoints.error_text import one_line
 
 MAX_CHARACTERS = 256 << 10
-"""Of a schema, an expression or a grammar."""
+"""The longest schema, regular expression or grammar that is read."""
 MAX_DEPTH = 64
-"""Of the objects and lists in a schema."""
+"""The deepest nesting of objects and lists in a schema."""
 
 MAX_RULES = 1000
-"""Of a grammar in EBNF."""
+"""The number of rules that a grammar in EBNF may have."""
 
-# A space, or a line break with any usual indentation: a model may love white space too much.
+# A space, or a line break with usual indentation: without a limit some models write white space for ever.
 JSON_OPTIONS: Any = {"whitespace_pattern": r"(\x20?|\x0A\x20{0,20})"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class GuidedDecodingParams:
-    """TensorRT-LLM's parameters of guided decoding, one of which is given.
+    """TensorRT-LLM's parameters of guided decoding, exactly one of which is set.
 
     Attributes:
         json: a JSON schema as a dict or its text, or a pydantic model.
@@ -75,7 +75,7 @@ class GuidedDecodingParams:
                 raise ValueError(f"GuidedDecodingParams.{name} holds half of a surrogate pair, which no text can have")
 
     def constraint(self) -> str:
-        """The constraint in llguidance's own form: plain text. ValueError where it cannot be written so."""
+        """The constraint as a grammar in llguidance's text format. ValueError where it cannot be converted."""
         from llguidance import LLMatcher
 
         if self.regex is not None:
@@ -90,17 +90,17 @@ class GuidedDecodingParams:
 
     @property
     def name(self) -> str:
-        """Which of them is given."""
+        """The name of the parameter that is set."""
         return next(name for name in ("json", "regex", "grammar", "json_object") if getattr(self, name))
 
 
-# Each alternative matches wherever it begins, so that no text makes the search slow.
+# Every alternative matches wherever it starts, so that the search takes linear time for any text.
 _LARK = re.compile(r"^[ \t]*(?:%llguidance\b|start[ \t]*:(?!:=))", re.MULTILINE)
 _LITERAL_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\\n])*"?|\[(?:\\.|[^\]\\\n])*\]?|#[^\n]*')
 
 
 def _lark(grammar: str) -> str:
-    """The grammar in llguidance's Lark; one in EBNF may have alternatives on lines of their own, as xgrammar's may."""
+    """The grammar in llguidance's Lark; in EBNF, as in xgrammar, alternatives may be on lines of their own."""
     from llguidance.gbnf_to_lark import gbnf_to_lark
 
     if _LARK.search(grammar):
@@ -121,7 +121,7 @@ def _lark(grammar: str) -> str:
 
 
 def _schema(given: Any) -> Any:
-    """The schema as a dict, or True or False, which are schemas too; None for none."""
+    """The schema as a dict, or as True or False, which are schemas as well; None where none is given."""
     if given is None:
         return None
     if isinstance(given, type) and issubclass(given, BaseModel):
@@ -136,7 +136,7 @@ def _schema(given: Any) -> Any:
             f"GuidedDecodingParams.json is a {type(schema).__name__}: give a schema as a dict or its text, or a "
             "pydantic model"
         )
-    if len(text) > MAX_CHARACTERS or not _shallow(schema, MAX_DEPTH):
+    if len(text) > MAX_CHARACTERS or not _is_within_depth(schema, MAX_DEPTH):
         raise ValueError(
             f"GuidedDecodingParams.json has more than {MAX_CHARACTERS} characters, or more than {MAX_DEPTH} objects "
             "and lists within each other: simplify the schema"
@@ -144,7 +144,7 @@ def _schema(given: Any) -> Any:
     return schema
 
 
-def _shallow(value: Any, depth: int) -> bool:
+def _is_within_depth(value: Any, depth: int) -> bool:
     level = [value]
     while level and depth >= 0:
         level = [

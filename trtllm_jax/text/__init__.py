@@ -1,1 +1,1 @@
-"""Text and token ids: tokenizers, prompts, chat templates, and text from tokens as they come. Knows no jax."""
+"""Text and token ids: tokenizers, prompts, chat templates and incremental detokenization. Imports no jax."""

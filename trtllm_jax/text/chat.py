@@ -1,6 +1,5 @@
-"""Conversations become prompts: messages are checked, and the model's chat template writes them as text."""
+"""Conversations become prompts: messages are validated and rendered with the model's chat template."""
 
-import inspect
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,8 +7,11 @@ from typing import Any
 
 from jinja2 import TemplateError
 
-from trtllm_jax.text.chat_messages import in_shape, is_list, read_messages, shown
-from trtllm_jax.text.template_shape import TemplateFacts, facts_of
+from checkpoints.error_text import short_repr
+from trtllm_jax.text.chat_arguments import read_documents, read_tools, read_variables
+from trtllm_jax.text.chat_formatting import format_messages
+from trtllm_jax.text.chat_messages import is_list, read_messages
+from trtllm_jax.text.template_format import TemplateTraits, inspect_template
 from trtllm_jax.text.tokenizer import Tokenizer
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -18,21 +20,18 @@ Conversation = Sequence[Mapping[str, Any]]
 Tool = Mapping[str, Any] | Callable[..., Any]
 """A JSON schema as OpenAI's API has it, or a function whose type hints and docstring make one."""
 
-_RESERVED = {"self", "messages", "conversations"}
-"""Names that a template's variables cannot have, besides the arguments of `apply_chat_template`."""
-
 _DEFAULT, _WITH_TOOLS = "default", "tool_use"
-"""The names, as transformers knows them, of the templates for any conversation and for one with tools."""
+"""The names in transformers of the template for any conversation, and of the one for conversations with tools."""
 
 
 @dataclass(frozen=True)
 class Chat:
-    """What turns conversations into prompts.
+    """Renders conversations as prompts.
 
     Attributes:
-        tokenizer: None where there is none; then every conversation is refused.
-        template: the Jinja text to use in place of the tokenizer's own, of which there may be several with names.
-        allow_request_template: whether a call may bring a template of its own.
+        tokenizer: None if the model has none, in which case every conversation is refused.
+        template: a Jinja template that replaces those of the tokenizer, which may have several with names.
+        allow_request_template: whether a call may give a template of its own.
     """
 
     tokenizer: Tokenizer | None
@@ -52,8 +51,8 @@ class Chat:
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """The prompt of one conversation, or those of a list: "prompt", the text, and "prompt_token_ids", its ids.
 
-        The arguments are those of `LLM.chat`. Special tokens come from the template alone. ValueError names the
-        argument, its value and the remedy, also where the template itself refuses.
+        The arguments are those of `LLM.chat`. Only the template adds special tokens. ValueError names the argument, its
+        value and the remedy, also if the template itself raises.
         """
         tokenizer = self._require_tokenizer()
         if continue_final_message and add_generation_prompt:
@@ -61,20 +60,22 @@ class Chat:
                 "continue_final_message = True and add_generation_prompt = True exclude each other: the first goes on "
                 "with the last message, the second begins a new one; set one of them to False"
             )
-        given_tools = _tools(tools)
-        how: dict[str, Any] = {
+        given_tools = read_tools(tools)
+        options: dict[str, Any] = {
             "tools": given_tools,
-            "documents": _documents(documents),
-            "chat_template": self._requested(chat_template, given_tools is not None),
+            "documents": read_documents(documents),
+            "chat_template": self._requested_template(chat_template, given_tools is not None),
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
-            **_variables(tokenizer, chat_template_kwargs),
+            **read_variables(tokenizer.hf.apply_chat_template, chat_template_kwargs),
         }
         if not is_list(messages) or not messages:
-            raise ValueError(f"messages = {shown(messages)} is invalid: give a list of messages, or a list of such")
+            raise ValueError(
+                f"messages = {short_repr(messages)} is invalid: give a list of messages, or a list of such"
+            )
         if isinstance(messages[0], Mapping):
-            return _prompt(tokenizer, "messages", messages, how)
-        return [_prompt(tokenizer, f"messages[{i}]", each, how) for i, each in enumerate(messages)]
+            return _prompt(tokenizer, "messages", messages, options)
+        return [_prompt(tokenizer, f"messages[{i}]", each, options) for i, each in enumerate(messages)]
 
     def _require_tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
@@ -86,14 +87,15 @@ class Chat:
 
     @property
     def template_for_tools(self) -> str | None:
-        """The Jinja text that writes conversations with tools; None where there is none."""
+        """The template for conversations with tools; None if there is none."""
         named = self._templates()
         return named.get(_WITH_TOOLS) or named.get(_DEFAULT)
 
     def turn_ends(self, stated: Collection[int]) -> frozenset[int]:
-        """The ids that the templates write right after an assistant's text, which end its turn.
+        """The end-of-turn ids: those that the templates write directly after an assistant's text.
 
-        None of a template that ends turns with one of the ids ``stated`` elsewhere: it may write others before.
+        A template that ends turns with one of the ids ``stated`` elsewhere adds none, since it may write other tokens
+        before that id.
         """
         if self.tokenizer is None:
             return frozenset()
@@ -101,38 +103,40 @@ class Chat:
         known = [token for i, token in tokens.items() if token and i in stated]
         found = set[int]()
         for template in self._templates().values():
-            facts = _facts(self.tokenizer, template)
-            end = facts.turn_end.lstrip()
+            traits = _traits(self.tokenizer, template)
+            end = traits.turn_end.lstrip()
             first = [i for i, token in tokens.items() if token and end.startswith(token)]
-            if first and not any(token in facts.next_turn for token in known):
+            if first and not any(token in traits.next_turn for token in known):
                 found.add(max(first, key=lambda i: len(tokens[i])))
         return frozenset(found)
 
     def _templates(self) -> Mapping[str, str]:
-        """Those that conversations are written with, by name."""
+        """The templates by name."""
         own = self.template or (self.tokenizer and self.tokenizer.hf.chat_template)
         named = own if isinstance(own, Mapping) else {_DEFAULT: own}
         return {name: text for name, text in named.items() if text and isinstance(text, str)}
 
-    def _requested(self, requested: Any, with_tools: bool) -> str:
-        """The Jinja text that a call asks for, by name or as a text; the one for its conversation where it does not."""
+    def _requested_template(self, requested: Any, with_tools: bool) -> str:
+        """The template that a call gives as a name or a text; if it gives none, the default for its conversation."""
         named = self._templates()
         if requested is None:
-            return self._usual(named, with_tools)
+            return self._default_template(named, with_tools)
         if isinstance(requested, str) and requested in named:
             return named[requested]
         if not self.allow_request_template:
             raise ValueError(
-                f"chat_template = {shown(requested)} is refused, for a template is a program: give it to "
+                f"chat_template = {short_repr(requested)} is refused, for a template is a program: give it to "
                 "LLM(..., chat_template=...), or allow every call its own with "
                 f"LLM(..., allow_request_chat_template=True){_or_a_name(named)}"
             )
         if not isinstance(requested, str) or not requested:
-            raise ValueError(f"chat_template = {shown(requested)} is invalid: give a Jinja text{_or_a_name(named)}")
+            raise ValueError(
+                f"chat_template = {short_repr(requested)} is invalid: give a Jinja text{_or_a_name(named)}"
+            )
         return requested
 
     @staticmethod
-    def _usual(named: Mapping[str, str], with_tools: bool) -> str:
+    def _default_template(named: Mapping[str, str], with_tools: bool) -> str:
         if with_tools and _WITH_TOOLS in named:
             return named[_WITH_TOOLS]
         if _DEFAULT in named:
@@ -153,7 +157,7 @@ def _or_a_name(named: Mapping[str, str]) -> str:
 
 
 def read_template(given: str | Path | None) -> str | None:
-    """The Jinja text that `LLM(chat_template=...)` gives or names the file of. ValueError where there is none."""
+    """The template that `LLM(chat_template=...)` gives as a text or as a file's name. ValueError if it is neither."""
     if given is None:
         return None
     text = str(given)
@@ -162,7 +166,7 @@ def read_template(given: str | Path | None) -> str | None:
             text = Path(given).read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
-                f"LLM.chat_template = {shown(str(given))} is neither a Jinja text nor a file that can be read "
+                f"LLM.chat_template = {short_repr(str(given))} is neither a Jinja text nor a file that can be read "
                 f"({error}): give one of them"
             ) from error
     from transformers.utils.chat_template_utils import render_jinja_template
@@ -170,73 +174,28 @@ def read_template(given: str | Path | None) -> str | None:
     try:
         render_jinja_template(conversations=[], chat_template=text)  # compiles it
     except TemplateError as error:
-        raise ValueError(f"LLM.chat_template = {shown(text)} is no Jinja template: {error}; correct it") from error
+        raise ValueError(f"LLM.chat_template = {short_repr(text)} is no Jinja template: {error}; correct it") from error
     return text
 
 
-def _facts(tokenizer: Tokenizer, template: str) -> TemplateFacts:
-    """What is known of a Jinja text, with the tokenizer's special tokens as its variables."""
+def _traits(tokenizer: Tokenizer, template: str) -> TemplateTraits:
+    """The traits of a Jinja template whose variables include the tokenizer's special tokens."""
     tokens = tokenizer.hf.special_tokens_map.items()
-    return facts_of(template, tuple((name, str(token)) for name, token in tokens if not isinstance(token, list)))
+    return inspect_template(
+        template, tuple((name, str(token)) for name, token in tokens if not isinstance(token, list))
+    )
 
 
-def _prompt(tokenizer: Tokenizer, where: str, conversation: Any, how: Mapping[str, Any]) -> dict[str, Any]:
+def _prompt(tokenizer: Tokenizer, where: str, conversation: Any, options: Mapping[str, Any]) -> dict[str, Any]:
     if not is_list(conversation) or not conversation:
-        raise ValueError(f"{where} = {shown(conversation)} is invalid: give a list with at least one message")
-    shape = _facts(tokenizer, how["chat_template"]).shape
-    messages = in_shape(read_messages(where, conversation), shape)
+        raise ValueError(f"{where} = {short_repr(conversation)} is invalid: give a list with at least one message")
+    message_format = _traits(tokenizer, options["chat_template"]).format
+    messages = format_messages(read_messages(where, conversation), message_format)
     try:
-        text: str = tokenizer.hf.apply_chat_template(messages, tokenize=False, **how)
+        text: str = tokenizer.hf.apply_chat_template(messages, tokenize=False, **options)
     except Exception as error:  # a template is a program, which may fail in any way
         raise ValueError(f"{where}: the chat template cannot write this conversation: {error}") from error
     ids = tokenizer.encode(text, add_special_tokens=False)
     if not ids:
         raise ValueError(f"{where}: the chat template makes no text of this conversation; give another template")
     return {"prompt": text, "prompt_token_ids": ids}
-
-
-def _tools(tools: Any) -> list[dict[str, Any]] | None:
-    """JSON schemas; None where there are none, as templates expect it."""
-    if tools is not None and not is_list(tools):
-        raise ValueError(f"tools = {shown(tools)} is invalid: give a list of JSON schemas or functions")
-    return [_tool(f"tools[{i}]", tool) for i, tool in enumerate(tools or ())] or None
-
-
-def _tool(where: str, tool: Any) -> dict[str, Any]:
-    if isinstance(tool, Mapping):
-        return dict(tool)
-    if not inspect.isfunction(tool) and not inspect.ismethod(tool):
-        raise ValueError(f"{where} = {shown(tool)} is invalid: give a JSON schema or a function")
-    from transformers.utils import get_json_schema
-
-    try:
-        schema: dict[str, Any] = get_json_schema(tool)
-    except Exception as error:  # it reads type hints and a docstring, and has an error of its own for each fault
-        raise ValueError(
-            f"{where} = {tool.__name__} cannot be described ({error}): give every argument a type hint and a line in "
-            "the docstring's Args, or give a JSON schema"
-        ) from error
-    return schema
-
-
-def _documents(documents: Any) -> list[dict[str, Any]] | None:
-    if documents is None:
-        return None
-    if not is_list(documents) or not all(isinstance(document, Mapping) for document in documents):
-        raise ValueError(f'documents = {shown(documents)} is invalid: give a list of dicts with "title" and "text"')
-    return [dict(document) for document in documents]
-
-
-def _variables(tokenizer: Tokenizer, given: Any) -> dict[str, Any]:
-    """What a template's own variables are set to; none may take the place of another argument."""
-    if given is None:
-        return {}
-    if not isinstance(given, Mapping) or not all(isinstance(name, str) for name in given):
-        raise ValueError(f"chat_template_kwargs = {shown(given)} is invalid: give a dict of the template's variables")
-    reserved = _RESERVED | inspect.signature(tokenizer.hf.apply_chat_template).parameters.keys()
-    if taken := sorted(reserved & given.keys()):
-        raise ValueError(
-            f"chat_template_kwargs holds {', '.join(taken)}, which is no variable of a template: leave it out, or use "
-            "the argument of chat with that name"
-        )
-    return dict(given)

@@ -1,4 +1,4 @@
-"""What a prompt may look like, and its token ids."""
+"""The accepted forms of a prompt, and their token ids."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -12,7 +12,7 @@ _DICT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
 
 
 class Prompt(NamedTuple):
-    """One prompt: its text if it had one, its ids, and the salt that keeps its cached prefix apart."""
+    """One prompt: its text if it was a text, its ids, and the salt that separates its cached prefix from others."""
 
     text: str | None
     ids: list[int]
@@ -20,13 +20,13 @@ class Prompt(NamedTuple):
 
 
 class Encoding(NamedTuple):
-    """How prompts become ids.
+    """How prompts are encoded.
 
     Attributes:
-        tokenizer: None where prompts are ids already.
-        vocab: ids of the model are 0 to vocab - 1.
-        add_special_tokens: whether a text gets the tokenizer's special tokens, such as a first one.
-        keep_last: of a longer prompt only so many of its last tokens are kept; None for all.
+        tokenizer: None if prompts are given as ids.
+        vocab: the number of the model's token ids.
+        add_special_tokens: whether the tokenizer adds special tokens to a text, such as the one at its start.
+        keep_last: the number of tokens at a prompt's end that are kept; None for all.
     """
 
     tokenizer: Tokenizer | None
@@ -44,7 +44,7 @@ def is_single(inputs: Any) -> bool:
             raise ValueError("inputs is an empty list; give at least one prompt")
         if not any(isinstance(item, int) for item in inputs):
             return False
-    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {_described(inputs)}")
+    raise TypeError(f"The inputs must be type str or list of int, or a list of those; got {_type_name(inputs)}")
 
 
 def read_prompt(inputs: Any, encoding: Encoding) -> Prompt:
@@ -55,13 +55,13 @@ def read_prompt(inputs: Any, encoding: Encoding) -> Prompt:
         return _read_dict(inputs, encoding)
     if _is_ids(inputs):
         return Prompt(None, _checked(inputs, encoding))
-    raise TypeError(f"The inputs must be type str or list of int; got {_described(inputs)}")
+    raise TypeError(f"The inputs must be type str or list of int; got {_type_name(inputs)}")
 
 
 def check_ids(field: str, ids: Sequence[int], vocab: int, tokenizer: Tokenizer | None = None) -> None:
-    """ValueError, which names `field` and the token, where one of `ids` has no row in the model's embedding.
+    """ValueError, which names `field` and the token, if one of `ids` has no row in the model's embedding.
 
-    A tokenizer may make such ids: tokens that were added to it and not to the model.
+    A tokenizer may produce such ids: those of tokens that were added to it and not to the model.
     """
     if not ids or (min(ids) >= 0 and max(ids) < vocab):
         return
@@ -77,11 +77,11 @@ def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
         raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(_DICT_KEYS)}")
     salt = inputs.get("cache_salt") or ""
     if not isinstance(salt, str):
-        raise TypeError(f"cache_salt must be a str; got {_described(salt)}")
+        raise TypeError(f"cache_salt must be a str; got {_type_name(salt)}")
     text, ids = inputs.get("prompt"), inputs.get("prompt_token_ids")
     if ids is not None:
         if not _is_ids(ids):
-            raise TypeError(f"prompt_token_ids must be a list of int; got {_described(ids)}")
+            raise TypeError(f"prompt_token_ids must be a list of int; got {_type_name(ids)}")
         return Prompt(text, _checked(ids, encoding), _salt_key(salt))
     if not isinstance(text, str):
         raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
@@ -89,7 +89,7 @@ def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
 
 
 def _salt_key(salt: str) -> bytes:
-    """What a block chain starts from: never as long as a block's own sha256, so that no salt can name a block."""
+    """The start of a chain of block hashes, a sha512: no salt can equal the sha256 of a block."""
     return hashlib.sha512(salt.encode()).digest() if salt else b""
 
 
@@ -107,26 +107,26 @@ def _encode(text: str, encoding: Encoding) -> list[int]:
 def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
     if not isinstance(inputs, Sequence) or isinstance(inputs, bytes | bytearray) or not inputs:
         return False
-    return _all_plain(inputs) or all(_is_int(item) for item in inputs)
+    return _all_of_type_int(inputs) or all(_is_int(item) for item in inputs)
 
 
-def _all_plain(ids: Sequence[Any]) -> bool:
-    """Whether every item is an int and nothing else: long prompts are read at C's speed where they are."""
+def _all_of_type_int(ids: Sequence[Any]) -> bool:
+    """Whether the type of every item is int itself, which is a quick check for long prompts."""
     return set(map(type, ids)) == {int}
 
 
 def _is_int(item: Any) -> bool:
-    # numpy integers are ids too; bool is an int by accident.
+    # numpy integers are ids too; bool is a subclass of int.
     return hasattr(item, "__index__") and not isinstance(item, bool)
 
 
 def _checked(ids: Sequence[int], encoding: Encoding) -> list[int]:
-    plain = list(ids) if _all_plain(ids) else [int(token) for token in ids]
+    plain = list(ids) if _all_of_type_int(ids) else [int(token) for token in ids]
     check_ids("prompt_token_ids", plain, encoding.vocab, encoding.tokenizer)
     return plain if encoding.keep_last is None else plain[-encoding.keep_last :]
 
 
-def _described(value: Any) -> str:
+def _type_name(value: Any) -> str:
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         return f"{type(value).__name__} of {', '.join(sorted({type(item).__name__ for item in value})) or 'nothing'}"
     return type(value).__name__

@@ -442,7 +442,7 @@ STALLS = """
 import sys, time
 from checkpoints import safetensors_writer
 from trtllm_jax import convert_checkpoint
-rounded = safetensors_writer.rounded
+cast = safetensors_writer.cast
 written = 0
 def stalls(*arguments):
     global written
@@ -450,8 +450,8 @@ def stalls(*arguments):
     if written == 5:
         print("half", flush=True)
         time.sleep(60)
-    return rounded(*arguments)
-safetensors_writer.rounded = stalls
+    return cast(*arguments)
+safetensors_writer.cast = stalls
 convert_checkpoint(sys.argv[1], sys.argv[2])
 """
 

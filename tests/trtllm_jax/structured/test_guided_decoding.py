@@ -18,9 +18,9 @@ from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.llmapi import GuidedDecodingParams, KvCacheConfig, SchedulerConfig
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
-from trtllm_jax.structured import trial as constraint_trial
+from trtllm_jax.structured import sandbox as sandbox_module
 from trtllm_jax.structured.matcher import GrammarCompiler
-from trtllm_jax.structured.trial import Trials
+from trtllm_jax.structured.sandbox import SandboxedCompiler
 from trtllm_jax.text.tokenizer import Tokenizer
 
 from ..tiny_engine import tiny_engine
@@ -256,20 +256,20 @@ def test_what_would_crash_or_hang_the_compiler_is_refused(llm: LLM, wishes: dict
     assert len(other.result(60).outputs[0].token_ids) == 100
 
 
-def test_a_trial_is_made_once_and_holds_up_nobody(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    trials = Trials(300, {256: "<|end|>"})
+def test_a_constraint_is_compiled_once_and_blocks_no_other_request(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    sandbox = SandboxedCompiler(300, {256: "<|end|>"})
     tried: list[str] = []
-    monkeypatch.setattr(Trials, "_try", lambda self, constraint: tried.append(constraint) or True)
-    assert [trials.safe(constraint) for constraint in "aba"] == [True] * 3
+    monkeypatch.setattr(SandboxedCompiler, "_run", lambda self, constraint: tried.append(constraint) or True)
+    assert [sandbox.compiles(constraint) for constraint in "aba"] == [True] * 3
     assert tried == ["a", "b"]
 
     entered, leave = threading.Event(), threading.Event()
 
-    def slow(self: Trials, constraint: str) -> bool:
+    def slow(self: SandboxedCompiler, constraint: str) -> bool:
         entered.set()
         return leave.wait(60)
 
-    monkeypatch.setattr(Trials, "_try", slow)
+    monkeypatch.setattr(SandboxedCompiler, "_run", slow)
     with ThreadPoolExecutor() as pool:
         waiting = pool.submit(llm.generate, [1], guided(regex="never seen before"))
         assert entered.wait(60)
@@ -279,10 +279,10 @@ def test_a_trial_is_made_once_and_holds_up_nobody(llm: LLM, monkeypatch: pytest.
         assert waiting.result(60).outputs[0].text == "never seen before"
 
 
-def test_a_trial_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constraint_trial, "__file__", "/nowhere/trial.py")
+def test_a_sandbox_that_cannot_start_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandbox_module, "__file__", "/nowhere/sandbox.py")
     with pytest.raises(RuntimeError, match="could not be started to try the constraint"):
-        Trials(300, {}).safe("anything")
+        SandboxedCompiler(300, {}).compiles("anything")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ class ModelFacts:
 
     def __init__(self, location: str, *, weights: bool = True) -> None:
         from checkpoints.checkpoint import open_checkpoint
+        from trtllm_jax.models import gguf_architectures
 
-        self._checkpoint = open_checkpoint(location, weights=weights)
+        self._checkpoint = open_checkpoint(location, weights=weights, gguf_architectures=gguf_architectures())
         config = self._checkpoint.config
         text = config | _object(config, "text_config")
         if not isinstance(text.get("vocab_size"), int):

@@ -1,8 +1,8 @@
-"""Whether a constraint can be compiled at all, found out in a process that may crash, hang or grow in our place.
+"""Compiles constraints in a sandbox, a child process with limits that may crash or hang in place of this one.
 
-llguidance limits most of its work, but not the depth of its recursion, whose overflow no `except` catches, nor every
-loop. What a trial survives with a small stack is safe in threads with a usual one. The file is also what the process
-runs, alone, so it imports nothing of the package.
+llguidance limits most of its work, but not every loop, nor the depth of its recursion, and no `except` catches a stack
+overflow. A constraint that compiles on the sandbox's small stack also compiles on a thread's larger one. The child
+process runs this file as a script, so the file imports nothing from the package.
 """
 
 import hashlib
@@ -13,48 +13,48 @@ import threading
 from typing import Any
 
 MAX_LEXER_STATES = 50_000
-"""Of one request, about 1 kB each."""
+"""The lexer states that one constraint may have, of about 1 kB each."""
 
-_PROCESSOR_SECONDS = 2
-_SECONDS = 20
-_BYTES = 4 << 30
+_MAX_CPU_SECONDS = 2
+_MAX_SECONDS = 20
+_MAX_BYTES = 4 << 30
 _STACK_BYTES = 1 << 20
-_REMEMBERED = 4096
+_MAX_CACHED = 4096
 
 
-class Trials:
-    """Tries constraints for one model, each once; may be used from several threads.
+class SandboxedCompiler:
+    """Compiles each constraint for one model once in a child process; may be used from several threads.
 
     Args:
-        vocab: ids are 0 to vocab - 1.
-        special: the texts of special tokens, which a grammar may name, by id.
+        vocab: the number of token ids.
+        special: the texts of the special tokens, which a grammar may name, by id.
     """
 
     def __init__(self, vocab: int, special: dict[int, str]) -> None:
-        self._words = {"vocab": vocab, "special": [*special.items()]}
-        self._safe: dict[bytes, bool] = {}
+        self._tokenizer = {"vocab": vocab, "special": [*special.items()]}
+        self._results: dict[bytes, bool] = {}
         self._running = threading.BoundedSemaphore(4)
 
-    def safe(self, constraint: str) -> bool:
-        """Whether compiling it ends soon, whatever comes of it."""
+    def compiles(self, constraint: str) -> bool:
+        """Whether compilation ends within the limits; the constraint may still be invalid."""
         key = hashlib.sha256(constraint.encode()).digest()
-        known = self._safe.get(key)
-        if known is None:
+        cached = self._results.get(key)
+        if cached is None:
             with self._running:
-                known = self._try(constraint)
-            if len(self._safe) >= _REMEMBERED:
-                self._safe.clear()
-            self._safe[key] = known
-        return known
+                cached = self._run(constraint)
+            if len(self._results) >= _MAX_CACHED:
+                self._results.clear()
+            self._results[key] = cached
+        return cached
 
-    def _try(self, constraint: str) -> bool:
+    def _run(self, constraint: str) -> bool:
         try:
             done = subprocess.run(
                 [sys.executable, "-P", __file__],
-                input=json.dumps({"constraint": constraint, **self._words}).encode(),
+                input=json.dumps({"constraint": constraint, **self._tokenizer}).encode(),
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
-                timeout=_SECONDS,
+                timeout=_MAX_SECONDS,
                 check=False,
             )
         except subprocess.TimeoutExpired:
@@ -67,7 +67,7 @@ class Trials:
         return b"compiled" in done.stdout
 
 
-class _Words:
+class _ByteTokenizer:
     """A vocabulary of single bytes and the model's special tokens, in the form of llguidance's `TokenizerWrapper`."""
 
     def __init__(self, vocab: int, special: list[tuple[int, str]]) -> None:
@@ -86,10 +86,10 @@ def _compile(constraint: str, vocab: int, special: list[tuple[int, str]]) -> Non
     from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
 
     limits = LLParserLimits(max_lexer_states=MAX_LEXER_STATES)
-    words = LLTokenizer(TokenizerWrapper(_Words(vocab, special)))
+    tokenizer = LLTokenizer(TokenizerWrapper(_ByteTokenizer(vocab, special)))
     print("started", flush=True)  # noqa: T201 -- the answer
     LLMatcher.validate_grammar(constraint, limits=limits)
-    matcher = LLMatcher(words, constraint, log_level=0, limits=limits)
+    matcher = LLMatcher(tokenizer, constraint, log_level=0, limits=limits)
     if not matcher.is_error():
         matcher.compute_bitmask()
     print("compiled", flush=True)  # noqa: T201
@@ -98,9 +98,9 @@ def _compile(constraint: str, vocab: int, special: list[tuple[int, str]]) -> Non
 def _main() -> None:
     import resource
 
-    resource.setrlimit(resource.RLIMIT_AS, (_BYTES, _BYTES))
+    resource.setrlimit(resource.RLIMIT_AS, (_MAX_BYTES, _MAX_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_CPU, (_PROCESSOR_SECONDS, _PROCESSOR_SECONDS))
+    resource.setrlimit(resource.RLIMIT_CPU, (_MAX_CPU_SECONDS, _MAX_CPU_SECONDS))
     threading.stack_size(_STACK_BYTES)
     thread = threading.Thread(target=_compile, kwargs=json.load(sys.stdin))
     thread.start()

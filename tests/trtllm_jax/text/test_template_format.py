@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from trtllm_jax.text.chat_messages import in_shape, read_messages
-from trtllm_jax.text.template_shape import Content, Shape, facts_of
+from trtllm_jax.text.chat_formatting import format_messages
+from trtllm_jax.text.chat_messages import read_messages
+from trtllm_jax.text.message_format import Content, MessageFormat
+from trtllm_jax.text.template_format import inspect_template
 
 from .template_styles import STYLES, WITHOUT_CALLS, WITHOUT_TEXT_BESIDE_CALLS
 
@@ -20,8 +22,8 @@ TOOLS = [{"type": "function", "function": {"name": "weather", "description": "",
 def written(style: str, messages: list[dict[str, Any]]) -> str:
     """The prompt; what a template raises is an error of the test."""
     template = STYLES[style]
-    shaped = in_shape(read_messages("messages", messages), facts_of(template, ()).shape)
-    return transformers_writes(template, shaped)
+    formatted = format_messages(read_messages("messages", messages), inspect_template(template, ()).format)
+    return transformers_writes(template, formatted)
 
 
 def transformers_writes(template: str, messages: list[dict[str, Any]]) -> str:
@@ -136,27 +138,27 @@ class TestEveryStyle:
         assert "None" not in written(style, [*old[:2], {"role": "function", "name": "weather", "content": None}])
 
 
-def test_every_shape_is_what_its_template_reads() -> None:
-    shapes = {style: facts_of(template, ()).shape for style, template in STYLES.items()}
+def test_every_format_is_what_its_template_reads() -> None:
+    formats = {style: inspect_template(template, ()).format for style, template in STYLES.items()}
 
     def having(test: Any) -> set[str]:
-        return {style for style, shape in shapes.items() if test(shape)}
+        return {style for style, format in formats.items() if test(format)}
 
-    assert having(lambda shape: shape.arguments_as_text) == {"text", "printed", "null with calls", "parts of users"}
-    assert having(lambda shape: shape.no_content == "null") == {"null with calls"}
-    assert having(lambda shape: shape.no_content == "absent") == {"absent with calls"}
-    assert having(lambda shape: shape.text_apart) == {"null with calls", "absent with calls", "one call"}
-    assert having(lambda shape: shape.one_call) == {"one call"}
-    assert having(lambda shape: shape.short_ids) == {"short ids", "ids of some length"}
-    assert having(lambda shape: shape.result_names) == {"named results"}
-    assert having(lambda shape: shape.system == "none") == {"short ids"}
-    assert having(lambda shape: shape.system == "one") == {"either content", "ids of some length", "turns"}
-    assert having(lambda shape: shape.alternating) == {"short ids", "turns"}
-    assert having(lambda shape: shape.results == "user") == {"three roles", "turns"}
-    assert having(lambda shape: shape.content["user"] is Content.PARTS) == {"parts", "parts of users"}
-    assert having(lambda shape: shape.content["assistant"] is Content.PARTS) == {"parts"}
-    assert having(lambda shape: shape.content["user"] is Content.ONE_PART) == {"one part"}
-    assert having(lambda shape: shape.content["user"] is Content.EITHER) == {"either content"}
+    assert having(lambda format: format.arguments_as_json) == {"text", "printed", "null with calls", "parts of users"}
+    assert having(lambda format: format.empty_content == "null") == {"null with calls"}
+    assert having(lambda format: format.empty_content == "absent") == {"absent with calls"}
+    assert having(lambda format: format.split_text_and_calls) == {"null with calls", "absent with calls", "one call"}
+    assert having(lambda format: format.single_call) == {"one call"}
+    assert having(lambda format: format.short_call_ids) == {"short ids", "ids of some length"}
+    assert having(lambda format: format.tool_result_names) == {"named results"}
+    assert having(lambda format: format.system == "none") == {"short ids"}
+    assert having(lambda format: format.system == "one") == {"either content", "ids of some length", "turns"}
+    assert having(lambda format: format.alternating_roles) == {"short ids", "turns"}
+    assert having(lambda format: format.tool_result_role == "user") == {"three roles", "turns"}
+    assert having(lambda format: format.content["user"] is Content.PARTS) == {"parts", "parts of users"}
+    assert having(lambda format: format.content["assistant"] is Content.PARTS) == {"parts"}
+    assert having(lambda format: format.content["user"] is Content.ONE_PART) == {"one part"}
+    assert having(lambda format: format.content["user"] is Content.EITHER) == {"either content"}
 
 
 @pytest.mark.parametrize(
@@ -208,22 +210,22 @@ def test_short_ids_keep_calls_and_results_together() -> None:
      "{% for m in messages %}{{ m.content.text }}{% endfor %}"],
 )  # fmt: skip
 def test_of_odd_templates_nothing_is_known(template: str) -> None:
-    facts = facts_of(template, ())
-    assert facts.turn_end == ""
-    assert facts.shape.content.get("user", Content.TEXT) is Content.TEXT
-    assert not facts.shape.arguments_as_text
+    traits = inspect_template(template, ())
+    assert traits.turn_end == ""
+    assert traits.format.content.get("user", Content.TEXT) is Content.TEXT
+    assert not traits.format.arguments_as_json
     answer = {"role": "assistant", "content": "", "tool_calls": [call({})]}
     messages = [{"role": "system", "content": "a"}, USER, answer]
-    shaped = in_shape(read_messages("messages", messages), facts.shape)
-    assert shaped == messages
+    formatted = format_messages(read_messages("messages", messages), traits.format)
+    assert formatted == messages
 
 
 def test_a_template_may_refuse_tools() -> None:
     refusing = "{% if tools %}{{ raise_exception('no tools') }}{% endif %}" + STYLES["parts"]
-    assert facts_of(refusing, ()) == facts_of(STYLES["parts"], ())
+    assert inspect_template(refusing, ()) == inspect_template(STYLES["parts"], ())
 
 
 def test_a_template_is_looked_at_once() -> None:
     template = STYLES["object"] + "{# its own #}"
-    assert facts_of(template, (("bos_token", "<s>"),)) is facts_of(template, (("bos_token", "<s>"),))
-    assert Shape() == facts_of("", ()).shape
+    assert inspect_template(template, (("bos_token", "<s>"),)) is inspect_template(template, (("bos_token", "<s>"),))
+    assert MessageFormat() == inspect_template("", ()).format

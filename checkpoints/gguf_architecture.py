@@ -1,0 +1,50 @@
+"""The record of what is particular to one architecture in GGUF files; each file in `trtllm_jax/models` has its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from checkpoints.error_text import short_repr
+
+if TYPE_CHECKING:
+    from checkpoints.gguf_file import GgufFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """How llama.cpp's files hold one architecture, beyond what they hold in the same way for all.
+
+    Attributes:
+        name: the value of `general.architecture`, which is also the prefix of the metadata keys, as in "llama".
+        model_type: the `model_type` of the Hugging Face configuration.
+        model_class: the class that the configuration's `architectures` names.
+        permuted: the modules whose rows are stored with the two halves of each head interleaved (`LlamaModel.permute`
+            in llama.cpp's convert_hf_to_gguf.py), each with the configuration field that has its number of heads.
+        tensors: Hugging Face names of modules that `gguf_names.MODULES` does not have, or has under other names:
+            {"blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm"}.
+        metadata: further metadata keys, without the prefix, and the configuration fields that their numbers become
+            where a file states them: {"attention.sliding_window": "sliding_window"}.
+        config: configuration fields that have the same value in every file.
+    """
+
+    name: str
+    model_type: str
+    model_class: str
+    permuted: Mapping[str, str] = field(default_factory=dict)
+    tensors: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def find_architecture(file: GgufFile, known: Iterable[GgufArchitecture]) -> GgufArchitecture:
+    """The record of the file's architecture; ValueError, with the supported names, where none is known."""
+    by_name = {architecture.name: architecture for architecture in known}
+    name = file.metadata.get("general.architecture")
+    if not isinstance(name, str) or name not in by_name:
+        raise ValueError(
+            f"{file.path} has the architecture {short_repr(name)}; supported in GGUF: "
+            f"{', '.join(sorted(by_name)) or 'none'}"
+        )
+    return by_name[name]

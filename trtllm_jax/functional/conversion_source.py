@@ -1,0 +1,75 @@
+"""What a conversion reads: the source's checkpoint, weights and tokenizer."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from checkpoints.checkpoint import Checkpoint, open_checkpoint
+from checkpoints.load import as_hugging_face, check, ignorable
+from checkpoints.orbax_folder import find_arrays
+from checkpoints.source import TensorSource
+from checkpoints.table import Sizes, Weight, blocks, expand
+from sharding import Extents
+from trtllm_jax.logger import logger
+from trtllm_jax.models import architecture, gguf_architectures
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True)
+class SourceWeights:
+    """A checkpoint's tensors under Hugging Face's names, with the rows of the model's table if these are needed."""
+
+    source: TensorSource
+    names: tuple[str, ...]
+    rows: tuple[Weight, ...]
+    sizes: Sizes
+
+
+def open_source(source: str | Path, config: str | Path | None, revision: str | None) -> Checkpoint:
+    """The checkpoint `source`; with a `config` the arrays of `source` and the remainder of the checkpoint `config`."""
+    known = gguf_architectures()
+    if config is None:
+        return open_checkpoint(source, revision=revision, gguf_architectures=known)
+    folder = Path(source).expanduser()
+    arrays = find_arrays(folder) if folder.is_dir() else None
+    if arrays is None:
+        raise ValueError(f"config = {config} is for a folder of Orbax arrays, which {source} is not: leave config out")
+    model = open_checkpoint(config, revision=revision, weights=False, gguf_architectures=known)
+    return replace(model, orbax=arrays).resolve_tied_head()
+
+
+def is_safetensors(checkpoint: Checkpoint) -> bool:
+    """Whether the weights are a Hugging Face folder's."""
+    return checkpoint.gguf is None and checkpoint.llama2c is None and checkpoint.orbax is None
+
+
+def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
+    """The weights to convert: all tensors if they stay `unchanged`, else those that the architecture's table needs.
+
+    ValueError where they do not fit the table.
+    """
+    source = checkpoint.tensors
+    if unchanged:
+        return SourceWeights(source, tuple(source.info), (), {})
+    module = architecture(checkpoint.config)
+    model = module.Config.from_hf(checkpoint.config)
+    rows = expand(module.table(model), model.sizes["layers"])
+    source = as_hugging_face(source, rows, model.sizes)
+    check(rows, source, sizes=model.sizes, ignore=ignorable(checkpoint.config))
+    names = tuple(block.name for row in rows for block in blocks(row, Extents(model.sizes)))
+    return SourceWeights(source, names, rows, model.sizes)
+
+
+def tokenizer_to_save(checkpoint: Checkpoint, override: str | Path | None) -> "PreTrainedTokenizerBase | None":
+    """The tokenizer to save; None where the source's own files are copied, and where it has none."""
+    if override is not None:
+        return checkpoint.load_tokenizer(override)
+    if checkpoint.path.is_dir():
+        return None
+    try:
+        return checkpoint.load_tokenizer()
+    except ValueError as error:
+        logger.warning("The converted model has no tokenizer; name one with the option tokenizer (%s)", error)
+        return None

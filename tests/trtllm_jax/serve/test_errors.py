@@ -288,7 +288,7 @@ def test_health_follows_the_engine_and_the_end(tiny_llm: LLM, served: Callable[.
 def test_time_runs_out(tiny_llm: LLM, served: Callable[..., Any]) -> None:
     app = create_app(tiny_llm, ServeSettings(model_names=("tiny",), request_timeout=0.02))
     long = {**COMPLETION, "max_tokens": 150, "ignore_eos": True, "n": 8}
-    with served(app) as url, httpx.Client(base_url=url) as http:
+    with served(app) as url, httpx.Client(base_url=url, timeout=None) as http:
         told(http.post("/v1/completions", json=long), 504, type="timeout_error")
         streamed = http.post("/v1/completions", json={**long, "stream": True})
         if streamed.status_code == 200:

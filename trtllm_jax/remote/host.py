@@ -4,8 +4,8 @@ import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-from trtllm_jax.common.errors import EngineBusyError, RequestError
 from trtllm_jax.llmapi.base_llm import BaseLLM
+from trtllm_jax.remote.admission import Admission
 from trtllm_jax.remote.host_connection import HostConnection
 
 
@@ -20,17 +20,16 @@ class EngineHost:
     """
 
     def __init__(self, llm: BaseLLM, max_queue_size: int) -> None:
-        self.llm = llm
-        self.max_sequences = llm.facts.max_batch_size + max_queue_size
+        self._llm = llm
+        self._admission = Admission(llm.facts.max_batch_size + max_queue_size)
         self._lock = threading.Lock()
-        self._unfinished = 0
         self._connections: set[HostConnection] = set()
         # A constraint takes a while to compile, and requests without one do not wait for it.
-        self.compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="trtllm_jax-constraints")
+        self._compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="trtllm_jax-constraints")
 
     def connect(self, connected: socket.socket) -> None:
         """Serve this socket in threads of its own until it is closed."""
-        connection = HostConnection(self, connected)
+        connection = HostConnection(self._llm, self._admission, self._compilers, connected, self._remove)
         with self._lock:
             self._connections.add(connection)
         connection.start()
@@ -38,7 +37,7 @@ class EngineHost:
     @property
     def unfinished(self) -> int:
         """Sequences that were accepted and have not ended."""
-        return self._unfinished
+        return self._admission.unfinished
 
     def close(self) -> None:
         """End every connection."""
@@ -46,27 +45,9 @@ class EngineHost:
             connections = list(self._connections)
         for connection in connections:
             connection.close()
-        self.compilers.shutdown(wait=False, cancel_futures=True)
+        self._compilers.shutdown(wait=False, cancel_futures=True)
 
-    def reserve(self, count: int) -> None:
-        """Make room for `count` sequences. EngineBusyError where there is none, RequestError where there never is."""
-        if count > self.max_sequences:
-            raise RequestError(
-                f"{count} sequences are asked for at once, and at most {self.max_sequences} may run and wait"
-            )
-        with self._lock:
-            if self._unfinished + count > self.max_sequences:
-                raise EngineBusyError(
-                    f"{self._unfinished} sequences run or wait, and at most {self.max_sequences} may: try again later"
-                )
-            self._unfinished += count
-
-    def release(self, count: int) -> None:
-        """Give back the room of `count` sequences."""
-        with self._lock:
-            self._unfinished -= count
-
-    def remove(self, connection: HostConnection) -> None:
+    def _remove(self, connection: HostConnection) -> None:
         """Drop a connection that has ended."""
         with self._lock:
             self._connections.discard(connection)

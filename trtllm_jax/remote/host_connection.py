@@ -3,20 +3,20 @@
 import queue
 import socket
 import threading
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Executor
+from typing import Any
 
 import numpy as np
 
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
+from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.logger import logger
 from trtllm_jax.remote import wire
+from trtllm_jax.remote.admission import Admission
 from trtllm_jax.remote.errors import encode_error
 from trtllm_jax.requests.output_processor import PromptLogprobs
 from trtllm_jax.structured.matcher import LLGuidanceMatcher
-
-if TYPE_CHECKING:
-    from trtllm_jax.remote.host import EngineHost
 
 
 class RemoteSequence:
@@ -75,10 +75,28 @@ class RemoteSequence:
 
 
 class HostConnection:
-    """One process that sends sequences, with a thread that reads and one that writes."""
+    """One process that sends sequences, with a thread that reads and one that writes.
 
-    def __init__(self, host: "EngineHost", connected: socket.socket) -> None:
-        self._host = host
+    Args:
+        llm: whose engine runs them.
+        admission: how many it takes of all connections.
+        compilers: where constraints are compiled.
+        connected: the socket.
+        ended: called once the connection has ended.
+    """
+
+    def __init__(
+        self,
+        llm: BaseLLM,
+        admission: Admission,
+        compilers: Executor,
+        connected: socket.socket,
+        ended: Callable[["HostConnection"], None],
+    ) -> None:
+        self._llm = llm
+        self._admission = admission
+        self._compilers = compilers
+        self._ended = ended
         self._channel = wire.Channel(connected, wire.ToEngine)
         self._outgoing: queue.SimpleQueue[Any] = queue.SimpleQueue()
         self._lock = threading.Lock()
@@ -88,7 +106,7 @@ class HostConnection:
 
     def start(self) -> None:
         """Send the handshake, and start the threads."""
-        self.enqueue(wire.Handshake(self._host.llm.facts))
+        self.enqueue(wire.Handshake(self._llm.facts))
         for task in (self._read, self._write):
             threading.Thread(target=task, name=f"trtllm_jax-host{task.__name__}", daemon=True).start()
 
@@ -101,7 +119,7 @@ class HostConnection:
         with self._lock:
             known = self._requests.pop(number, None)
         if known is not None:
-            self._host.release(1)
+            self._admission.release(1)
 
     def close(self) -> None:
         """End the connection, which ends its sequences."""
@@ -115,7 +133,7 @@ class HostConnection:
             logger.exception("a connection to the engine ends: its messages cannot be decoded")
         finally:
             self._channel.close()
-            self._host.remove(self)
+            self._ended(self)
             with self._lock:
                 left = list(self._requests)
             for number in left:
@@ -129,7 +147,7 @@ class HostConnection:
             case wire.Finish(number, reason):
                 self._finish(number, FinishReason(reason))
             case wire.Query(number, name):
-                self.enqueue(wire.QueryResult(number, getattr(self._host.llm, QUERIES[name])()))
+                self.enqueue(wire.QueryResult(number, getattr(self._llm, QUERIES[name])()))
 
     def _finish(self, number: int, reason: FinishReason) -> None:
         with self._lock:
@@ -142,14 +160,14 @@ class HostConnection:
             request.finished = reason
             request.owner.take(Update(request, finish=reason))
         else:
-            self._host.llm.port.finish(request, reason)
+            self._llm.port.finish(request, reason)
 
     def _submit(self, sequences: Sequence[wire.NewSequence]) -> None:
         made: dict[int, Request] = {}
         for new in sequences:
             made[new.number] = self._build_request(new, made.get(new.parent))
         try:
-            self._host.reserve(len(sequences))
+            self._admission.reserve(len(sequences))
         except Exception as failure:
             for new in sequences:
                 self.enqueue(wire.SequenceStep(new.number, [], error=encode_error(failure)))
@@ -158,7 +176,7 @@ class HostConnection:
             self._requests |= made
             self._compiling |= made.keys()
         if any(request.edits and request.edits.constraint for request in made.values()):
-            self._host.compilers.submit(self._start, made)
+            self._compilers.submit(self._start, made)
         else:
             self._start(made)
 
@@ -169,14 +187,14 @@ class HostConnection:
             for request in made.values():
                 constraint = request.edits.constraint if request.edits else None
                 if constraint not in matchers:
-                    matchers[constraint] = self._host.llm.builder.matcher(request.edits)
+                    matchers[constraint] = self._llm.builder.matcher(request.edits)
                 matcher = matchers[constraint]
                 request.matcher = matcher and matcher.copy()
             # Under the lock, so that the engine is not asked to finish a sequence before it has it.
             with self._lock:
                 begun = [number for number in made if number in self._compiling]
                 self._compiling.difference_update(begun)
-                self._host.llm.port.submit([made[number] for number in begun])
+                self._llm.port.submit([made[number] for number in begun])
         except Exception as failure:
             with self._lock:
                 self._compiling.difference_update(made)

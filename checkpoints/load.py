@@ -99,7 +99,7 @@ def collect(
     dtype: npt.DTypeLike,
     progress: Progress | None,
 ) -> Params:
-    """The tree of the rows' leaves as they come; `progress(done, total)` is told of each, in bytes."""
+    """The tree of the rows' leaves in their order; `progress(done, total)` is called after each, with bytes."""
     total = sum(_bytes(leaf_shape(row, extents, rules, dtype)) for row in rows)
     named = []
     done = 0

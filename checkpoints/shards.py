@@ -35,7 +35,7 @@ def read_shard(
 def _read_repeated(
     axes: tuple[str, ...], block: Block, source: TensorSource, wanted: dict[str, range]
 ) -> npt.NDArray[Any]:
-    """The `wanted` part of one block, in which the indices of the axes in `block.times` lie several times."""
+    """The `wanted` part of one block, in which the indices along the axes in `block.times` are repeated."""
     stored = dict(wanted)
     for axis, times in block.times.items():
         stored[axis] = range(wanted[axis].start // times, -(-wanted[axis].stop // times))

@@ -85,9 +85,9 @@ class Weight:
 
 
 class Block(NamedTuple):
-    """Where one stored tensor lies in our array: `start` and `size` of every axis, padding not counted.
+    """The location of one stored tensor in our array: `start` and `size` along every axis, without padding.
 
-    Along the axes in `times` each stored index lies so many times in a row.
+    Along the axes in `times` each stored index is repeated so many times.
     """
 
     name: str
@@ -186,7 +186,7 @@ def leaf_shape(row: Weight, extents: Extents, rules: ShardingRules, dtype: npt.D
 def to_stored(row: Weight, array: npt.ArrayLike, extents: Extents) -> Iterator[tuple[str, npt.NDArray[Any]]]:
     """The Hugging Face tensors that our array was made of, without the padding: the exact inverse of loading.
 
-    Of what lies there several times the first is given.
+    Of repeated indices the first one is returned.
     """
     values = np.asarray(array)
     if values.shape != shape(row, extents):

@@ -195,6 +195,17 @@ def test_architecture_describes_every_room() -> None:
     assert {name for name in top if f"`{name}/`" not in rooms} - {"trtllm_jax"} == set()
 
 
+def test_axis_letters_are_in_the_glossary() -> None:
+    known = re.findall(r"^\| ([a-z](?:, [a-z])*) \|", section(ARCHITECTURE, "Axis letters"), re.MULTILINE)
+    letters = {letter for row in known for letter in row.split(", ")}
+    used = set()
+    for path in sources():
+        for listed in re.findall(r"Axes(?: in the signatures)?:\s(.*?)\.(?:\s|$)", path.read_text(), re.DOTALL):
+            used |= set(re.findall(r"(?:^|,\s+)([a-z]) ", listed))
+    assert len(used) > 8
+    assert used <= letters
+
+
 def test_architecture_shows_the_table_of_programs() -> None:
     from trtllm_jax.engine.program_table import FAMILIES
 

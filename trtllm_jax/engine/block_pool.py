@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 PADDING_PAGE = 0
-"""The page that padding tokens write to; it belongs to nobody."""
+"""The page that padding tokens write to; no sequence holds it."""
 
 
 class CacheObserver(Protocol):
@@ -29,7 +29,7 @@ class BlockPool:
         num_pages: pages of the cache, the padding page included.
         page_size: tokens of a page.
         reuse: whether finished pages are kept to be found again.
-        observer: told about findable pages, if anyone wants to know.
+        observer: notified when a page becomes findable, and when it no longer is; None for nobody.
     """
 
     def __init__(
@@ -56,11 +56,11 @@ class BlockPool:
         return len(self._holders)
 
     def find(self, block: bytes) -> int | None:
-        """The page that is full of a known block; nobody holds it by this."""
+        """The page that holds a known block; looking it up does not hold it."""
         return self._page_of.get(block)
 
     def match(self, hashes: Iterable[bytes]) -> list[int]:
-        """The pages of the longest known run of `hashes`, from the first on; nobody holds them by this."""
+        """The pages of the longest known run of `hashes`, from the first on; looking them up does not hold them."""
         pages: list[int] = []
         for block in hashes:
             page = self._page_of.get(block)

@@ -61,7 +61,7 @@ def build_engine(
         mesh: the devices.
         config: sizes and policy.
         sink: as in `Engine`, and so is `ended`.
-        progress: told how many programs are compiled of how many.
+        progress: called with the number of programs compiled so far, and of all that are waited for.
 
     Raises:
         MemoryError: the cache does not fit; names the knob.
@@ -94,7 +94,7 @@ def build_engine(
             stats_length=config.stats_length,
         )
     except BaseException:
-        # Programs may be compiled beside this, and nobody else will end that.
+        # Background threads may still compile programs, and nothing else would stop them.
         programs.close()
         raise
     start_up = StartUp(
@@ -117,7 +117,7 @@ def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec) -> Sizes:
 def _size(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
 ) -> tuple[SchedulerLimits, tuple[int, ...]]:
-    """The limits and the pages of each group: what was asked for, clamped to what memory holds, with a warning."""
+    """The limits and the pages of each group: as configured, or reduced to what memory holds, with a warning."""
     wanted = _wanted_limits(model, config)
     columns = _columns(model, params, mesh, config, spec, wanted)
     room = columns - 1

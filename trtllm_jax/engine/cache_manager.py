@@ -31,7 +31,7 @@ def window_pages(window: int, step_tokens: int, page_size: int) -> int:
 
 
 class Prefix(NamedTuple):
-    """What the cache has of a waiting sequence's beginning; nobody holds it by this.
+    """What the cache already has of a waiting sequence's beginning; matching does not hold it.
 
     Attributes:
         tokens: how many leading tokens.

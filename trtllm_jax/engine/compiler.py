@@ -56,7 +56,7 @@ class Compiler:
             return [self._programs[key] for key in keys]
 
     def compile(self, keys: Sequence[Key], progress: Callable[[int, int], None]) -> None:
-        """Have these compiled, and return then; `progress` is told how many are of how many."""
+        """Compile these and return; `progress` is called with the number compiled so far, and of all."""
         for done, future in enumerate(as_completed(self.start(keys)), start=1):
             future.result()
             progress(done, len(keys))
@@ -104,7 +104,7 @@ class Compiler:
         """Have at most so many threads for what waits; the lock is the caller's to hold."""
         self._threads = [thread for thread in self._threads if thread.is_alive()]
         while self._working < min(threads, len(self._waiting)) and not self._closed:
-            # Daemons: an end of the program that closes nothing does not wait for programs that nobody needs.
+            # Daemons, so that a Python that exits without closing the engine does not wait for unused programs.
             thread = threading.Thread(target=self._work, name="trtllm_jax-compiler", daemon=True)
             self._threads.append(thread)
             self._working += 1

@@ -1,4 +1,4 @@
-"""What the engine is told: sizes, memory, policy. The public API resolves its arguments to this record."""
+"""The engine's configuration: sizes, memory, policy. The public API resolves its arguments to this record."""
 
 import enum
 from collections.abc import Callable

@@ -27,7 +27,7 @@ def claim() -> None:
     """
     if any(name in os.environ for name in SETTINGS):
         return
-    # No public function tells this, up to jax 0.12: `jax.extend.backend` and `jax.devices` start JAX by asking, and
+    # No public function reports this, up to jax 0.12: `jax.extend.backend` and `jax.devices` start JAX by asking, and
     # the settings that refuse to change once it runs would have to be changed for a try.
     if not xla_bridge.backends_are_initialized():
         os.environ[SETTINGS[0]] = SHARE
@@ -40,18 +40,18 @@ def claim() -> None:
 
 
 def free_bytes(mesh: Mesh) -> int | None:
-    """The memory that is free on the fullest device of the mesh; None where none tells, as a CPU does not.
+    """The memory that is free on the fullest device of the mesh; None where no device reports it, as on a CPU.
 
     Of several processes each sees its own devices only.
     """
-    told = [stats for device in mesh.local_devices if "bytes_limit" in (stats := device.memory_stats() or {})]
-    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in told), default=None)
+    reported = [stats for device in mesh.local_devices if "bytes_limit" in (stats := device.memory_stats() or {})]
+    return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in reported), default=None)
 
 
 def check_weights(shapes: Any, mesh: Mesh) -> None:
     """MemoryError if weights of these shapes and shardings do not fit the devices; says what would help.
 
-    Where no device tells its memory there is nothing to check.
+    Where no device reports its memory there is nothing to check.
     """
     free = free_bytes(mesh)
     if free is None:

@@ -1,4 +1,4 @@
-"""The engine's loop: one thread that takes sequences, plans steps, has them computed and tells what they brought."""
+"""The engine's loop: one thread that accepts sequences, plans steps, runs them and reports their results."""
 
 import atexit
 import contextlib
@@ -79,7 +79,7 @@ class Engine:
         self._commands: queue.SimpleQueue[_Command] = queue.SimpleQueue()
         self._lock = threading.Lock()
         self._unfinished: dict[Request, None] = {}
-        """Every sequence whose owner has not been told its end, wherever it is."""
+        """Every sequence whose end has not been reported to its owner, whether it waits or runs."""
         self._closed = False
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name="trtllm_jax-engine", daemon=True)
@@ -125,12 +125,12 @@ class Engine:
             self._commands.put(_Command(queue_all))
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """End a sequence soon; no effect if it has ended. Its last update tells the reason."""
+        """End a sequence soon; no effect if it has ended. Its last update carries the reason."""
 
         def end() -> None:
             update = self._scheduler.finish(request, reason)
             if update:
-                self._tell([update])
+                self._report([update])
 
         # A dead or closed engine has ended every sequence and said so.
         self._commands.put(_Command(end))
@@ -264,7 +264,7 @@ class Engine:
             plan = following = None
 
     def _run_commands(self, wait: bool) -> None:
-        """Carry out what other threads asked for; `wait` for something if there is nothing else to do."""
+        """Run the commands of other threads; `wait` for one if there is nothing else to do."""
         while True:
             try:
                 command = self._commands.get(block=wait)
@@ -274,7 +274,7 @@ class Engine:
             try:
                 command.run()
             except BaseException:
-                self._commands.put(command)  # whose waiter is told with the others
+                self._commands.put(command)  # so that its waiter gets the failure with the others
                 raise
             if command.done:
                 command.done.set_result(None)
@@ -296,7 +296,7 @@ class Engine:
         if plan.drawn_on_host:
             draw_on_host(plan, output, self._draw, self._batched_processor)
         advance_matchers(plan, output)
-        self._tell(self._scheduler.commit(plan, output))
+        self._report(self._scheduler.commit(plan, output))
         self._iteration += 1
         ended = time.perf_counter()
         if self._stats.maxlen:
@@ -310,7 +310,7 @@ class Engine:
         drawn = self._runner.read(self._runner.run(self._packer.draw(logits, requests)))["drawn"]
         return drawn[: len(requests)].tolist()
 
-    def _tell(self, updates: Sequence[Update]) -> None:
+    def _report(self, updates: Sequence[Update]) -> None:
         if not updates:
             return
         self._sink(updates)
@@ -319,7 +319,7 @@ class Engine:
                 self._unfinished.pop(update.request, None)
 
     def _end_everything(self) -> None:
-        """Tell every owner that its sequence ends here, and everybody who waits for a command that it is not obeyed."""
+        """Report to every owner that its sequence has ended, and fail the commands that were not run."""
         self._mark_closed()
         error = self.failure
         with contextlib.suppress(queue.Empty):
@@ -330,7 +330,7 @@ class Engine:
         unfinished = list(self._unfinished)
         for request in unfinished:
             request.finished = FinishReason.CANCELLED
-        self._tell([Update(request, finish=FinishReason.CANCELLED, error=error) for request in unfinished])
+        self._report([Update(request, finish=FinishReason.CANCELLED, error=error) for request in unfinished])
 
 
 @atexit.register
@@ -340,5 +340,5 @@ def _close_all() -> None:
         engine.close()
 
 
-# A child has no thread to wait for, and locks that nobody will release.
+# A forked child has no engine thread to wait for, and its copies of locks are never released.
 os.register_at_fork(after_in_child=_running.clear)

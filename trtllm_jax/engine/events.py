@@ -1,4 +1,4 @@
-"""What the engine tells about itself, in TensorRT-LLM's form: prefix-cache events, and statistics of each step."""
+"""The engine's reports in TensorRT-LLM's form: prefix-cache events, and statistics of each step."""
 
 import resource
 import time

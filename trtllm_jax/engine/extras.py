@@ -43,7 +43,7 @@ def outcome_of(logits: jax.Array) -> jax.Array:
 
 
 class Scores(NamedTuple):
-    """What extras bring for each of their rows; on the device, and on the host with more axes before.
+    """The results of extras for each of their rows; on the host the arrays have more leading axes.
 
     Attributes:
         token: int32 [a], what was drawn.

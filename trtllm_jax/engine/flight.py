@@ -1,4 +1,4 @@
-"""A step that was dispatched: what it will have brought once the device is done."""
+"""A dispatched step, and its results once the device is done."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence

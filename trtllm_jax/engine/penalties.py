@@ -99,7 +99,7 @@ class Penalties:
         return jnp.where(repeats, history, nothing)
 
     def noted(self, slots: jax.Array, positions: jax.Array, tokens: jax.Array) -> "Penalties":
-        """With `tokens` [a] at `positions` [a] of the sequences in `slots` [a]; slots beyond the last are nobody's."""
+        """With `tokens` [a] at `positions` [a] of the sequences in `slots` [a]; slots beyond the last are ignored."""
         before = self.counts.at[slots, tokens].get(mode="fill", fill_value=0)
         counted = jnp.minimum(jnp.maximum(before, 1), _MOST - 1) + jnp.uint16(1)
         return replace(

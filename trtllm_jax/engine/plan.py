@@ -34,7 +34,7 @@ class StepPlan:
         slots: int32 [r], each sequence's row of the device's state.
         page_tables: for each cache group int32 [r, p], every page of every row. Empty for "decode".
         newest_pages: for each cache group int32 [r, n, 2], the last pages of each row: their columns in the page
-            table, and the pages. The device knows those before: a dispatch brings a row no more than n. Empty for
+            table, and the pages. The device has the earlier ones: a dispatch adds at most n to a row. Empty for
             "step".
         tokens: int32 [t], known ids to compute; -1 where the device holds the id (a decoding row). Empty for "decode".
         starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
@@ -108,7 +108,7 @@ class StepPlan:
 
     @cached_property
     def _reporting(self) -> list[int]:
-        """The rows of sequences that report more than tokens; asked for in every step, and most have none."""
+        """The rows of sequences that report more than tokens; computed once a step, because most steps have none."""
         return [row for row, request in enumerate(self.requests) if request.row_outputs]
 
     def _due(self, row: int, request: Request, source: str) -> bool:

@@ -140,7 +140,7 @@ class Sizes:
 
     @property
     def decode_iterations(self) -> tuple[int, ...]:
-        """Iterations that decode loops are compiled for; a loop that looks at its data has as many as it is told."""
+        """Iterations that decode loops are compiled for; one that may look at its data takes the number as an input."""
         most = self.limits.max_decode_steps
         return (1, most) if self.limits.fixed_decode_steps and most > 1 else (most,)
 

@@ -87,7 +87,7 @@ class Programs:
     # ---- compiling ----
 
     def compile(self, how: Compilation, progress: Callable[[int, int], None]) -> None:
-        """Compile as `how` says; `progress` is told how many programs are done of how many are waited for."""
+        """Compile as `how` says; `progress` is called with the number done, and of all that are waited for."""
         keys = list(self.table)
         if how is Compilation.BEFORE:
             self._compiler.compile(keys, progress)

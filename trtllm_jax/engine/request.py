@@ -65,7 +65,7 @@ class Admission(NamedTuple):
 
 
 class Update(NamedTuple):
-    """What one engine step brought one sequence: new tokens, and its end or its failure if that came.
+    """The result of one engine step for one sequence: new tokens, and its end or its failure.
 
     Attributes:
         request: the sequence.
@@ -73,7 +73,7 @@ class Update(NamedTuple):
         finish: why the sequence ended, None while it runs.
         error: the failure that ended it, if one did.
         admission: how the sequence began, with its first tokens.
-        outputs: what else it asked for, by the names of `ROW_OUTPUTS`: an entry for each token that it is due after.
+        outputs: what else it requested, by the names of `ROW_OUTPUTS`, with an entry for each token it is due after.
     """
 
     request: "Request"
@@ -98,11 +98,11 @@ class Request:
         adapter: the LoRA adapter's name, which its keys and values depend on; None for none.
         media: positions of the prompt that stand for images and the like.
         parent: the first of n samples of one prompt; the others fork its pages instead of computing them again.
-        owner: whoever submitted it; the engine only hands it back.
+        owner: an object of whoever submitted it; the engine passes it back unread.
         edits: changes to its logits before a draw, None for none.
         matcher: keeps it to the constraint of its edits, None where they have none.
-        reports: names of `ROW_OUTPUTS` that its updates carry; log-probabilities are asked for by `num_logprobs`.
-        id: the owner's number, which users' functions are told.
+        reports: names of `ROW_OUTPUTS` that its updates carry; log-probabilities are requested by `num_logprobs`.
+        id: the owner's number, which is passed to users' logits processors.
     """
 
     prompt: Sequence[int]

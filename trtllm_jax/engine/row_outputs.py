@@ -1,7 +1,7 @@
 """What steps report of a sequence besides its tokens, for those that ask for it: one table, from request to result.
 
-A request names what it wants (`Request.reports`), a step brings it by source and row (`StepOutput.by_row`), and an
-update hands it on by name (`Update.outputs`) to the result.
+A request names what it wants (`Request.reports`), a step returns it by source and row (`StepOutput.by_row`), and an
+update carries it by name (`Update.outputs`) to the result.
 """
 
 import enum
@@ -23,7 +23,7 @@ class RowOutput(NamedTuple):
     """One thing that a request may ask for.
 
     Attributes:
-        name: by which it is asked for, and handed on.
+        name: by which it is requested, and carried to the result.
         source: what it is made of, in `StepOutput.by_row`: the result of the programs of that name.
         due: after which tokens.
     """

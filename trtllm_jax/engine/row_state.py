@@ -41,7 +41,7 @@ class RowSamplingParams:
 
 @flax.struct.dataclass
 class RowState:
-    """The sequences' rows; the row after the last slot belongs to nobody and takes what padding writes.
+    """The sequences' rows; the row after the last slot is no sequence's, and takes what padding writes.
 
     Attributes:
         token: int32 [s], the last token, whose key and value are not written yet.

@@ -101,7 +101,7 @@ class Scheduler:
             blocks = request.blocks
             if blocks is None:  # preempted for one of those before
                 continue
-            # Inline, because it is asked for every row of every step.
+            # Inline, because it runs for every row of every step.
             if blocks.tokens >= request.computed_max + each or self._make_room(request):
                 grown.append(request)
         return grown
@@ -122,7 +122,7 @@ class Scheduler:
         return True
 
     def _iterations(self, decoding: Sequence[Request]) -> int:
-        """How many iterations the next decode dispatch has; gives the rows room for them, but preempts nobody."""
+        """How many iterations the next decode dispatch has; gives the rows room for them, but preempts no sequence."""
         if self.limits.max_decode_steps == 1:
             return 1
         left = max(request.limit - 1 - request.computed_min for request in decoding)
@@ -135,7 +135,7 @@ class Scheduler:
             goals = {
                 request: (request.computed_min, self._reach(request, tokens))
                 for request in decoding
-                # Only then may it lack pages: asked for every row, so nothing is called.
+                # Only then may it lack pages. Inline, because it runs for every row.
                 if request.blocks is not None and request.blocks.tokens < request.computed_max + tokens
             }
             if not goals or self.cache.grow_all(goals):
@@ -187,7 +187,7 @@ class Scheduler:
 
     @staticmethod
     def _extra_rows(chunks: dict[Request, int]) -> int:
-        """Rows of a plan beyond one a sequence; slots that nobody holds leave room for them."""
+        """Rows of a plan beyond one for each sequence; free slots leave room for them."""
         return sum(chunk - 1 for request, chunk in chunks.items() if request.reports_context)
 
     def _admit(self, request: Request) -> list[list[Copy]] | None:
@@ -311,7 +311,7 @@ class Scheduler:
     # ---- what came of it ----
 
     def commit(self, plan: StepPlan, output: StepOutput) -> list[Update]:
-        """Take what each row of a plan gained; returns what to tell the owners.
+        """Take what each row of a plan gained; returns the updates for their owners.
 
         Rows whose sequence ended while the step was in flight are ignored. Logits and embeddings are copied, because
         the whole step's would live as long as one row's.
@@ -326,7 +326,7 @@ class Scheduler:
         return updates
 
     def _commit_row(self, plan: StepPlan, output: StepOutput, row: int, request: Request) -> Update | None:
-        """What one row brought its sequence, whose end it may be; None for nothing to tell."""
+        """The update of one row's sequence, which may end it; None where there is nothing to report."""
         if row in output.failures:
             request.finished = FinishReason.CANCELLED
             return Update(request, finish=request.finished, error=output.failures[row])
@@ -388,7 +388,7 @@ class Scheduler:
 
 
 def _outputs(plan: StepPlan, output: StepOutput, row: int, gained: int) -> dict[str, list[Any]]:
-    """What a row's sequence asked for besides the tokens that it gained."""
+    """What a row's sequence requested besides the tokens that it gained."""
     found: dict[str, list[Any]] = {}
     for wanted in plan.requests[row].row_outputs:
         value = output.by_row[wanted.source].get(row) if plan.is_due(row, wanted.due) else None

@@ -1,4 +1,4 @@
-"""What the device is told to change in the logits of some rows of a step before it draws for them."""
+"""Edits of the logits of some rows of a step, sent to the device before it draws for them."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

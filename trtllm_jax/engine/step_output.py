@@ -1,4 +1,4 @@
-"""What one step brought, on the host."""
+"""The results of one step, on the host."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -8,7 +8,7 @@ ByRow = dict[int, Any]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step brought, by rows of its plan.
+    """The results of a step, by rows of its plan.
 
     Attributes:
         tokens: what each row gained.

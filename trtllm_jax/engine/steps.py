@@ -194,7 +194,7 @@ def _decode(
 
 
 def _with_newest_pages(rows: RowState, plan: dict[str, jax.Array]) -> RowState:
-    """The rows with the pages that a decode dispatch brings them."""
+    """The rows with the pages that a decode dispatch adds to them."""
     tables = []
     for group, table in enumerate(rows.page_tables):
         newest = plan[f"newest_pages_{group}"]

@@ -229,7 +229,7 @@ def test_a_refused_assignment_changes_nothing() -> None:
 
 
 def test_configuration_loads_nothing_heavy() -> None:
-    modules = ["llm_args", "sampling_params", "tokenizer", "detokenizer", "logger"]
+    modules = ["llmapi.llm_args", "sampling_params", "text.tokenizer", "text.detokenizer", "logger"]
     script = f"import sys\nfor name in {modules}: __import__(f'trtllm_jax.{{name}}')\n" + (
         "print({'jax', 'torch', 'transformers', 'tokenizers', 'tqdm'} & set(sys.modules))"
     )

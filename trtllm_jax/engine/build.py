@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from trtllm_jax.engine import sizing, weights
 from trtllm_jax.engine.block_pool import BlockPool
-from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pages_per_dispatch
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager, counted_group, pages_per_dispatch
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.events import CacheEvents
@@ -23,6 +23,7 @@ from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler
+from trtllm_jax.engine.sizing import Sizing
 from trtllm_jax.logger import logger
 from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.execution import Execution
@@ -73,15 +74,18 @@ def build_engine(
     started = time.perf_counter()
     # Whatever keeps the weights themselves would keep their memory when others take their place.
     shapes = weights.shapes_of(params)
-    limits, pages = _size(model, shapes, mesh, config, spec)
+    limits, pages, measured = _size(model, shapes, mesh, config, spec)
     programs = Programs(_sizes(model, limits, spec), mesh, shapes, spec.arrays(pages))
     try:
         programs.compile(compilation(config.eager, model.platform), progress)
         compile_seconds = time.perf_counter() - started
-        events = CacheEvents(config.event_buffer, pages[0] - 1) if config.event_buffer else None
-        pools = [BlockPool(count, spec.page_size, reuse=config.reuse) for count in pages]
-        pools[0].observer = events
-        groups = [Group(pool, group.window) for pool, group in zip(pools, spec.groups, strict=True)]
+        groups = [
+            Group(BlockPool(count, spec.page_size, reuse=config.reuse), group.window)
+            for count, group in zip(pages, spec.groups, strict=True)
+        ]
+        pool = counted_group(groups).pool
+        events = CacheEvents(config.event_buffer, pool.capacity) if config.event_buffer else None
+        pool.observer = events
         engine = Engine(
             Scheduler(limits, KVCacheManager(limits, groups, model.rope_stretch), config.policy),
             Packer(programs),
@@ -97,9 +101,12 @@ def build_engine(
         # Background threads may still compile programs, and nothing else would stop them.
         programs.close()
         raise
+    if measured is not None:
+        # Only what an engine could be made with is worth keeping.
+        sizing.write(*measured)
     start_up = StartUp(
         limits=limits,
-        kv_tokens=(max(pages) - 1) * spec.page_size,
+        kv_tokens=pool.capacity * spec.page_size,
         kv_dtype=kv_dtype.name,
         token_buckets=programs.sizes.token_buckets,
         row_buckets=programs.sizes.row_buckets,
@@ -116,10 +123,13 @@ def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec) -> Sizes:
 
 def _size(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec
-) -> tuple[SchedulerLimits, tuple[int, ...]]:
-    """The limits and the pages of each group: as configured, or reduced to what memory holds, with a warning."""
+) -> tuple[SchedulerLimits, tuple[int, ...], tuple[str, Sizing] | None]:
+    """The limits and the pages of each group: as configured, or reduced to what memory holds, with a warning.
+
+    Last what the next start need not measure, by name.
+    """
     wanted = _wanted_limits(model, config)
-    columns = _columns(model, params, mesh, config, spec, wanted)
+    columns, measured = _columns(model, params, mesh, config, spec, wanted)
     room = columns - 1
     limits = replace(
         wanted,
@@ -133,7 +143,7 @@ def _size(
                 "kv_cache_config.max_tokens or free_gpu_memory_fraction",
                 name, getattr(config, name), getattr(limits, name), room * spec.page_size, spec.page_size,
             )  # fmt: skip
-    return limits, spec.pages(columns, wanted)
+    return limits, spec.pages(columns, wanted), measured
 
 
 def _wanted_limits(model: Model, config: EngineConfig) -> SchedulerLimits:
@@ -153,10 +163,10 @@ def _wanted_limits(model: Model, config: EngineConfig) -> SchedulerLimits:
 
 def _columns(
     model: Model, params: Any, mesh: Mesh, config: EngineConfig, spec: CacheSpec, wanted: SchedulerLimits
-) -> int:
+) -> tuple[int, tuple[str, Sizing] | None]:
     """The columns of the KV cache; a GPU's leave room for the largest step, as measured now or at an earlier start."""
     if model.platform.on_cpu:
-        return pool_columns(spec, mesh, wanted, config.kv_fraction, 0, config.kv_tokens)
+        return pool_columns(spec, mesh, wanted, config.kv_fraction, 0, config.kv_tokens), None
     memory = config.kv_fraction, config.kv_tokens
     key = sizing.key_of(model.module.__name__, model.config, jax.tree.map(str, params), spec, wanted, memory)
     known = sizing.read(key)
@@ -168,5 +178,4 @@ def _columns(
     columns = pool_columns(spec, mesh, wanted, config.kv_fraction, temporary, config.kv_tokens)
     if known is not None and config.kv_tokens is None:
         columns = known.columns_that_fit(columns)
-    sizing.write(key, sizing.Sizing(temporary, columns))
-    return columns
+    return columns, (key, Sizing(temporary, columns))

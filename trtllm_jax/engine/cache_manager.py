@@ -46,7 +46,7 @@ class Prefix(NamedTuple):
 
 @dataclass
 class CacheStats:
-    """Counts of pages over all groups, for the iteration statistics."""
+    """Counts of pages, for the iteration statistics: of the first group that keeps every token, else of the first."""
 
     capacity: int
     available: int
@@ -95,6 +95,7 @@ class KVCacheManager:
 
     def __init__(self, limits: SchedulerLimits, groups: Sequence[Group], rope_stretch: int | None = None) -> None:
         self._groups = tuple(groups)
+        self._counted = counted_group(groups)
         self._page_size = groups[0].pool.page_size
         self._reuse = groups[0].pool.reuse
         self._rope_stretch = rope_stretch
@@ -108,11 +109,11 @@ class KVCacheManager:
     @property
     def stats(self) -> CacheStats:
         """What is held and free now, and what was since the start."""
-        pools = [group.pool for group in self._groups]
+        pool = self._counted.pool
         return CacheStats(
-            capacity=sum(pool.capacity for pool in pools),
-            available=sum(pool.available for pool in pools),
-            used=sum(pool.used for pool in pools),
+            capacity=pool.capacity,
+            available=pool.available,
+            used=pool.used,
             page_size=self._page_size,
             allocated=self._allocated,
             reused=self._reused,
@@ -327,7 +328,8 @@ class KVCacheManager:
             return
         held += group.pool.allocate(count)
         group.table[request.slot, pages - count : pages] = held[pages - count :]
-        self._allocated += count
+        if group is self._counted:
+            self._allocated += count
         if group.window is None:
             group.reserved -= count
 
@@ -358,6 +360,11 @@ class KVCacheManager:
         for index, group in enumerate(self._groups):
             held = [[page for page in _held(request).pages[index] if page != PADDING_PAGE] for request in running]
             group.pool.check(held)
+
+
+def counted_group(groups: Sequence[Group]) -> Group:
+    """The group whose pages statistics and events are about."""
+    return next((group for group in groups if group.window is None), groups[0])
 
 
 def _held(request: Request) -> Blocks:

@@ -307,7 +307,7 @@ class Engine:
 
     def _draw(self, logits: Logits, requests: Sequence[Request]) -> list[int]:
         """A token for each row of logits that users' functions have changed; waits for the device."""
-        drawn = self._runner.read(self._runner.run(self._packer.draw(logits, requests)))["drawn"]
+        drawn = self._runner.read(self._runner.run(self._packer.draw(logits, requests)))["sampled"]
         return drawn[: len(requests)].tolist()
 
     def _report(self, updates: Sequence[Update]) -> None:

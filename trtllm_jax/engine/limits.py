@@ -41,5 +41,8 @@ class SchedulerLimits:
 
     @property
     def max_step_tokens(self) -> int:
-        """Tokens that a sequence may gain in one dispatch of any kind."""
-        return max(self.max_num_tokens, self.max_decode_tokens)
+        """Tokens between the first that a dispatch may compute of a sequence and the last.
+
+        Those of any dispatch, and the distance of both bounds of one in flight.
+        """
+        return max(self.max_num_tokens, self.max_decode_tokens) + self.max_decode_tokens - self.max_decode_steps

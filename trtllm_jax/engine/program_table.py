@@ -37,7 +37,7 @@ REGISTERS = {
 }
 """What stays on the devices from call to call."""
 
-RESULTS = ("tokens", "drawn", "scores", "logits", "embeddings")
+RESULTS = ("tokens", "drawn", "scores", "logits", "embeddings", "sampled")
 """Outputs that are copied to the host."""
 
 
@@ -50,6 +50,7 @@ AXES: Mapping[str, tuple[str, ...]] = {
     "scores": ("steps", "rows"),
     "logits": ("rows",),
     "embeddings": ("rows", "embed"),
+    "sampled": ("rows",),
     "packed": ("words",),
     "rows": ("rows",),
     "allowed": ("rows",),
@@ -290,7 +291,7 @@ def _draw(sizes: Sizes, rows: int) -> Program:
     return Program(
         partial(steps.draw, sizes.platform, layout),
         {"logits": logits, **_packed(layout)},
-        outputs=("drawn",),
+        outputs=("sampled",),
         layout=layout,
     )
 

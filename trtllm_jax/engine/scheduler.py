@@ -18,6 +18,7 @@ from trtllm_jax.engine.cache_manager import Copy, KVCacheManager
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
+from trtllm_jax.engine.row_outputs import Due
 from trtllm_jax.engine.step_output import StepOutput
 
 
@@ -147,11 +148,15 @@ class Scheduler:
         """Prompt tokens to compute of each running or newly admitted sequence, and the pages to copy for forks."""
         chunks: dict[Request, int] = {}
         copies: list[list[list[Copy]]] = []
+        short = False
         for request in self.running:
             if request.prefilling and budget > 0:
-                budget -= self._plan_chunk(request, budget, chunks)
+                chunk = self._plan_chunk(request, budget, chunks)
+                budget -= chunk
+                short = short or not chunk
         skipped: list[Request] = []
-        while self.waiting and budget > 0 and len(self._free_slots) > self._extra_rows(chunks):
+        # Whoever waits for pages gets them before a sequence that comes after it.
+        while self.waiting and budget > 0 and not short and len(self._free_slots) > self._extra_rows(chunks):
             request = self.waiting.popleft()
             if self._must_wait_for_others(request):
                 skipped.append(request)
@@ -246,7 +251,7 @@ class Scheduler:
     def _decoding_row(request: Request) -> _Row:
         position = request.computed_min
         request.computed_min += 1
-        request.computed_max = min(request.computed_max + 1, request.limit - 1)
+        request.computed_max += 1
         if request.needs_host_token:
             return _Row(request, position, request.tokens(position, position + 1), True)
         return _Row(request, -1, _ON_DEVICE, True)
@@ -289,12 +294,12 @@ class Scheduler:
             penalised=self._newly_penalised(),
         )
 
-    def _progress(self, request: Request, least: int, most: int) -> tuple[int, int]:
-        """Move a sequence's bounds by what a dispatch gains it, no further than its limit; by how much they moved."""
-        before = request.computed_min, request.computed_max
-        request.computed_min = min(request.computed_min + least, request.limit - 1)
-        request.computed_max = self._reach(request, most)
-        return request.computed_min - before[0], request.computed_max - before[1]
+    @staticmethod
+    def _progress(request: Request, least: int, most: int) -> tuple[int, int]:
+        """Move a sequence's bounds by what a dispatch gains it, beyond its limit if need be: both are settled later."""
+        request.computed_min += least
+        request.computed_max += most
+        return least, most
 
     @staticmethod
     def _dispatched(rows: Sequence[Request]) -> None:
@@ -391,8 +396,10 @@ def _outputs(plan: StepPlan, output: StepOutput, row: int, gained: int) -> dict[
     """What a row's sequence requested besides the tokens that it gained."""
     found: dict[str, list[Any]] = {}
     for wanted in plan.requests[row].row_outputs:
-        value = output.by_row[wanted.source].get(row) if plan.is_due(row, wanted.due) else None
-        if value is not None:
+        by_row = output.by_row[wanted.source]
+        # What is due after every token must be there; the others a program made for this row, or not.
+        if plan.is_due(row, wanted.due) and (row in by_row or (gained and wanted.due is Due.TOKEN)):
+            value = by_row[row]
             found[wanted.name] = [value.copy()] if isinstance(value, np.ndarray) else value[:gained]
     return found
 

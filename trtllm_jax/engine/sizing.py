@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import jax
 
 import pallas_kernels
-from trtllm_jax import engine, models, nn
+import sharding
+from trtllm_jax import common, engine, models, nn
 from trtllm_jax.engine import compilation_cache
 
 TOLERANCE = 0.05
@@ -37,7 +38,8 @@ class Sizing(NamedTuple):
 def key_of(*facts: Any) -> str:
     """A name for a start with these facts, on this kind of device, with these versions of JAX and of our own code."""
     devices = jax.devices()
-    described = [jax.__version__, version("jaxlib"), devices[0].device_kind, len(devices), _sources(), *facts]
+    settings = os.environ.get("XLA_FLAGS", ""), getattr(jax.config, "jax_default_matmul_precision", None)
+    described = [jax.__version__, version("jaxlib"), devices[0].device_kind, len(devices), settings, _sources(), *facts]
     return hashlib.sha256("\n".join(map(repr, described)).encode()).hexdigest()[:32]
 
 
@@ -72,6 +74,10 @@ def _path(key: str) -> Path | None:
 
 def _sources() -> list[tuple[str, int, int]]:
     """The size and time of every file that programs are made from."""
-    folders = [Path(package.__path__[0]) for package in (pallas_kernels, engine, models, nn)]
-    files = sorted(path for folder in folders for path in folder.rglob("*.py"))
-    return [(path.name, stat.st_size, stat.st_mtime_ns) for path in files for stat in (path.stat(),)]
+    folders = [Path(package.__path__[0]) for package in (pallas_kernels, sharding, common, engine, models, nn)]
+    files = sorted((folder.parent, path) for folder in folders for path in folder.rglob("*.py"))
+    return [
+        (str(path.relative_to(beside)), stat.st_size, stat.st_mtime_ns)
+        for beside, path in files
+        for stat in (path.stat(),)
+    ]

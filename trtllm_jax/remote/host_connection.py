@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_jax.common.errors import detached
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
 from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.logger import logger
@@ -40,8 +41,9 @@ class RemoteSequence:
         with self._lock:
             if self._ended:
                 return
-            self._ended = ended = update.finish is not None or update.error is not None
+            # Before anything is noted: an update that cannot be sent is followed by one with its failure.
             self._send(update)
+            self._ended = ended = update.finish is not None or update.error is not None
         if ended:
             self._connection.finished(self._number)
 
@@ -71,7 +73,7 @@ class RemoteSequence:
         if not self._wants_prompt or not update.tokens:
             return ()
         self._wants_prompt = False
-        return [self.prompt_logprobs.last(update.tokens[0])]
+        return self.prompt_logprobs.last(update.tokens[0])
 
 
 class HostConnection:
@@ -195,11 +197,11 @@ class HostConnection:
                 begun = [number for number in made if number in self._compiling]
                 self._compiling.difference_update(begun)
                 self._llm.port.submit([made[number] for number in begun])
-        except Exception as failure:
+        except BaseException as failure:  # a library in Rust may panic, and nothing reads this thread's result
             with self._lock:
                 self._compiling.difference_update(made)
             for request in made.values():
-                request.owner.take(Update(request, error=failure))
+                request.owner.take(Update(request, error=detached(failure)))
 
     def _build_request(self, new: wire.NewSequence, parent: Request | None) -> Request:
         prompt = tuple(np.frombuffer(new.prompt, np.int32).tolist())

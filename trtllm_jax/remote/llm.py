@@ -197,6 +197,12 @@ class _EngineConnection:
     def _decode_step(self, known: tuple[Request, wire.SequenceStep]) -> Update:
         """A request's step as the `Update` that this process's postprocessing takes."""
         request, step = known
+        try:
+            return self._update(request, step)
+        except Exception as failure:
+            return Update(request, error=failure)
+
+    def _update(self, request: Request, step: wire.SequenceStep) -> Update:
         error = None if step.error is None else decode_error(step.error)
         if isinstance(error, EngineDeadError):
             self.failure = error
@@ -228,6 +234,8 @@ def _encode_request(request: Request, numbers: dict[int, int]) -> wire.NewSequen
             "SamplingParams.return_context_logits and return_generation_logits are not available where the engine runs "
             "in another process: use logprobs and prompt_logprobs, or an LLM in the same process"
         )
+    if request.adapter is not None or request.media:
+        raise ValueError("adapters and media cannot be sent to the engine's process: use an LLM in the same process")
     return wire.NewSequence(
         number=numbers[id(request)],
         prompt=np.asarray(request.prompt, np.int32).tobytes(),

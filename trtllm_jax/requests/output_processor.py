@@ -136,7 +136,7 @@ class OutputProcessor:
         if self._prompt_reported or not update.tokens:
             return ()
         self._prompt_reported = True
-        last = update.outputs.get("prompt_logprobs") or [shared.last(update.tokens[0])]
+        last = update.outputs.get("prompt_logprobs") or shared.last(update.tokens[0])
         return [*shared.reported[:-1], *last]
 
 
@@ -186,13 +186,12 @@ class PromptLogprobs:
                 entries.append(self._entry(logits, self._prompt[self._seen]))
             else:
                 self._logits = logits
-                entries.append(self.last(update.tokens[0]))
+                entries += self.last(update.tokens[0])
         return entries
 
-    def last(self, token: int) -> TokenLogprobs:
-        """The last entry of a sample that begins with `token`, once the whole prompt was computed."""
-        assert self._logits is not None
-        return self._entry(self._logits, token)
+    def last(self, token: int) -> list[TokenLogprobs]:
+        """The last entry of a sample that begins with `token`; none where the first sample ended before it."""
+        return [] if self._logits is None else [self._entry(self._logits, token)]
 
     def _entry(self, logits: Logits, token: int) -> TokenLogprobs:
         top, own, rank = top_logprobs(logits, self._count, token)

@@ -350,9 +350,10 @@ class Simulation:
     def _check_pool(self) -> None:
         self.scheduler.cache.check(self.scheduler.running)
         assert not any(request.blocks for request in self.scheduler.waiting)
-        most = max(self.setup.limits.max_num_tokens, self.setup.limits.max_decode_tokens)
+        most = self.setup.limits.max_step_tokens
         for request in self.scheduler.running:
             assert request.blocks is not None
+            assert request.computed_min <= request.computed_max
             for group, pages in zip(self.groups, request.blocks.pages, strict=True):
                 assert len(pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
                 if group.window is not None:

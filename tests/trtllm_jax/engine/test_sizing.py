@@ -53,7 +53,10 @@ def start(free_pages: int, **config: Any) -> int:
     model: Any = SimpleNamespace(
         module=module, config=SimpleNamespace(max_position=256), platform=SimpleNamespace(on_cpu=False)
     )
-    _, (pages,) = build._size(model, {}, mesh, EngineConfig(kv_fraction=1.0, max_batch_size=4, **config), spec)
+    engine_config = EngineConfig(**{"kv_fraction": 1.0, "max_batch_size": 4} | config)
+    _, (pages,), measured = build._size(model, {}, mesh, engine_config, spec)
+    if measured is not None:
+        sizing.write(*measured)
     return pages
 
 
@@ -69,6 +72,8 @@ def test_the_next_start_measures_nothing(measured: type[Measured]) -> None:
     assert measured.times == 1
     assert start(110, max_num_tokens=64) == 100
     assert measured.times == 2, "another size is another start"
+    assert start(110, kv_fraction=0.5) == 45
+    assert measured.times == 3, "another share of the memory too"
 
 
 def test_a_little_more_memory_gives_the_same_pages(measured: type[Measured]) -> None:

@@ -129,7 +129,7 @@ def sized(config: EngineConfig, positions: int = 256) -> tuple[SchedulerLimits, 
     model: Any = SimpleNamespace(config=SimpleNamespace(max_position=positions), platform=Platform("cpu"))
     mesh = sharding.make_mesh(1)
     spec = CacheSpec.of([GROUP], {}, config.page_size, jnp.dtype("float32"), mesh)
-    limits, (pages,) = build._size(model, None, mesh, config, spec)
+    limits, (pages,), _ = build._size(model, None, mesh, config, spec)
     return limits, pages
 
 

@@ -54,21 +54,25 @@ def append_and_attend(
         the cache with the new keys and values.
 
     Raises:
-        ValueError: the attention is not causal; keys are written once, when later ones are not there yet.
+        ValueError: the attention is not causal; keys are written once, when later ones are not there yet. Or rows
+            without starts do not own equally many tokens.
     """
     if not scoring.causal:
         raise ValueError("attention over pages is causal; attend without a cache where scoring.causal is False")
     options: dict[str, Any] = {"scoring": scoring, "sinks": sinks}
+    tokens, heads, planes, dim = qkv.shape
+    rows = locations.lengths.shape[0]
+    if locations.starts is None and tokens % rows:
+        raise ValueError(f"{tokens} tokens are not equally many of {rows} rows: PageLocations.starts says whose")
     platform = platform or Platform.default()
     if implementation == "xla" or not platform.on_gpu:
         return xla.append_and_attend(qkv, cache, locations, rotation=rotation, **options)
-    tokens, heads, planes, dim = qkv.shape
     if rotation is not None and rotation.channels < dim:
         qkv, rotation = rotate_queries_and_keys(qkv, rotation), None
     entry = max(cache.dtype.itemsize, qkv.dtype.itemsize)
     if locations.starts is None:
         longest = locations.page_table.shape[1] * cache.shape[3]
-        decode = tuned.decode_config(tokens, heads, dim, entry, longest)
+        decode = tuned.decode_config(rows, heads, dim, entry, longest)
         return pallas_decode.decode_attention(qkv, cache, locations, rotation=rotation, config=decode, **options)
     by_hopper = tokens >= tuned.HOPPER_TOKENS and platform.is_hopper and mosaic_hopper.takes(qkv, cache, scoring, sinks)
     ragged = None if by_hopper else tuned.ragged_config(tokens, planes - 2, dim, entry)

@@ -17,7 +17,7 @@ class PageLocations:
         offset: int32 [t], the place within that page.
         page_table: int32 [r, p]; position i of row r lives in page page_table[r, i // page_size].
         lengths: int32 [r]; tokens of row r, the new ones included. 0 for a row that is padding.
-        starts: int32 [r + 1], rising; None when every row owns exactly one token (t == r).
+        starts: int32 [r + 1], rising; None when every row owns exactly t / r tokens: one, or a few that are verified.
     """
 
     page: jax.Array

@@ -43,11 +43,16 @@ class RunningSoftmax:
         weighted = scaled.weighted + weigh(weights)
         return replace(scaled, total=scaled.total + jnp.sum(weights, axis=-1), weighted=weighted)
 
-    def add_one(self, scores: jax.Array, value: jax.Array) -> "RunningSoftmax":
-        """After one key that every query sees: scores [..., q] and the value [d]."""
+    def add_one(self, scores: jax.Array, value: jax.Array, seen: jax.Array | None = None) -> "RunningSoftmax":
+        """After one key: scores [..., q] and the value [d], for the queries that are `seen` [..., q]; None for all.
+
+        A query must see a key before or after this one: until then a masked score is its largest.
+        """
+        scores = scores if seen is None else jnp.where(seen, scores, MASKED)
         scaled = self._rescaled(scores)
         weight = self.exp(scores - scaled.maximum)
-        weighted = scaled.weighted + weight[..., None] * value.astype(jnp.float32)[None, :]
+        added = weight[..., None] * value.astype(jnp.float32)[None, :]
+        weighted = scaled.weighted + (added if seen is None else jnp.where(seen[..., None], added, 0))
         return replace(scaled, total=scaled.total + weight, weighted=weighted)
 
     def add_sinks(self, scores: jax.Array) -> "RunningSoftmax":

@@ -44,7 +44,11 @@ def append_and_attend(
     queries = turned[:, :, :group]
     table, lengths = locations.page_table, locations.lengths
     if locations.starts is None:
-        return decode_attention(queries, cache, table, lengths, scoring, sinks), cache
+        rows = lengths.shape[0]
+        each = queries.shape[0] // rows
+        # A single new token is kept; of several, the last may not be, and nothing is where they would be.
+        kept = each if each == 1 else jnp.sum(locations.page.reshape(rows, each) > 0, axis=1)
+        return decode_attention(queries, cache, table, lengths, lengths - each + kept, scoring, sinks), cache
     return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks), cache
 
 
@@ -92,32 +96,40 @@ def decode_attention(
     cache: jax.Array,
     page_table: jax.Array,
     lengths: jax.Array,
+    ends: jax.Array,
     scoring: Scoring,
     sinks: jax.Array | None = None,
 ) -> jax.Array:
-    """Attention [r, h, g, d] of rotated queries, one token a row, its last."""
-    rows, heads, group, head_dim = q.shape
-    page_size = cache.shape[3]
+    """Attention [t, h, g, d] of rotated queries: equally many tokens of each row, its last.
+
+    What is in the cache of a row ends at `ends` [r].
+    """
+    tokens, heads, group, head_dim = q.shape
+    rows, page_size = lengths.shape[0], cache.shape[3]
+    each = tokens // rows
     page_table, width = _whole_blocks(page_table, page_size)
     block_tokens = width * page_size
-    queries = q.reshape(rows * heads, group, head_dim).astype(jnp.float32)
-    newest_of_head = jnp.repeat(lengths - 1, heads)[:, None, None]
+    by_head = q.reshape(rows, each, heads, group, head_dim).swapaxes(1, 2)
+    queries = by_head.reshape(rows * heads, each * group, head_dim).astype(jnp.float32)
+    first_new = jnp.repeat(lengths - each, heads)[:, None, None]
+    query_positions = first_new + jnp.repeat(jnp.arange(each), group)
 
     def add_block(block: jax.Array, softmax: RunningSoftmax) -> RunningSoftmax:
-        keys, values = _read_block(cache, page_table, lengths, block, width)
+        keys, values = _read_block(cache, page_table, ends, block, width)
         # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
         scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
-        scores = jnp.where(scoring.visible(newest_of_head, positions), scores, MASKED)
+        scores = jnp.where(scoring.visible(query_positions, positions), scores, MASKED)
         return softmax.add(scores.transpose(0, 2, 1), partial(_weighted, values))
 
     longest = jnp.max(lengths)
-    first = jnp.min(scoring.first_visible(jnp.where(lengths > 0, lengths, longest) - 1)) // block_tokens
-    empty = RunningSoftmax.empty((rows * heads, group), head_dim, jnp.exp)
+    first = jnp.min(scoring.first_visible(jnp.where(lengths > 0, lengths, longest) - each)) // block_tokens
+    empty = RunningSoftmax.empty((rows * heads, each * group), head_dim, jnp.exp)
     softmax = lax.fori_loop(first, -(-longest // block_tokens), add_block, empty)
     if sinks is not None:
-        softmax = softmax.add_sinks(jnp.tile(sinks.astype(jnp.float32), (rows, 1)))
-    return softmax.result().reshape(q.shape).astype(q.dtype)
+        softmax = softmax.add_sinks(jnp.tile(sinks.astype(jnp.float32), (rows, each)))
+    attended = softmax.result().reshape(rows, heads, each, group, head_dim).swapaxes(1, 2)
+    return attended.reshape(q.shape).astype(q.dtype)
 
 
 def ragged_attention(

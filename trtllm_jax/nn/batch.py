@@ -132,21 +132,33 @@ class Batch:
         *,
         execution: Execution = DEFAULT_EXECUTION,
     ) -> "Batch":
-        """One new token a row at `positions` [r]; rows that are not `active` [r] are padding, at 0.
+        """Equally many new tokens a row, t / r, the first at `positions` [r].
 
+        Rows that are not `active` [r] are padding, at 0. Tokens past the end of their row's page table are not kept.
         `page_tables` are those of every cache group, int32 [r, p].
         """
-        row = jnp.arange(active.shape[0])
+        rows = active.shape[0]
+        each = tokens.shape[0] // rows
+        lengths = jnp.where(active, positions + each, 0)
+        row = jnp.arange(rows)
+        if each > 1:
+            row, active = jnp.repeat(row, each), jnp.repeat(active, each)
+            positions = (positions[:, None] + jnp.arange(each, dtype=positions.dtype)).reshape(-1)
+
+        def kept(table: jax.Array) -> jax.Array:
+            # A single new token has a page; of several, the last may have none.
+            return active if each == 1 else active & (positions < table.shape[1] * page_size)
+
         return cls(
             tokens=tokens,
             positions=positions,
             rope_lengths=positions + 1,
             groups=tuple(
                 PageLocations(
-                    page=jnp.where(active, table[row, positions // page_size], _UNKEPT),
+                    page=jnp.where(kept(table), table[row, positions // page_size], _UNKEPT),
                     offset=positions % page_size,
                     page_table=table,
-                    lengths=jnp.where(active, positions + 1, 0),
+                    lengths=lengths,
                 )
                 for table in page_tables
             ),

@@ -4,19 +4,23 @@ An architecture's `Config` adds what is its own to `DecoderConfig`, and its `tab
 its own. The names of tensors are those of Hugging Face's Llama unless an argument says otherwise.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
 from trtllm_jax.common.numbers import INT32_MAX
-from trtllm_jax.nn.cache_group import KeysAndValues
+from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive
 from trtllm_jax.nn.rope import context_stretch
 
 LAYER = "model.layers.{i}"
 ATTENTION = f"{LAYER}.self_attn"
 MLP = f"{LAYER}.mlp"
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""The kinds of layers that `layer_types` names."""
 
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
@@ -86,6 +90,40 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
     }
+
+
+def layer_windows(
+    config: Mapping[str, Any], num_layers: int, is_windowed: Callable[[int], bool] = lambda index: True
+) -> tuple[int | None, ...]:
+    """The window of each layer, None for one that sees everything: `sliding_window` where `layer_types` say so.
+
+    `is_windowed` says it of configurations without `layer_types`, as older ones are.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = [SLIDING if is_windowed(index) else FULL for index in range(num_layers)]
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
+        raise ValueError(
+            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
+            f"names, {SLIDING!r} or {FULL!r}"
+        )
+    if SLIDING not in kinds or config.get("sliding_window") is None:
+        return (None,) * num_layers
+    window = positive(config, "sliding_window")
+    return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def cache_groups(config: DecoderConfig, windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
+    """A group for the layers of each window, those that see everything first."""
+    ordered = sorted(set(windows), key=lambda window: (window is not None, window or 0))
+    return tuple(
+        CacheGroup(
+            tuple(index for index, of_layer in enumerate(windows) if of_layer == window),
+            config.keys_and_values,
+            window,
+        )
+        for window in ordered
+    )
 
 
 def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:

@@ -141,11 +141,12 @@ def add_limits(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
     """The arguments that a record refuses or ignores, from the lists that do so."""
     if not _is_record(obj):
         return
-    if obj._later:
-        values = (f"`{name}` (`{' or '.join(map(_shown, neutral))}`)" for name, neutral in sorted(obj._later.items()))
+    if obj._unavailable:
+        unavailable = sorted(obj._unavailable.items())
+        values = (f"`{name}` (`{' or '.join(map(_shown, neutral))}`)" for name, neutral in unavailable)
         lines += [f"Refused in this release with any other value: {', '.join(values)}.", ""]
-    if obj._accepted:
-        lines += [f"Accepted without effect: {', '.join(f'`{name}`' for name in sorted(obj._accepted))}.", ""]
+    if obj._ignored:
+        lines += [f"Accepted without effect: {', '.join(f'`{name}`' for name in sorted(obj._ignored))}.", ""]
 
 
 def skip_or_show(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

@@ -131,7 +131,7 @@ def test_readme_lists_the_sampling_parameters_that_do_something() -> None:
     rows = re.findall(r"^\| (`.*?) \|", section(README, "Sampling parameters"), re.MULTILINE)
     listed = re.findall(r"`(\w+)`", "\n".join(rows))
     without_effect = {"pad_id", "length_penalty", "spaces_between_special_tokens"}
-    available = SamplingParams.model_fields.keys() - SamplingParams._later.keys() - without_effect
+    available = SamplingParams.model_fields.keys() - SamplingParams._unavailable.keys() - without_effect
     assert sorted(listed) == ["SamplingParams", *sorted(available)]
 
 
@@ -140,7 +140,7 @@ def test_readme_names_only_options_that_are_refused() -> None:
     from trtllm_jax.requests.sampling_params import SamplingParams
 
     raising = section(README, "Limits of this release").split("These raise:\n")[1].split("\n\n")[0]
-    refused = {*SamplingParams._later, *LlmArgs._later, *KvCacheConfig._later}
+    refused = {*SamplingParams._unavailable, *LlmArgs._unavailable, *KvCacheConfig._unavailable}
     named = re.findall(r"`(\w+)`", raising)
     assert named
     assert refused.issuperset(named)

@@ -176,7 +176,7 @@ class TestRefusals:
             (["--tasks", "mmlu", "gsm8k"], "TASKS and --tasks are the same"),
             (["--dataset_path", "nowhere"], "Directory 'nowhere' does not exist"),
             (["--backend", "onnx"], "'onnx' is not one of 'jax', 'pytorch', 'tensorrt'"),
-            (["--output_path", "no/folder.json"], "lies in no folder"),
+            (["--output_path", "no/folder.json"], "is not in an existing folder"),
         ],
     )
     def test_wrong_options(self, words: list[str], message: str) -> None:

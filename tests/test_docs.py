@@ -1,4 +1,4 @@
-"""What the documents say is true: their Python runs, and everything that they name exists."""
+"""The documents are true: their Python runs, and everything that they name exists."""
 
 from __future__ import annotations
 

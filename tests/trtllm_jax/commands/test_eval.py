@@ -214,7 +214,7 @@ def test_data_that_only_the_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(some, "load", offline)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: some)
-    with pytest.raises(ValueError, match=r"data of mmlu is neither cached here.*\(no route\): name a folder"):
+    with pytest.raises(ValueError, match=r"data of mmlu is not cached.*\(no route\): give a folder"):
         eval_run.load_tasks(eval_run.EvalOptions())
     with pytest.raises(ValueError, match=r"task 'hella' is unknown to lm-eval.*hellaswag"):
         eval_run.load_tasks(eval_run.EvalOptions(tasks=("hella",)))

@@ -216,7 +216,7 @@ LONG = SamplingParams(max_tokens=150, ignore_eos=True)
 def test_a_full_queue_refuses_and_recovers(pair: Pair, remote: RemoteLLM) -> None:
     with held(pair.llm):
         running = [remote.generate_async([number], LONG) for number in range(ROWS + QUEUE)]
-        with pytest.raises(EngineBusyError, match=f"at most {ROWS + QUEUE} may"):
+        with pytest.raises(EngineBusyError, match=f"of at most {ROWS + QUEUE}"):
             remote.generate([1, 2], SamplingParams(max_tokens=2, temperature=1.0, n=2))
     with pytest.raises(ValueError, match=f"17 sequences were sent at once, and at most {ROWS + QUEUE}"):
         remote.generate([1, 2], SamplingParams(max_tokens=2, temperature=1.0, n=ROWS + QUEUE + 1))

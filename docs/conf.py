@@ -128,7 +128,7 @@ def prose_as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, opti
 def fields_as_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """A record's fields with plain types: pydantic's bounds make them unreadable, and the errors tell them."""
+    """A record's fields with plain types: pydantic's bounds would be unreadable, and errors state them."""
     if _is_record(obj):
         plain, fields = typing.get_type_hints(obj), inspect.signature(obj).parameters.values()
         shown = inspect.Signature([field.replace(annotation=plain[field.name]) for field in fields])

@@ -37,7 +37,7 @@ def main() -> None:
             print(f"\n{output.prompt}\033[1m{output.outputs[0].text}\033[0m")
         llm.warm_up()  # compile the remaining programs, so that the stream is timed without the compiler running
         print("\nWhy is the sky blue?\n\033[1m", end="")
-        asked = time.perf_counter()
+        submitted = time.perf_counter()
         first = None
         for step in llm.generate(QUESTION, SamplingParams(max_tokens=100), streaming=True):
             first = first or time.perf_counter()
@@ -46,7 +46,7 @@ def main() -> None:
     assert first is not None
     rate = (step.outputs[0].length - 1) / (ended - first)
     print(
-        f"\033[0m\n\nready in {ready - started:.1f} s; time to first token {1e3 * (first - asked):.0f} ms; "
+        f"\033[0m\n\nready in {ready - started:.1f} s; time to first token {1e3 * (first - submitted):.0f} ms; "
         f"{rate:.1f} tokens/s, one at a time"
     )
 

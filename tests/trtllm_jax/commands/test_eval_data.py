@@ -95,7 +95,12 @@ def test_tasks_that_are_there(eval_files: Path, tmp_path: Path) -> None:
             "piqa.jsonl, row 1 lacks a field: it needs goal, sol1, sol2, label or query",
         ),
         ("piqa", "piqa.jsonl", '{"query": "a", "choices": ["b"], "gold": 0}', "piqa.jsonl, row 1 is invalid"),
-        ("arc_easy", "arc_easy.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}', "arc_easy.jsonl, row 1 is invalid"),
+        (
+            "arc_easy",
+            "arc_easy.jsonl",
+            '{"query": "a", "choices": ["b"], "gold": 7}',
+            "arc_easy.jsonl, row 1 is invalid",
+        ),
         (
             "winogrande",
             "winogrande.jsonl",

@@ -148,11 +148,11 @@ class Case:
 
     def run(self, attend: Attend, *, decode: bool) -> tuple[jax.Array, jax.Array]:
         angles = self.angles
-        return attend(
-            self.qkv, self.cache, self.locations(decode=decode), scoring=self.kind.scoring,
-            rotation=Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None,
-            sinks=self.sinks if self.kind.sinks else None,
-        )  # fmt: skip
+        rotation = Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None
+        sinks = self.sinks if self.kind.sinks else None
+        arrays = (self.qkv, self.cache, self.locations(decode=decode), rotation, sinks)
+        qkv, cache, locations, rotation, sinks = jax.tree.map(jnp.asarray, arrays)
+        return attend(qkv, cache, locations, scoring=self.kind.scoring, rotation=rotation, sinks=sinks)
 
     def expected(self) -> np.ndarray:
         """Causal softmax attention of each row's last tokens, in float64."""

@@ -9,15 +9,18 @@ from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
 MODULES = (
+    "pallas_kernels.attention.api",
     "pallas_kernels.attention.dense",
     "pallas_kernels.attention.masks",
     "pallas_kernels.attention.rotary",
+    "pallas_kernels.attention.xla",
     "pallas_kernels.matmul.api",
     "pallas_kernels.norm.api",
     "pallas_kernels.norm.record",
     "pallas_kernels.sampling.api",
     "pallas_kernels.weights",
     "trtllm_jax.engine.sampler",
+    "trtllm_jax.nn.batch",
     "trtllm_jax.nn.forward",
     "trtllm_jax.nn.layers",
     "trtllm_jax.nn.model",

@@ -18,7 +18,8 @@ class PageLocations:
         offset: the token's place within that page.
         page_table: position j of row i is in page page_table[i, j // page_size].
         lengths: the tokens of a row, the new ones included; 0 for a padding row.
-        starts: where each row's new tokens begin, rising; None if every row has exactly one (t == r).
+        starts: where each row's new tokens begin, rising; None if every row has t / r of them: one, or as many as are
+            verified.
     """
 
     page: Int32[Array, " t"]

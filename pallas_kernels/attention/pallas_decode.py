@@ -1,10 +1,13 @@
-"""Decode attention as a Pallas kernel on Triton: one new token a row, rotated, written to its page and attended to.
+"""Decode attention as a Pallas kernel on Triton: rotates a row's new tokens, writes them to their pages, attends.
+
+A row has one new token, or a fixed few, as where proposed tokens are verified.
 
 Split-KV (Dao et al. 2023, "Flash-Decoding"): several programs share a row's context where there are few rows; what
 each found is combined by a second kernel. How many share it is fixed by the shape, how much each takes by the row's
 length, so that short contexts are read by one.
 """
 
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -45,26 +48,30 @@ def decode_attention(
     config: DecodeConfig,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`append_and_attend` where every row owns one token: the result [r, h, g, d] and the cache."""
-    rows, kv, planes, dim = qkv.shape
+    """`append_and_attend` where every row owns equally many tokens: the result [t, h, g, d] and the cache."""
+    tokens, kv, planes, dim = qkv.shape
     lengths = locations.lengths
+    rows = lengths.shape[0]
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
+    tile = _Tile(tokens // rows, heads)
     splits = config.splits
     matrix = cache.reshape(-1, dim)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)
-    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, rotation, sinks)
+    # The page of a single new token follows from its row's length; of several, some may have to be dropped.
+    pages = None if tile.tokens == 1 else locations.page
+    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, rotation, sinks)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
-        out_shape.append(jax.ShapeDtypeStruct((rows * kv * heads.group, dim), qkv.dtype))
+        out_shape.append(jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype))
     else:
-        partials = rows * kv * splits * heads.group
+        partials = tokens * kv * splits * heads.group
         out_shape += [
             jax.ShapeDtypeStruct((partials, dim), jnp.float32),
             *[jax.ShapeDtypeStruct((partials,), jnp.float32)] * 2,
         ]
     written, *results = pl.pallas_call(
-        partial(_kernel, heads=heads, scoring=scoring, config=config),
+        partial(_kernel, tile=tile, scoring=scoring, config=config),
         grid=(kv, rows, splits),
         in_specs=whole(inputs),
         out_specs=whole(out_shape),
@@ -75,32 +82,89 @@ def decode_attention(
         name="decode_attention",
     )(*inputs)
     if splits > 1:
-        results = [_combine(results, lengths, sinks, heads, scoring, config, qkv.dtype, interpret)]
-    return results[0].reshape(rows, kv, heads.group, dim), written.reshape(cache.shape)
+        results = [_combine(results, lengths, sinks, tile, scoring, config, qkv.dtype, interpret)]
+    return results[0].reshape(tokens, kv, heads.group, dim), written.reshape(cache.shape)
 
 
-def _share(length: jax.Array, scoring: Scoring, config: DecodeConfig) -> tuple[jax.Array, jax.Array, jax.Array]:
+@dataclass(frozen=True)
+class _Tile:
+    """The queries of one program: the query heads of a key-value head, of every new token of a row.
+
+    Attributes:
+        tokens: new tokens of a row.
+        heads: the sizes of the layer's attention.
+    """
+
+    tokens: int
+    heads: Heads
+
+    @property
+    def place(self) -> jax.Array:
+        """The places [n] of the tile, some of which are padding."""
+        return jnp.arange(max(MIN_DOT, pl.next_power_of_2(self.tokens) * self.heads.padded_group))
+
+    def member(self, place: jax.Array) -> jax.Array:
+        """Which query head of its key-value head is at a place."""
+        return place if self.tokens == 1 else place % self.heads.padded_group
+
+    def token(self, place: jax.Array) -> jax.Array | int:
+        """Which of the row's new tokens is at a place."""
+        return 0 if self.tokens == 1 else place // self.heads.padded_group
+
+    def is_real(self, place: jax.Array) -> jax.Array:
+        """Whether a place is no padding."""
+        in_group = self.member(place) < self.heads.group
+        return in_group if self.tokens == 1 else in_group & (self.token(place) < self.tokens)
+
+    def row_of(self, token: jax.Array) -> jax.Array:
+        """The row of a token of the batch."""
+        return token if self.tokens == 1 else token // self.tokens
+
+    def in_batch(self, row: jax.Array, token: jax.Array | int) -> jax.Array:
+        """Where a row's new token is in the batch."""
+        return row if self.tokens == 1 else row * self.tokens + token
+
+    def plane(self, row: jax.Array, head: jax.Array, token: jax.Array | int) -> jax.Array:
+        """The first query head of a new token in a matrix of projections."""
+        return (self.in_batch(row, token) * self.heads.kv + head) * (self.heads.group + 2)
+
+    def answer(self, row: jax.Array, head: jax.Array, place: jax.Array) -> jax.Array:
+        """Where the result for a place goes."""
+        token = self.in_batch(row, self.token(place))
+        return (token * self.heads.kv + head) * self.heads.group + self.member(place)
+
+    def partial(self, row: jax.Array, head: jax.Array, split: jax.Array, splits: int, place: jax.Array) -> jax.Array:
+        """Where a split leaves what it found for a place."""
+        first = ((row * self.heads.kv + head) * splits + split) * (self.tokens * self.heads.group)
+        if self.tokens == 1:
+            return first + place
+        return first + self.token(place) * self.heads.group + self.member(place)
+
+
+def _share(
+    length: jax.Array, tile: _Tile, scoring: Scoring, config: DecodeConfig
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Where a row's context begins, how much of it a split reads, and how many splits have something to read.
 
-    The newest token, whose key is not in the cache yet, is not counted: the last split adds it.
+    The new tokens, whose keys are not in the cache yet, are not counted: the last split adds them.
     """
-    newest = length - 1
-    begin = scoring.first_visible(newest) // config.block * config.block
-    cached = newest - begin
+    end = length - tile.tokens
+    begin = scoring.first_visible(end) // config.block * config.block
+    cached = end - begin
     fair = pl.cdiv(pl.cdiv(cached, config.splits), config.block) * config.block
     share = jnp.maximum(fair, config.min_share)
     return begin, share, jnp.maximum(pl.cdiv(cached, share), 1)
 
 
-class _Newest(NamedTuple):
-    """What a row's newest token brings to one head: its rotated queries [n, dim] and key [1, dim], its value [1, dim].
+class _New(NamedTuple):
+    """A row's new tokens for one head: rotated queries [n, dim] of all, a rotated key and a value [1, dim] of each.
 
-    The value is padded; `row` [1] is 0, which makes a list of one row of a row's number.
+    Values are padded; `row` [1] is 0, which makes a list of one row of a row's number.
     """
 
     queries: Halves
-    key: Halves
-    value: jax.Array
+    keys: tuple[Halves, ...]
+    values: tuple[jax.Array, ...]
     row: jax.Array
 
     @classmethod
@@ -108,35 +172,39 @@ class _Newest(NamedTuple):
         cls,
         qkv_ref: Ref,
         rotation_ref: Rotation | None,
-        heads: Heads,
+        tile: _Tile,
         row: jax.Array,
         head: jax.Array,
         place: jax.Array,
         real: jax.Array,
-    ) -> "_Newest":
-        """Of the query heads at `place` [n] that are `real` [n]."""
-        plane = (row * heads.kv + head) * (heads.group + 2)
-        rows, tokens = plane + place, jnp.broadcast_to(row, place.shape)
+    ) -> "_New":
+        """Of the row's new tokens, all at once; the queries at the `real` [n] ones of the tile's places."""
+        heads = tile.heads
+        rows = tile.plane(row, head, tile.token(place)) + tile.member(place)
+        tokens = jnp.broadcast_to(tile.in_batch(row, tile.token(place)), place.shape)
         queries = load_rotated(qkv_ref, rotation_ref, heads, rows, tokens, real)
-        one = jnp.arange(1)
-        key_plane = plane + heads.group + one
-        key = load_rotated(qkv_ref, rotation_ref, heads, key_plane, row + one, None)
-        value = load_rows(qkv_ref, key_plane + 1, None, 0, heads.dim, heads.padded_dim)
-        return cls(queries, key, value, one)
+        keys, values, one = [], [], jnp.arange(1)
+        for token in range(tile.tokens):
+            plane = tile.plane(row, head, token) + heads.group + one
+            keys.append(load_rotated(qkv_ref, rotation_ref, heads, plane, tile.in_batch(row, token) + one, None))
+            values.append(load_rows(qkv_ref, plane + 1, None, 0, heads.dim, heads.padded_dim))
+        return cls(queries, tuple(keys), tuple(values), one)
 
-    def write(self, cache_ref: Ref, heads: Heads, row: jax.Array) -> None:
-        """Put key and value into the cache, the key at `row`."""
-        there, half = row + self.row, heads.dim // 2
-        store_rows(cache_ref, there, None, 0, half, self.key.first)
-        store_rows(cache_ref, there, None, half, half, self.key.second)
-        store_rows(cache_ref, there + value_step(heads), None, 0, heads.dim, self.value)
+    def write(self, cache_ref: Ref, heads: Heads, token: int, row: jax.Array) -> None:
+        """Put a token's key and value into the cache, the key at `row`."""
+        there, half, key = row + self.row, heads.dim // 2, self.keys[token]
+        store_rows(cache_ref, there, None, 0, half, key.first)
+        store_rows(cache_ref, there, None, half, half, key.second)
+        store_rows(cache_ref, there + value_step(heads), None, 0, heads.dim, self.values[token])
 
-    def add_to(self, running: RunningSoftmax, scoring: Scoring, kept: jnp.dtype) -> RunningSoftmax:
-        """The softmax with what later steps will read: the key and the value as the cache keeps them."""
-        key = Halves(*(part.astype(kept).astype(jnp.float32) for part in self.key))
+    def add_to(
+        self, running: RunningSoftmax, scoring: Scoring, token: int, seen: jax.Array | None, kept: jnp.dtype
+    ) -> RunningSoftmax:
+        """The softmax with what later steps will read of a token: its key and value as the cache keeps them."""
+        key = Halves(*(part.astype(kept).astype(jnp.float32) for part in self.keys[token]))
         products = jnp.sum(self.queries.first.astype(jnp.float32) * key.first, axis=1)
         products += jnp.sum(self.queries.second.astype(jnp.float32) * key.second, axis=1)
-        return running.add_one(scoring.log2_scores(products), self.value.astype(kept).reshape(-1))
+        return running.add_one(scoring.log2_scores(products), self.values[token].astype(kept).reshape(-1), seen)
 
 
 def _kernel(
@@ -144,23 +212,23 @@ def _kernel(
     cache_ref: Ref,
     page_table_ref: Ref,
     lengths_ref: Ref,
+    pages_ref: Ref | None,
     rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
     written_ref: Ref,
     *out_refs: Ref,
-    heads: Heads,
+    tile: _Tile,
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
     """One head of one row, one split of its context."""
     head, row, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
-    place = jnp.arange(max(MIN_DOT, heads.padded_group))
-    real = place < heads.group
-    answer = (row * heads.kv + head) * heads.group + place
+    heads, place = tile.heads, tile.place
+    real, answer = tile.is_real(place), tile.answer(row, head, place)
     # All that can be read without knowing the length is read at once: each wait is long beside a short context.
     length = plgpu.load(lengths_ref.at[row])
-    newest = _Newest.load(qkv_ref, rotation_ref, heads, row, head, place, real)
-    begin, share, active = _share(length, scoring, config)
+    new = _New.load(qkv_ref, rotation_ref, tile, row, head, place, real)
+    begin, share, active = _share(length, tile, scoring, config)
 
     if config.splits == 1:
 
@@ -171,34 +239,41 @@ def _kernel(
 
     @pl.when((length > 0) & (split < active))
     def _attend() -> None:
-        last = length - 1
-        positions = jnp.broadcast_to(last, place.shape)
+        cached = length - tile.tokens
+        positions = jnp.broadcast_to(cached + tile.token(place), place.shape)
         first = begin + split * share
-        end = jnp.minimum(first + share, last)
+        end = jnp.minimum(first + share, cached)
 
         def add_block(index: Any, running: RunningSoftmax) -> RunningSoftmax:
             return add_keys(
-                running, newest.queries, positions, cache_ref, page_table_ref, heads, scoring,
+                running, new.queries, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
             )  # fmt: skip
 
-        page = plgpu.load(page_table_ref.at[row, last // heads.page_size])
+        if pages_ref is None:
+            pages = [plgpu.load(page_table_ref.at[row, cached // heads.page_size])]
+        else:
+            pages = [plgpu.load(pages_ref.at[tile.in_batch(row, token)]) for token in range(tile.tokens)]
         blocks = jnp.maximum(pl.cdiv(end - first, config.block), 0)
         empty = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(0, blocks, add_block, empty)
 
-        def add_newest(running: RunningSoftmax) -> RunningSoftmax:
-            newest.write(written_ref, heads, cache_rows(page, heads, head, last % heads.page_size))
-            return newest.add_to(running, scoring, written_ref.dtype)
+        def add_new(running: RunningSoftmax) -> RunningSoftmax:
+            for token, page in enumerate(pages):
+                position = cached if token == 0 else cached + token
+                new.write(written_ref, heads, token, cache_rows(page, heads, head, position % heads.page_size))
+                seen = None if tile.tokens == 1 else scoring.visible(positions, position)
+                running = new.add_to(running, scoring, token, seen, written_ref.dtype)
+            return running
 
-        running = lax.cond(split == active - 1, add_newest, lambda running: running, running)
+        running = lax.cond(split == active - 1, add_new, lambda running: running, running)
         if config.splits == 1:
             if sinks_ref is not None:
-                sinks = plgpu.load(sinks_ref.at[head * heads.group + place], mask=real, other=MASKED)
+                sinks = plgpu.load(sinks_ref.at[head * heads.group + tile.member(place)], mask=real, other=MASKED)
                 running = running.add_sinks(sinks * LOG2_E)
             store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
         else:
-            part = ((row * heads.kv + head) * config.splits + split) * heads.group + place
+            part = tile.partial(row, head, split, config.splits, place)
             _store_part(out_refs, part, real, heads, running)
 
 
@@ -216,20 +291,20 @@ def _combine(
     partials: list[jax.Array],
     lengths: jax.Array,
     sinks: jax.Array | None,
-    heads: Heads,
+    tile: _Tile,
     scoring: Scoring,
     config: DecodeConfig,
     dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
-    """The softmax over all splits of each row and head: [rows * kv * group, dim]."""
+    """The softmax over all splits of each token and head: [tokens * kv * group, dim]."""
     weighted, maximum, total = partials
-    rows = lengths.shape[0]
-    out = jax.ShapeDtypeStruct((rows * heads.kv * heads.group, heads.dim), dtype)
+    heads, tokens = tile.heads, lengths.shape[0] * tile.tokens
+    out = jax.ShapeDtypeStruct((tokens * heads.kv * heads.group, heads.dim), dtype)
     inputs = (weighted, maximum, total, lengths, sinks)
     return pl.pallas_call(
-        partial(_combine_kernel, heads=heads, scoring=scoring, config=config),
-        grid=(heads.kv * heads.group, rows),
+        partial(_combine_kernel, tile=tile, scoring=scoring, config=config),
+        grid=(heads.kv * heads.group, tokens),
         in_specs=whole(inputs),
         out_specs=whole(out),
         out_shape=out,
@@ -246,18 +321,20 @@ def _combine_kernel(
     lengths_ref: Ref,
     sinks_ref: Ref | None,
     out_ref: Ref,
-    heads: Heads,
+    tile: _Tile,
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
-    """One query head of one row."""
-    query_head, row = pl.program_id(0), pl.program_id(1)
+    """One query head of one token."""
+    query_head, token = pl.program_id(0), pl.program_id(1)
+    heads, row = tile.heads, tile.row_of(token)
     length = plgpu.load(lengths_ref.at[row])
     head, member = query_head // heads.group, query_head % heads.group
-    _, _, active = _share(length, scoring, config)
+    _, _, active = _share(length, tile, scoring, config)
     split = jnp.arange(pl.next_power_of_2(config.splits))
     there = (split < active) & (length > 0)
-    answer = ((row * heads.kv + head) * config.splits + split) * heads.group + member
+    place = member if tile.tokens == 1 else token % tile.tokens * heads.padded_group + member
+    answer = tile.partial(row, head, split, config.splits, place)
     maximum = plgpu.load(maximum_ref.at[answer], mask=there, other=MASKED)
     sink = MASKED if sinks_ref is None else plgpu.load(sinks_ref.at[query_head]) * LOG2_E
     best = jnp.maximum(jnp.max(maximum, axis=0), sink)
@@ -268,4 +345,4 @@ def _combine_kernel(
     weighted = load_rows(weighted_ref, answer, there, 0, heads.dim, heads.padded_dim)
     mean = jnp.sum(weighted * factor[:, None], axis=0) / jnp.where(total > 0, total, 1.0)
     one = jnp.arange(1)
-    store_rows(out_ref, row * heads.kv * heads.group + query_head + one, None, 0, heads.dim, mean[None, :])
+    store_rows(out_ref, token * heads.kv * heads.group + query_head + one, None, 0, heads.dim, mean[None, :])

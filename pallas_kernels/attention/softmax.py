@@ -46,11 +46,17 @@ class RunningSoftmax:
         weighted = scaled.weighted + weigh(weights)
         return replace(scaled, total=scaled.total + jnp.sum(weights, axis=-1), weighted=weighted)
 
-    def add_one(self, scores: jax.Array, value: jax.Array) -> "RunningSoftmax":
-        """The softmax after one key that every query attends to, with `scores` [..., q] and the `value` [d]."""
+    def add_one(self, scores: jax.Array, value: jax.Array, seen: jax.Array | None = None) -> "RunningSoftmax":
+        """The softmax after one key with `scores` [..., q] and the `value` [d].
+
+        `seen` [..., q] says which queries attend to the key; None for all. Each must attend to some key before or after
+        this one, because until then a masked score is its largest.
+        """
+        scores = scores if seen is None else jnp.where(seen, scores, MASKED)
         scaled = self._rescaled(scores)
         weight = self.exp(scores - scaled.maximum)
-        weighted = scaled.weighted + weight[..., None] * value.astype(jnp.float32)[None, :]
+        added = weight[..., None] * value.astype(jnp.float32)[None, :]
+        weighted = scaled.weighted + (added if seen is None else jnp.where(seen[..., None], added, 0))
         return replace(scaled, total=scaled.total + weight, weighted=weighted)
 
     def add_sinks(self, scores: jax.Array) -> "RunningSoftmax":

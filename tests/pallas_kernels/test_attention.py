@@ -6,6 +6,7 @@ them. On a GPU the compiled kernels run all.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -188,7 +189,7 @@ class Case:
     def answered(self) -> np.ndarray:
         """Which queries have a defined result."""
         counted = np.repeat(self.lengths > 0, np.diff(self.starts))
-        return np.pad(counted, (0, len(self.qkv) - len(counted)))
+        return np.pad(counted, (0, len(self.qkv) - len(counted))) & (self.page > 0)
 
 
 def make_case(
@@ -207,7 +208,7 @@ def make_case(
     starts = np.cumsum([0, *(row.new for row in rows)]).astype(np.int32)
     size = tokens or int(starts[-1])
     owned = -(-lengths // shape.page_size)
-    width = pages or max(owned)
+    width = pages or int(max(owned))
     total = 1 + len(rows) * width
 
     cache = np.full(cache_shape(total, shape.heads, shape.page_size, shape.head_dim), UNSEEN, np.float32)
@@ -326,6 +327,13 @@ def small_case(rows: Sequence[Row], kind: Kind = PLAIN, *, tokens: int | None = 
     return make_case([*rows, *[NO_ROW] * (ROWS - len(rows))], SMALL, kind, tokens=tokens, pages=PAGES, **options)
 
 
+def without_last(case: Case, row: int) -> Case:
+    """The same, where the last token of a row has no page, and is no number."""
+    page, qkv, last = case.page.copy(), case.qkv.copy(), case.starts[row + 1] - 1
+    page[last], qkv[last] = 0, UNSEEN
+    return replace(case, page=page, qkv=qkv)
+
+
 def narrow_case(dtype: npt.DTypeLike, decode: bool) -> Case:
     """Heads that are not rotated, in a cache of a narrow dtype."""
     kind = Kind(rotated=0.0)
@@ -340,6 +348,21 @@ def test_decoding_over_contexts_of_every_length(attend: Attend, name: str) -> No
     """Contexts on both sides of the borders of a page and of a block, with padding rows between them."""
     rows = [Row(length) for length in (1, 127, 0, 128, 129, 300, 32, 33, 0)]
     check(attend, make_case(rows, SHAPES[name]), decode=True)
+
+
+SEVERAL = 3
+"""New tokens of a row where each has several."""
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [Kind(), pytest.param(Kind(window=2, sinks=True), marks=pytest.mark.slow), KINDS["all"]],
+    ids=["plain", "near", "all"],
+)
+def test_decoding_several_tokens_of_each_row(attend: Attend, kind: Kind) -> None:
+    """Contexts on both sides of the borders of a block, a row of new tokens alone, padding, and a token to drop."""
+    rows = [Row(length, SEVERAL) for length in (141, 3, 0, 34, 131)]
+    check(attend, without_last(make_case(rows, SMALL, kind, pages=PAGES), 4), decode=True)
 
 
 @each_of("shapes")
@@ -456,7 +479,15 @@ def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatc
 def test_pages_are_for_causal_attention() -> None:
     case = small_case([Row(4)])
     with pytest.raises(ValueError, match=r"scoring\.causal is False"):
-        append_and_attend(case.qkv, case.cache, case.locations(decode=True), scoring=Scoring(1.0, causal=False))
+        append_and_attend(
+            jnp.asarray(case.qkv), case.cache, case.locations(decode=True), scoring=Scoring(1.0, causal=False)
+        )
+
+
+def test_rows_of_unequal_tokens_have_starts() -> None:
+    case = make_case([Row(4, 2), Row(9, 1)], SMALL)
+    with pytest.raises(ValueError, match=r"3 tokens are not equally many of 2 rows: PageLocations\.starts says whose"):
+        append_and_attend(jnp.asarray(case.qkv), case.cache, case.locations(decode=True), scoring=Scoring(1.0))
 
 
 HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
@@ -467,23 +498,24 @@ HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platfo
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: npt.DTypeLike) -> None:
     """Triton wants sizes and operations that the interpreter does not insist on."""
-    case = make_case([chunk(9, 1), chunk(40, 1)], Shape(2, 4, head_dim, 32), KINDS["all"], dtype=cached or dtype)
-    case = replace(case, qkv=case.qkv.astype(dtype))
+    cases = [
+        make_case([chunk(9, new), chunk(40, new)], Shape(2, 4, head_dim, 32), KINDS["all"], dtype=cached or dtype)
+        for new in (1, SEVERAL)
+    ]
     itemsize = np.dtype(dtype).itemsize
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     kernels = {
         True: partial(decode_attention, config=tuned.decode_config(2, 2, head_dim, itemsize, 4096)),
         False: partial(ragged_attention, config=tuned.ragged_config(4096, 4, head_dim, itemsize)),
     }
-    options = {"scoring": case.kind.scoring, "rotation": Rotation(case.angles, case.angles), "sinks": case.sinks}
     with jax.sharding.use_abstract_mesh(mesh):
-        for decode, kernel in kernels.items():
-            traced = jax.jit(partial(kernel, scoring=options["scoring"])).trace(
-                case.qkv,
+        for case, (decode, kernel) in itertools.product(cases, kernels.items()):
+            traced = jax.jit(partial(kernel, scoring=case.kind.scoring)).trace(
+                case.qkv.astype(dtype),
                 case.cache,
                 case.locations(decode=decode),
-                rotation=options["rotation"],
-                sinks=options["sinks"],
+                rotation=Rotation(case.angles, case.angles),
+                sinks=case.sinks,
             )
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert "triton" in text

@@ -50,6 +50,20 @@ def test_decoding_rows() -> None:
     np.testing.assert_array_equal(batch.rope_lengths, [8, 1, 12])
 
 
+def test_decoding_rows_of_several_tokens() -> None:
+    """The last token of the last row is behind the page table's end."""
+    first, active = jnp.array([7, 0, 10]), jnp.array([True, False, True])
+    batch = Batch.of_decoding_rows(jnp.arange(9), first, active, TABLES, PAGE_SIZE)
+    np.testing.assert_array_equal(batch.positions, [7, 8, 9, 0, 1, 2, 10, 11, 12])
+    locations, others = batch.groups
+    assert locations.starts is None
+    np.testing.assert_array_equal(locations.page, [1, 8, 8, 0, 0, 0, 4, 4, 0])
+    np.testing.assert_array_equal(others.page, [11, 18, 18, 0, 0, 0, 14, 14, 0])
+    np.testing.assert_array_equal(locations.offset, [3, 0, 1, 0, 1, 2, 2, 3, 0])
+    np.testing.assert_array_equal(locations.lengths, [10, 0, 13])
+    np.testing.assert_array_equal(batch.rope_lengths, [8, 9, 10, 1, 2, 3, 11, 12, 13])
+
+
 def test_whole_sequences() -> None:
     tokens = np.array([[5, 6, 7], [8, 9, 0]])
     batch = Batch.of_sequences(jnp.asarray(tokens), jnp.array([3, 2]), BY_XLA)

@@ -10,8 +10,10 @@ from jaxtyping import install_import_hook
 
 MODULES = (
     "pallas_kernels.attention.api",
+    "pallas_kernels.attention.blocks",
     "pallas_kernels.attention.dense",
     "pallas_kernels.attention.masks",
+    "pallas_kernels.attention.pallas_decode",
     "pallas_kernels.attention.rotary",
     "pallas_kernels.attention.xla",
     "pallas_kernels.matmul.api",

@@ -251,10 +251,7 @@ def _kernel(
                 row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
             )  # fmt: skip
 
-        if pages_ref is None:
-            pages = [plgpu.load(page_table_ref.at[row, cached // heads.page_size])]
-        else:
-            pages = [plgpu.load(pages_ref.at[tile.in_batch(row, token)]) for token in range(tile.tokens)]
+        pages = _pages_of_new(page_table_ref, pages_ref, tile, row, cached)
         blocks = jnp.maximum(pl.cdiv(end - first, config.block), 0)
         empty = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(0, blocks, add_block, empty)
@@ -268,14 +265,22 @@ def _kernel(
             return running
 
         running = lax.cond(split == active - 1, add_new, lambda running: running, running)
-        if config.splits == 1:
-            if sinks_ref is not None:
-                sinks = plgpu.load(sinks_ref.at[head * heads.group + tile.member(place)], mask=real, other=MASKED)
-                running = running.add_sinks(sinks * LOG2_E)
-            store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
-        else:
-            part = tile.partial(row, head, split, config.splits, place)
-            _store_part(out_refs, part, real, heads, running)
+        if config.splits > 1:
+            _store_part(out_refs, tile.partial(row, head, split, config.splits, place), real, heads, running)
+            return
+        if sinks_ref is not None:
+            sinks = plgpu.load(sinks_ref.at[head * heads.group + tile.member(place)], mask=real, other=MASKED)
+            running = running.add_sinks(sinks * LOG2_E)
+        store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
+
+
+def _pages_of_new(
+    page_table_ref: Ref, pages_ref: Ref | None, tile: _Tile, row: jax.Array, cached: jax.Array
+) -> list[jax.Array]:
+    """The page that takes each of a row's new tokens, which follow `cached` ones."""
+    if pages_ref is None:
+        return [plgpu.load(page_table_ref.at[row, cached // tile.heads.page_size])]
+    return [plgpu.load(pages_ref.at[tile.in_batch(row, token)]) for token in range(tile.tokens)]
 
 
 def _store_part(

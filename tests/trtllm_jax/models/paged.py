@@ -1,4 +1,4 @@
-"""A model over a paged cache without an engine: what each step computes is the test's to say."""
+"""A model over a paged cache without an engine: the test chooses the tokens of each step."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ NAME, GGUF_NAME = "PocketForCausalLM", "pocket"
 IDS = [5, 80, 3, 200, 41, 7]
 
 # It is Llama in all but name, in the place of its last norm, and in how llama.cpp stores it.
-NORMS = ("model.norm.weight", "model.final_layernorm.weight")
+MODULES = ("model.norm", "model.final_layernorm")
 RECORD = f'''
 GGUF = (
     GgufArchitecture(
@@ -57,7 +57,7 @@ def pocket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The architecture's file, in a folder that `trtllm_jax.models` searches like its own."""
     source = (Path(models.__path__[0]) / "llama.py").read_text()
     record = source[source.index("\nGGUF = (") : source.index("\n)\n") + 3]
-    source = source.replace(record, RECORD).replace("LlamaForCausalLM", NAME).replace(*NORMS)
+    source = source.replace(record, RECORD).replace("LlamaForCausalLM", NAME).replace(*MODULES)
     folder = tmp_path / "more_models"
     folder.mkdir()
     (folder / "pocket.py").write_text(source.replace(source.splitlines()[0], '"""Pocket, a model of this test."""'))
@@ -74,7 +74,7 @@ def folder(tiny_llama: Path, tmp_path: Path) -> Path:
     shutil.copytree(tiny_llama, folder)
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"architectures": [NAME], "model_type": "pocket"}))
-    tensors = {name.replace(*NORMS): values for name, values in load_file(folder / "model.safetensors").items()}
+    tensors = {name.replace(*MODULES): values for name, values in load_file(folder / "model.safetensors").items()}
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 

@@ -1,0 +1,193 @@
+"""What decoder-only architectures share beside their layers: their sizes, and the rows of their weights.
+
+An architecture's `Config` adds what is its own to `DecoderConfig`, and its `table` puts rows from here together with
+its own. The names of tensors are those of Hugging Face's Llama unless an argument says otherwise.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from checkpoints.error_text import short_repr
+from checkpoints.table import Stored, Weight
+from trtllm_jax.common.numbers import INT32_MAX
+from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive
+from trtllm_jax.nn.rope import context_stretch
+
+LAYER = "model.layers.{i}"
+ATTENTION = f"{LAYER}.self_attn"
+MLP = f"{LAYER}.mlp"
+
+SLIDING, FULL = "sliding_attention", "full_attention"
+"""The kinds of layers that `layer_types` names."""
+
+HEADS = ("kv_heads", "group", "head_dim")
+"""The axes of attention's result, which the output projection contracts."""
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The sizes of a decoder-only model.
+
+    Attributes:
+        vocab: entries of the vocabulary.
+        embed: channels of the residual stream.
+        mlp: hidden channels of the feed-forward block.
+        num_layers: layers.
+        kv_heads: key-value heads.
+        group: query heads of a key-value head.
+        head_dim: channels of a head.
+        eps: what norms add to the mean square or the variance.
+        tied: whether the logits are computed with the embeddings.
+        max_position: tokens of the longest sequence.
+    """
+
+    vocab: int
+    embed: int
+    mlp: int
+    num_layers: int
+    kv_heads: int
+    group: int
+    head_dim: int
+    eps: float
+    tied: bool
+    max_position: int
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The extent of every logical axis that the table names."""
+        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
+        return {name: getattr(self, name) for name in names} | {"layers": self.num_layers}
+
+    @property
+    def keys_and_values(self) -> KeysAndValues:
+        """What a layer keeps of each token."""
+        return KeysAndValues(self.kv_heads, self.head_dim)
+
+
+def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied: bool = False) -> dict[str, Any]:
+    """The fields of `DecoderConfig` as most Hugging Face configurations spell them.
+
+    `eps` names the field of the norms' epsilon, `tied` is what an absent `tie_word_embeddings` means. ValueError names
+    a field that is missing or makes no sense.
+    """
+    heads = positive(config, "num_attention_heads")
+    kv_heads = positive(config, "num_key_value_heads", default=heads)
+    if heads % kv_heads:
+        raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
+    embed = positive(config, "hidden_size")
+    positions = positive(config, "max_position_embeddings", default=2048)
+    return {
+        "vocab": positive(config, "vocab_size"),
+        "embed": embed,
+        "mlp": positive(config, "intermediate_size"),
+        "num_layers": positive(config, "num_hidden_layers", most=MAX_LAYERS),
+        "kv_heads": kv_heads,
+        "group": heads // kv_heads,
+        "head_dim": positive(config, "head_dim", default=embed // heads, most=MAX_HEAD_DIM),
+        "eps": number(config, eps, default=1e-6),
+        "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
+        "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
+    }
+
+
+def layer_windows(
+    config: Mapping[str, Any], num_layers: int, is_windowed: Callable[[int], bool] = lambda index: True
+) -> tuple[int | None, ...]:
+    """The window of each layer, None for one that sees everything: `sliding_window` where `layer_types` say so.
+
+    `is_windowed` says it of configurations without `layer_types`, as older ones are.
+    """
+    kinds = config.get("layer_types")
+    if kinds is None:
+        kinds = [SLIDING if is_windowed(index) else FULL for index in range(num_layers)]
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
+        raise ValueError(
+            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
+            f"names, {SLIDING!r} or {FULL!r}"
+        )
+    if SLIDING not in kinds or config.get("sliding_window") is None:
+        return (None,) * num_layers
+    window = positive(config, "sliding_window")
+    return tuple(window if kind == SLIDING else None for kind in kinds)
+
+
+def cache_groups(config: DecoderConfig, windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
+    """A group for the layers of each window, those that see everything first."""
+    ordered = sorted(set(windows), key=lambda window: (window is not None, window or 0))
+    return tuple(
+        CacheGroup(
+            tuple(index for index, of_layer in enumerate(windows) if of_layer == window),
+            config.keys_and_values,
+            window,
+        )
+        for window in ordered
+    )
+
+
+def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:
+    """`embed`, and `head` where the logits are not computed with the embeddings."""
+    weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
+    if not config.tied:
+        weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+    return weights
+
+
+def norm(path: str, module: str, *, axis: str = "embed", bias: bool = False) -> list[Weight]:
+    """The weight of a norm at `path`, and its bias at `{path}_bias`."""
+    weights = [Weight(path, axis, (Stored(f"{module}.weight", axis),))]
+    if bias:
+        weights.append(Weight(f"{path}_bias", axis, (Stored(f"{module}.bias", axis),)))
+    return weights
+
+
+def attention(
+    *, bias: bool = False, output_bias: bool = False, module: str = ATTENTION, output: str = "o_proj"
+) -> list[Weight]:
+    """`qkv`, which fuses three projections, and `o`, with their biases."""
+    heads = "(kv_heads qkv head_dim)"
+
+    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
+        sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
+        return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
+
+    axes = "kv_heads group head_dim"
+    stored = (Stored(f"{module}.{output}.weight", f"embed ({axes})"),)
+    weights = [
+        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight("layers.{i}.o", f"embed {axes}", stored),
+    ]
+    if bias:
+        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
+    if output_bias:
+        weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
+    return weights
+
+
+def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
+    """`gate_up`, which fuses two projections, and `down`, with their biases."""
+
+    def gate_up(suffix: str, layout: str) -> tuple[Stored, ...]:
+        return tuple(Stored(f"{module}.{name}.{suffix}", layout, 1) for name in ("gate_proj", "up_proj"))
+
+    weights = [
+        Weight("layers.{i}.gate_up", "two mlp embed", gate_up("weight", "(two mlp) embed"), fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
+    ]
+    if bias:
+        weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
+        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
+    return weights
+
+
+def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:
+    """`up` and `down` of a block without a gate, with their biases; the arguments are the modules' names."""
+    weights = [
+        Weight("layers.{i}.up", "mlp embed", (Stored(f"{up}.weight", "mlp embed"),)),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{down}.weight", "embed mlp"),)),
+    ]
+    if bias:
+        weights.append(Weight("layers.{i}.up_bias", "mlp", (Stored(f"{up}.bias", "mlp"),)))
+        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
+    return weights

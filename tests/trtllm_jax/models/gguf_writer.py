@@ -21,13 +21,23 @@ def write_gguf(folder: Path, path: Path, name: str) -> Path:
     names = get_tensor_name_map(arch, config["num_hidden_layers"])
     for tensor, values in load_file(folder / "model.safetensors").items():
         module, _, kind = tensor.rpartition(".")
-        stored = values + np.float32(1) if name.startswith("gemma") and module.endswith("norm") else values
+        stored = _converted(name, module.rpartition(".")[2], values, config)
         writer.add_tensor(f"{names.get_name(module)}.{kind}", quants.quantize(stored, GGMLQuantizationType.F32))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def _converted(name: str, module: str, values: np.ndarray, config: dict[str, Any]) -> np.ndarray:
+    """What llama.cpp stores: Gemma's norms plus one, the halves of Llama's query and key heads interleaved."""
+    if name.startswith("gemma") and module.endswith("norm"):
+        return values + np.float32(1)
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(module)
+    if name != "llama" or heads is None:
+        return values
+    return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
 
 
 def _add_sizes(writer: GGUFWriter, config: dict[str, Any]) -> None:

@@ -54,8 +54,6 @@ class ModelSuite:
     served: ClassVar[Sequence[str]]
     slow: ClassVar[Sequence[str]] = ()
     """The configurations whose tests are all slow."""
-    gguf: ClassVar[Mapping[str, str]] = {}
-    """The configurations that a GGUF file can state, with the names of their architecture there."""
     module: ClassVar[ModuleType | None] = None
     """The architecture; None for the one that the package finds by the configuration."""
 
@@ -111,12 +109,6 @@ class ModelSuite:
         for name, values in expected.items():
             np.testing.assert_array_equal(stored[name].view(np.uint32), values.view(np.uint32), err_msg=name)
 
-    def test_gguf_files_compute_what_transformers_does(self, tiny: TinyModel, gguf_file: Path) -> None:
-        """As llama.cpp would convert the same checkpoint."""
-        model, params = load_model(gguf_file, dtype="float32")
-        logits = np.asarray(jax.jit(model)(params, np.array([tiny.prompt(LONG)])))[0]
-        assert relative_error(logits, tiny.expected_logits(tiny.prompt(LONG))) < 1e-4
-
     @pytest.mark.slow
     def test_greedy_tokens_are_those_of_transformers(
         self, tiny: TinyModel, generate: Callable[[Sequence[Prompt], int], list[list[int]]]
@@ -126,3 +118,18 @@ class ModelSuite:
         expected = [tiny.expected_tokens(prompt, 16) for prompt in prompts]
         assert generate(prompts, 16) == expected
         assert generate(prompts, 16) == expected
+
+
+class GgufModelSuite(ModelSuite):
+    """The same for architectures that are read from GGUF files, of which `gguf` has some configurations.
+
+    Each with the architecture's name there.
+    """
+
+    gguf: ClassVar[Mapping[str, str]]
+
+    def test_gguf_files_compute_what_transformers_does(self, tiny: TinyModel, gguf_file: Path) -> None:
+        """As llama.cpp would convert the same checkpoint."""
+        model, params = load_model(gguf_file, dtype="float32")
+        logits = np.asarray(jax.jit(model)(params, np.array([tiny.prompt(LONG)])))[0]
+        assert relative_error(logits, tiny.expected_logits(tiny.prompt(LONG))) < 1e-4

@@ -8,7 +8,7 @@ from transformers import Qwen3Config
 
 from trtllm_jax.models.qwen3 import Config
 
-from .suite import ModelSuite
+from .suite import GgufModelSuite
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e6}
 
@@ -22,7 +22,7 @@ def config(**fields: Any) -> Qwen3Config:
     return Qwen3Config(**copy.deepcopy(sizes | fields))
 
 
-class TestQwen3(ModelSuite):
+class TestQwen3(GgufModelSuite):
     configs: ClassVar = {
         "windows after the first layer": config(
             use_sliding_window=True, sliding_window=7, max_window_layers=1, tie_word_embeddings=True

@@ -12,13 +12,22 @@ MAX_HEAD_DIM = 65_536
 
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
     """`config[field]` as an int from 1 to `most`; `default` if it is absent or null."""
+    return count(config, field, default=default, least=1, most=most)
+
+
+def count(
+    config: Mapping[str, Any], field: str, *, default: int | None = None, least: int = 0, most: int = INT32_MAX
+) -> int:
+    """`config[field]` as an int from `least` to `most`; `default` if it is absent or null."""
     value = config.get(field)
     if value is None:
         value = default
     if value is None:
         raise ValueError(f"config.json lacks {field}; the model folder is incomplete or of another architecture")
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a whole number from 1 to {most}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(
+            f"config.json has {field}={short_repr(value)}; it must be a whole number from {least} to {most}"
+        )
     return value
 
 
@@ -29,6 +38,16 @@ def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < FLOAT32_MAX:
         raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a number of at least 0")
+    return float(value)
+
+
+def above_zero(config: Mapping[str, Any], field: str) -> float | None:
+    """`config[field]` as a finite float above 0; None if it is absent or null."""
+    value = config.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value < FLOAT32_MAX:
+        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a number above 0")
     return float(value)
 
 

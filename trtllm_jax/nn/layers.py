@@ -146,6 +146,15 @@ def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
     return flat, weight.reshape(-1, flat.shape[1])
 
 
+def normalised_heads(qkv: jax.Array, q_norm: Norm, k_norm: Norm, batch: Batch) -> jax.Array:
+    """Fused projections [t, h, g + 2, d], every query and every key normalised over its channels.
+
+    (Dehghani et al. 2023, arXiv:2302.05442.)
+    """
+    queries, keys = norm(qkv[:, :, :-2], q_norm, batch), norm(qkv[:, :, -2:-1], k_norm, batch)
+    return jnp.concatenate([queries, keys, qkv[:, :, -1:]], axis=2)
+
+
 def attention(
     qkv: Float[Array, "t h qkv d"],
     batch: Batch,

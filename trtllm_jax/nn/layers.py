@@ -142,6 +142,25 @@ def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
     return flat, weight.reshape(-1, flat.shape[1])
 
 
+def normalised_across_heads(qkv: jax.Array, weight: jax.Array, batch: Batch, *, heads: int, eps: float) -> jax.Array:
+    """Projections [t, h, g + 2, d] whose queries are divided by the root mean square of all heads' channels, and keys.
+
+    The `weight` is [h, g + 1, d], that of the queries and of the key. `heads` are the model's query heads, without the
+    padding, whose channels are zeros and add nothing to the sums.
+    """
+    turned = qkv[:, :, :-1].astype(jnp.float32)
+    squares = jnp.sum(turned**2, axis=-1)
+    # A key counts once for each query that it serves here: then devices that share a key-value head add up to once for
+    # each query head of the model too, and both means are over as many channels.
+    group = squares.shape[2] - 1
+    sums = jnp.stack([squares[:, :, :-1].sum((1, 2)), group * squares[:, :, -1].sum(1)], axis=1)
+    mean = sharding.all_reduce(sums, "kv_heads", rules=batch.execution.rules) / (heads * qkv.shape[-1])
+    of_queries, of_keys = jnp.split(lax.rsqrt(mean + eps), 2, axis=1)
+    scale = jnp.concatenate([jnp.repeat(of_queries, group, axis=1), of_keys], axis=1)
+    normed = turned * scale[:, None, :, None] * weight.astype(jnp.float32)
+    return jnp.concatenate([normed.astype(qkv.dtype), qkv[:, :, -1:]], axis=2)
+
+
 def attention(
     qkv: jax.Array,
     batch: Batch,

@@ -31,12 +31,15 @@ class Rope:
     dynamic: tuple[float, float, int] | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], head_dim: int) -> "Rope":
-        """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing."""
+    def from_config(cls, config: Mapping[str, Any], head_dim: int, theta: float = 10000.0) -> "Rope":
+        """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing.
+
+        `theta` is what an absent `rope_theta` means.
+        """
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
         scaling = _scaling(config)
-        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=10000.0)
+        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=theta)
         kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
         longest = int(_number(config, "max_position_embeddings", default=2048, least=1))

@@ -24,7 +24,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run a suite's tests for every configuration of the subclass; those that need an engine for some of them."""
     if "tiny" in metafunc.fixturenames:
         names = metafunc.cls.served if "generate" in metafunc.fixturenames else metafunc.cls.configs
-        metafunc.parametrize("tiny", names, indirect=True, scope="class")
+        slow = set(metafunc.cls.slow)
+        params = [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
+        metafunc.parametrize("tiny", params, indirect=True, scope="class")
 
 
 @pytest.fixture(scope="class")

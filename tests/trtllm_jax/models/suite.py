@@ -50,6 +50,8 @@ class ModelSuite:
 
     configs: ClassVar[Mapping[str, PreTrainedConfig]]
     served: ClassVar[Sequence[str]]
+    slow: ClassVar[Sequence[str]] = ()
+    """The configurations whose tests are all slow ones."""
     module: ClassVar[ModuleType | None] = None
     """The architecture; None for the one that the package finds by the configuration."""
 

@@ -52,7 +52,7 @@ class Batch:
     Attributes:
         tokens: int32 [t], the ids; padding may hold any valid id.
         positions: int32 [t], each token's place in its sequence.
-        rope_lengths: int32 [t], tokens the sequence had when the token entered it (dynamic rope depends on it).
+        rope_lengths: int32 [t], tokens the sequence had when the token entered it (some ropes depend on it).
         locations: where keys and values live in the layer's cache group, and which tokens are whose; None without a
             cache. The forward pass fills it in for each layer.
         groups: the same for every cache group; empty without a cache.

@@ -43,7 +43,7 @@ class Model:
     @property
     def rope_stretch(self) -> int | None:
         """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
-        trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
+        trained = [rope.longer.trained for rope in self.module.ropes(self.config) if rope.longer]
         return min(trained, default=None)
 
     def weight_dtype(self, params: Any) -> jnp.dtype:

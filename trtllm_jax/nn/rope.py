@@ -17,18 +17,50 @@ MOST = 1e30  # of any number: what is computed from two of them stays within flo
 
 
 @dataclass(frozen=True)
+class GrowingBase:
+    """Frequencies of sequences longer than `trained` (dynamic NTK): the base grows with the length."""
+
+    trained: int
+    base: float
+    factor: float
+
+    def frequencies(self, lengths: jax.Array, pairs: int) -> jax.Array:
+        """Radians a position, float32 [t, pairs], in sequences of `lengths` [t]."""
+        dim = 2 * pairs
+        length = jnp.maximum(lengths, self.trained)[:, None].astype(jnp.float32)
+        grown = self.base * (self.factor * length / self.trained - (self.factor - 1)) ** (dim / (dim - 2))
+        return 1.0 / grown ** (jnp.arange(0, dim, 2) / dim)
+
+
+@dataclass(frozen=True)
+class LongFrequencies:
+    """Frequencies of sequences longer than `trained` that do not depend on how much longer (LongRoPE).
+
+    A key keeps the frequencies of the length at its time, as with every rope here. Transformers computes all keys again
+    when a sequence grows beyond `trained` by generating.
+    """
+
+    trained: int
+    values: tuple[float, ...]
+
+    def frequencies(self, lengths: jax.Array, pairs: int) -> jax.Array:
+        """Radians a position, float32 [1, pairs], in sequences of any lengths."""
+        return jnp.asarray(self.values, jnp.float32)[None]
+
+
+@dataclass(frozen=True)
 class Rope:
     """Rotation frequencies of one attention head, resolved from a model's configuration.
 
     Attributes:
         frequencies: radians a position for each of the head_dim / 2 pairs.
         attention_factor: factor on cosine and sine (yarn's temperature; 1 otherwise).
-        dynamic: (base, factor, trained length) where the base grows with the sequence (dynamic NTK), else None.
+        longer: what takes the frequencies' place in sequences longer than some length; None where nothing does.
     """
 
     frequencies: tuple[float, ...]
     attention_factor: float = 1.0
-    dynamic: tuple[float, float, int] | None = None
+    longer: GrowingBase | LongFrequencies | None = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], head_dim: int, theta: float = 10000.0) -> "Rope":
@@ -55,12 +87,29 @@ class Rope:
             return cls(tuple(_llama3(plain, scaling, trained)))
         if kind == "yarn":
             return _yarn(plain, base, head_dim, scaling, trained)
+        if kind == "longrope":
+            return _longrope(plain, scaling, trained, longest)
         if kind == "frequency_factors":
             return cls(tuple(plain / _factors(scaling, len(plain))))
         raise ValueError(
             f"rope_scaling has rope_type {short_repr(kind)}, which is not supported; supported: default, linear, "
-            "dynamic, llama3, yarn, frequency_factors"
+            "dynamic, llama3, yarn, longrope, frequency_factors"
         )
+
+
+def rotary_channels(config: Mapping[str, Any], head_dim: int, part: float = 1.0) -> int:
+    """How many channels of a head are rotated: `partial_rotary_factor` of them, where absent `part` of them."""
+    scaling = _scaling(config)
+    field = "partial_rotary_factor"
+    stated = scaling if scaling.get(field) is not None else config
+    factor = _number(stated, field, default=part)
+    channels = int(head_dim * factor)
+    if not 2 <= channels <= head_dim:
+        raise ValueError(
+            f"config.json has partial_rotary_factor={factor:g}, which rotates {channels} of {head_dim} channels of a "
+            "head; it must be at least 2 of them, and at most all"
+        )
+    return channels
 
 
 def context_stretch(config: Mapping[str, Any]) -> float:
@@ -97,17 +146,32 @@ def _number(record: Mapping[str, Any], field: str, *, default: float | None = No
     return float(value)
 
 
-def _factors(scaling: Mapping[str, Any], pairs: int) -> np.ndarray:
-    factors = scaling.get("factors")
+def _factors(scaling: Mapping[str, Any], pairs: int, field: str = "factors") -> np.ndarray:
+    factors = scaling.get(field)
     if not isinstance(factors, list) or len(factors) != pairs:
-        raise ValueError(f"rope_scaling has factors={short_repr(factors)}; it must be a list of {pairs} numbers")
-    return np.array([_number({"rope_type": scaling["rope_type"], "factors": one}, "factors") for one in factors])
+        raise ValueError(f"rope_scaling has {field}={short_repr(factors)}; it must be a list of {pairs} numbers")
+    return np.array([_number({"rope_type": scaling["rope_type"], field: one}, field) for one in factors])
 
 
 def _dynamic(plain: np.ndarray, base: float, scaling: Mapping[str, Any], longest: int) -> Rope:
     if len(plain) < 2:
         raise ValueError(f"head_dim={2 * len(plain)} is too small for rope_type 'dynamic'; it must be at least 4")
-    return Rope(tuple(plain), dynamic=(base, _number(scaling, "factor"), longest))
+    return Rope(tuple(plain), longer=GrowingBase(longest, base, _number(scaling, "factor")))
+
+
+def _longrope(plain: np.ndarray, scaling: Mapping[str, Any], trained: int, longest: int) -> Rope:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a divisor a pair, others beyond the trained length."""
+    short, long = (_factors(scaling, len(plain), field) for field in ("short_factor", "long_factor"))
+    factor = longest / trained if scaling.get("factor") is None else _number(scaling, "factor")
+    if scaling.get("attention_factor") is not None:
+        attention_factor = _number(scaling, "attention_factor")
+    elif factor <= 1:
+        attention_factor = 1.0
+    elif trained == 1:
+        raise ValueError("original_max_position_embeddings=1 is too small for rope_type 'longrope'; it must be above 1")
+    else:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained))
+    return Rope(tuple(plain / short), attention_factor, LongFrequencies(trained, tuple(plain / long)))
 
 
 def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:
@@ -154,7 +218,7 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
 def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
     """The rotation of tokens at `positions` [t], computed once for all layers and in float32.
 
-    `lengths` [t] are the sequence's tokens when the token entered it; only dynamic scaling looks at them.
+    `lengths` [t] are the sequence's tokens when the token entered it; only scaling of long sequences looks at them.
     """
     angles = positions[:, None].astype(jnp.float32) * _frequencies(rope, lengths)
     both = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
@@ -163,12 +227,9 @@ def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
 
 
 def _frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
-    """Radians a position: [pairs], or [t, pairs] where the base depends on the sequence's length."""
+    """Radians a position: [pairs], or [t, pairs] where they depend on the sequence's length."""
     plain = jnp.asarray(rope.frequencies, jnp.float32)
-    if rope.dynamic is None:
+    if rope.longer is None:
         return plain
-    base, factor, trained = rope.dynamic
-    dim = 2 * len(rope.frequencies)
-    length = jnp.maximum(lengths, trained)[:, None].astype(jnp.float32)
-    grown = base * (factor * length / trained - (factor - 1)) ** (dim / (dim - 2))
-    return 1.0 / grown ** (jnp.arange(0, dim, 2) / dim)
+    longer = rope.longer.frequencies(lengths, len(rope.frequencies))
+    return jnp.where(lengths[:, None] > rope.longer.trained, longer, plain)

@@ -8,7 +8,7 @@ from checkpoints.checkpoint import Checkpoint, open_checkpoint
 from checkpoints.load import as_hugging_face, check, ignorable
 from checkpoints.orbax_folder import find_arrays
 from checkpoints.source import TensorSource
-from checkpoints.table import Sizes, Weight, blocks, expand
+from checkpoints.table import Sizes, Weight, blocks, expand, stored_shapes
 from sharding import Extents
 from trtllm_jax.logger import logger
 from trtllm_jax.models import architecture, gguf_architectures
@@ -65,7 +65,7 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
     check(rows, source, sizes=model.sizes, ignore=ignorable(checkpoint.config))
-    names = tuple(block.name for row in rows for block in blocks(row, Extents(model.sizes)))
+    names = tuple(stored_shapes(block for row in rows for block in blocks(row, Extents(model.sizes))))
     return SourceWeights(source, names, rows, model.sizes)
 
 

@@ -57,7 +57,7 @@ class Batch:
     Attributes:
         tokens: the token ids; padding may have any valid id.
         positions: each token's place in its sequence.
-        rope_lengths: how long each token's sequence was when the token was added to it, for dynamic ropes.
+        rope_lengths: how long each token's sequence was when the token was added to it, for ropes that depend on it.
         locations: where the tokens' keys and values are in the cache group of a layer; None without a cache. The
             forward pass sets it for each layer.
         groups: the locations in every cache group; empty without a cache.

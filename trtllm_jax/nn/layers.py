@@ -146,13 +146,36 @@ def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
     return flat, weight.reshape(-1, flat.shape[1])
 
 
-def normalised_heads(qkv: jax.Array, q_norm: Norm, k_norm: Norm, batch: Batch) -> jax.Array:
-    """Fused projections [t, h, g + 2, d], every query and every key normalised over its channels.
+def normalised_heads(
+    qkv: Float[Array, "t h qkv d"], q_norm: Norm, k_norm: Norm, batch: Batch
+) -> Float[Array, "t h qkv d"]:
+    """Fused projections with every query and every key normalised over its channels.
 
     (Dehghani et al. 2023, arXiv:2302.05442.)
     """
     queries, keys = norm(qkv[:, :, :-2], q_norm, batch), norm(qkv[:, :, -2:-1], k_norm, batch)
     return jnp.concatenate([queries, keys, qkv[:, :, -1:]], axis=2)
+
+
+def normalised_across_heads(
+    qkv: Float[Array, "t h qkv d"], weight: Float[Array, "h _ d"], batch: Batch, *, heads: int, eps: float
+) -> Float[Array, "t h qkv d"]:
+    """Fused projections whose queries are divided by the root mean square over all heads, and whose keys are too.
+
+    The `weight` is [h, g + 1, d], of the queries and of the key. `heads` is the number of the model's query heads
+    without padding; padded heads are zeros and add nothing to the sums.
+    """
+    turned = qkv[:, :, :-1].astype(jnp.float32)
+    squares = jnp.sum(turned**2, axis=-1)
+    # A key counts once for each query that it serves here: then devices that share a key-value head add up to once for
+    # each query head of the model too, and both means are over as many channels.
+    group = squares.shape[2] - 1
+    sums = jnp.stack([squares[:, :, :-1].sum((1, 2)), group * squares[:, :, -1].sum(1)], axis=1)
+    mean = sharding.all_reduce(sums, "kv_heads", rules=batch.execution.rules) / (heads * qkv.shape[-1])
+    of_queries, of_keys = jnp.split(lax.rsqrt(mean + eps), 2, axis=1)
+    scale = jnp.concatenate([jnp.repeat(of_queries, group, axis=1), of_keys], axis=1)
+    normed = turned * scale[:, None, :, None] * weight.astype(jnp.float32)
+    return jnp.concatenate([normed.astype(qkv.dtype), qkv[:, :, -1:]], axis=2)
 
 
 def attention(

@@ -43,8 +43,8 @@ class Model:
 
     @property
     def rope_stretch(self) -> int | None:
-        """The longest sequence whose rotations do not depend on its length (dynamic NTK); None if all are so."""
-        trained = [rope.dynamic[2] for rope in self.module.ropes(self.config) if rope.dynamic]
+        """The longest sequence whose rotations do not depend on its length (dynamic, longrope); None if all are so."""
+        trained = [rope.longer.trained for rope in self.module.ropes(self.config) if rope.longer]
         return min(trained, default=None)
 
     def weight_dtype(self, params: Any) -> jnp.dtype:

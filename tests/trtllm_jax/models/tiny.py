@@ -30,6 +30,7 @@ class TinyModel:
             # Far from zero, so that no two logits are close and every weight matters.
             torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3, generator=generator)
         self._reference.save_pretrained(folder)
+        self.hf_config = config
         self.folder = folder
         if module is None:
             self.model = open_model(folder)

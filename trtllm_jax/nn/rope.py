@@ -60,6 +60,29 @@ class Rope:
         )
 
 
+def of_layer_type(
+    config: Mapping[str, Any], layer_type: str, base: tuple[str, float], *, scaled: bool = True
+) -> dict[str, Any]:
+    """The configuration with the rope of the layers of one type, for `Rope.from_config`.
+
+    `rope_parameters` has a record for each type. Files before transformers 5 have none: there `base` names the field of
+    the base and its default, and `rope_scaling` is for the layers that are `scaled`.
+    """
+    records = config.get("rope_parameters") or {}
+    record = records.get(layer_type) or {} if isinstance(records, dict) else None
+    if not isinstance(record, dict) or "rope_type" in records or "rope_theta" in records:
+        raise ValueError(
+            f"config.json has rope_parameters={short_repr(records)}; it must have an object for each type of layers, "
+            f"such as {layer_type!r}"
+        )
+    scaling = config.get("rope_scaling") if scaled else None
+    if scaling is not None and not isinstance(scaling, dict):
+        raise ValueError(f"config.json has rope_scaling={short_repr(scaling)}; it must be an object")
+    field, default = base
+    stated = default if config.get(field) is None else config[field]
+    return {**config, "rope_scaling": None, "rope_parameters": {"rope_theta": stated, **record, **(scaling or {})}}
+
+
 def context_stretch(config: Mapping[str, Any]) -> float:
     """How many times max_position_embeddings a sequence may be long: linear and dynamic scaling state what was trained.
 

@@ -16,7 +16,7 @@ from checkpoints.fit import require_fit
 from checkpoints.packed_source import PackedSource
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorSource
-from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, leaf_shape, shape
+from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, leaf_shape, shape, stored_shapes
 from pallas_kernels.weights import quantize_int8
 from sharding import Extents, ShardingRules
 
@@ -62,7 +62,7 @@ def load_params(
 def check(rows: Iterable[Weight], source: TensorSource, *, sizes: Sizes, ignore: Sequence[str] = IGNORED) -> None:
     """ValueError unless the source holds exactly the tensors of the expanded rows, in their shapes."""
     places = (block for row in rows for block in blocks(row, Extents(sizes)))
-    require_fit({block.name: block.stored_shape for block in places}, source.info, ignore)
+    require_fit(stored_shapes(places), source.info, ignore)
 
 
 def as_hugging_face(source: TensorSource, rows: Sequence[Weight], sizes: Sizes) -> TensorSource:

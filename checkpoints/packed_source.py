@@ -5,11 +5,12 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 
 from checkpoints.fit import require_fit
 from checkpoints.source import TensorInfo, TensorSource
-from checkpoints.table import Block, Sizes, Weight, blocks, shape
+from checkpoints.table import Block, Sizes, Weight, blocks, shape, stored_shapes
 from sharding import Extents
 
 
@@ -21,19 +22,33 @@ class PackedSource:
 
     def __init__(self, arrays: TensorSource, rows: Iterable[Weight], sizes: Sizes) -> None:
         self._arrays = arrays
-        self._places: dict[str, tuple[Weight, Block]] = {}
+        self._places: dict[str, list[tuple[Weight, Block]]] = {}
         self.info: Mapping[str, TensorInfo] = {}
         rows, stored = tuple(rows), Extents(sizes)
         require_fit({row.path: shape(row, stored) for row in rows}, arrays.info)
-        self._places = {block.name: (row, block) for row in rows for block in blocks(row, stored)}
+        for row in rows:
+            for block in blocks(row, stored):
+                self._places.setdefault(block.name, []).append((row, block))
         self.info = {
-            name: TensorInfo(block.stored_shape, arrays.info[row.path].dtype)
-            for name, (row, block) in self._places.items()
+            name: TensorInfo(stored_shapes(block for _, block in parts)[name], arrays.info[parts[0][0].path].dtype)
+            for name, parts in self._places.items()
         }
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
         """One part of a tensor, cut from the smallest box of our array that contains it."""
-        row, block = self._places[name]
+        places = self._places[name]
+        if len(places) == 1:
+            return self._read_part(*places[0], index)
+        start, stop, _ = index[0].indices(self.info[name].shape[0])
+        parts = []
+        for row, block in places:
+            end = block.stored_shape[0]
+            of_part = slice(*(min(max(at - block.offset, 0), end) for at in (start, stop)))
+            parts.append(self._read_part(row, block, (of_part, *index[1:])))
+        return np.concatenate(parts)
+
+    def _read_part(self, row: Weight, block: Block, index: tuple[slice, ...]) -> npt.NDArray[Any]:
+        """One part of the tensor, or of the part of it, that a block holds."""
         wanted: dict[str, range] = {axis: range(block.size[axis]) for axis in row.axis_names}
         cut = []
         for group, length, part in zip(block.dims, block.stored_shape, index, strict=True):

@@ -67,6 +67,8 @@ def _read_block(
         index.append(slice(start * stride, (start + len(wanted[outer[-1]])) * stride))
         grouped += [*(len(wanted[axis]) for axis in outer), *(block.size[axis] for axis in inner)]
         cut += [*(slice(None) for _ in outer), *(slice(wanted[axis].start, wanted[axis].stop) for axis in inner)]
+    if block.offset:
+        index[0] = slice(index[0].start + block.offset, index[0].stop + block.offset)
     part = source.read(block.name, tuple(index)).reshape(grouped)[tuple(cut)]
     stored_order = list(itertools.chain(*block.dims))
     ours = part.transpose([stored_order.index(axis) for axis in axes if axis in stored_order])

@@ -20,12 +20,15 @@ Params = Any  # a pytree: dicts, and tuples of dicts where a path has a number
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor of a Hugging Face checkpoint, or a family of them.
+    """One tensor of a Hugging Face checkpoint, a part of one, or a family of them.
 
     `name` may hold `{i}`, the layer, and `{axis}`: then there is one tensor for each index of that logical axis
     ("experts.{experts}.w1.weight"), and the axis is not part of the layout. `layout` lists the stored dimensions, each
     a logical axis or a parenthesised group of them, outermost first. `size` is the extent along the row's fused axis: a
     name in the sizes or a number; with size 1 the layout may leave that axis out.
+
+    Several of one row that have the same name are the parts of one tensor, in order along its first stored dimension:
+    a `qkv_proj.weight` in which all the queries are followed by all the keys and all the values.
     """
 
     name: str
@@ -77,6 +80,9 @@ class Weight:
                     f"weight {self.path!r} has the axes {self.axes!r}, but {stored.name!r} states {stored.layout!r}: "
                     "each axis must be there exactly once"
                 )
+        for name in {stored.name for stored in self.stored}:
+            if len({stored.dims[1:] for stored in self.stored if stored.name == name}) > 1:
+                raise ValueError(f"weight {self.path!r} has parts of {name!r} that differ behind the first dimension")
 
     @property
     def axis_names(self) -> tuple[str, ...]:
@@ -87,7 +93,8 @@ class Weight:
 class Block(NamedTuple):
     """The location of one stored tensor in our array: `start` and `size` along every axis, without padding.
 
-    Along the axes in `times` each stored index is repeated so many times.
+    Along the axes in `times` each stored index is repeated so many times. Of a tensor in several parts this is the one
+    that begins at index `offset` of its first dimension.
     """
 
     name: str
@@ -95,10 +102,11 @@ class Block(NamedTuple):
     start: Sizes
     size: Sizes
     times: Sizes
+    offset: int = 0
 
     @property
     def stored_shape(self) -> tuple[int, ...]:
-        """The shape of the tensor in the checkpoint."""
+        """The shape of the tensor, or the part, in the checkpoint."""
         return tuple(math.prod(self.size[axis] for axis in group) for group in self.dims)
 
     def span(self, axis: str) -> range:
@@ -130,6 +138,7 @@ def blocks(row: Weight, extents: Extents) -> tuple[Block, ...]:
     """The places of a row's stored tensors, in the order of the row. Padding follows each axis and each fused piece."""
     found: list[Block] = []
     offset = 0
+    ends: dict[str, int] = {}  # of the parts of each tensor so far
     for stored in row.stored:
         size, times = stored_size(row, stored, extents)
         start = dict.fromkeys(row.axis_names, 0)
@@ -138,10 +147,21 @@ def blocks(row: Weight, extents: Extents) -> tuple[Block, ...]:
         for chosen in itertools.product(*(range(size[axis]) for axis in stored.indexed)):
             index = dict(zip(stored.indexed, chosen, strict=True))
             name = stored.name.format(**index)
-            found.append(Block(name, stored.dims, start | index, size | dict.fromkeys(index, 1), times))
+            one = size | dict.fromkeys(index, 1)
+            found.append(Block(name, stored.dims, start | index, one, times, ends.get(name, 0)))
+            ends[name] = found[-1].offset + math.prod(found[-1].stored_shape[:1])
         if row.fuse is not None:
             offset += piece_size(row, stored, extents)[row.fuse]
     return tuple(found)
+
+
+def stored_shapes(places: Iterable[Block]) -> dict[str, tuple[int, ...]]:
+    """The shape of every tensor of which some places hold all parts, by name."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for block in places:
+        first, *others = block.stored_shape or (1,)
+        shapes[block.name] = (block.offset + first, *others) if block.stored_shape else ()
+    return shapes
 
 
 def piece_size(row: Weight, stored: Stored, extents: Extents) -> dict[str, int]:
@@ -191,13 +211,16 @@ def to_stored(row: Weight, array: npt.ArrayLike, extents: Extents) -> Iterator[t
     values = np.asarray(array)
     if values.shape != shape(row, extents):
         raise ValueError(f"weight {row.path!r} has the shape {values.shape}, expected {shape(row, extents)}")
+    parts: dict[str, list[npt.NDArray[Any]]] = {}
     for block in blocks(row, extents):
         spans = [block.span(axis) for axis in row.axis_names]
         piece = values[tuple(slice(span.start, span.stop, span.step) for span in spans)]
         stored_order = list(itertools.chain(*block.dims))
         absent = [a for a in row.axis_names if a not in stored_order]
         ordered = piece.transpose([row.axis_names.index(a) for a in (*absent, *stored_order)])
-        yield block.name, ordered.reshape(block.stored_shape)
+        parts.setdefault(block.name, []).append(ordered.reshape(block.stored_shape))
+    for name, pieces in parts.items():
+        yield name, pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
 def leaf_of(params: Params, path: str) -> Any:

@@ -1,4 +1,4 @@
-"""Careful reading of the fields of a config.json, for every architecture."""
+"""Checked access to the fields of a config.json, for every architecture."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,14 +11,14 @@ MAX_HEAD_DIM = 65_536
 
 
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
-    """`config[field]` as an int from 1 to `most`, `default` where it is absent or null."""
+    """`config[field]` as an int from 1 to `most`; `default` if it is absent or null."""
     return count(config, field, default=default, least=1, most=most)
 
 
 def count(
     config: Mapping[str, Any], field: str, *, default: int | None = None, least: int = 0, most: int = INT32_MAX
 ) -> int:
-    """`config[field]` as an int from `least` to `most`, `default` where it is absent or null."""
+    """`config[field]` as an int from `least` to `most`; `default` if it is absent or null."""
     value = config.get(field)
     if value is None:
         value = default
@@ -32,7 +32,7 @@ def count(
 
 
 def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
-    """`config[field]` as a finite float of at least 0, `default` where it is absent or null."""
+    """`config[field]` as a finite float of at least 0; `default` if it is absent or null."""
     value = config.get(field)
     if value is None:
         return default
@@ -42,7 +42,7 @@ def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
 
 
 def above_zero(config: Mapping[str, Any], field: str) -> float | None:
-    """`config[field]` as a finite float above 0, None where it is absent or null."""
+    """`config[field]` as a finite float above 0; None if it is absent or null."""
     value = config.get(field)
     if value is None:
         return None
@@ -52,7 +52,7 @@ def above_zero(config: Mapping[str, Any], field: str) -> float | None:
 
 
 def flag(config: Mapping[str, Any], field: str) -> bool:
-    """`config[field]` as a bool, False where it is absent or null."""
+    """`config[field]` as a bool; False if it is absent or null."""
     value = config.get(field)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"config.json has {field}={short_repr(value)}; it must be true or false")
@@ -60,7 +60,7 @@ def flag(config: Mapping[str, Any], field: str) -> bool:
 
 
 def require(config: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
-    """Refuse a configuration whose field holds something that the layers do not compute; absent means the first."""
+    """Raise ValueError for a field whose value is not among those allowed; an absent field has the first of them."""
     for field, values in allowed.items():
         value = config.get(field, values[0])
         if value not in values:

@@ -5,38 +5,74 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float32, Int32
 
 from checkpoints.error_text import short_repr
 from pallas_kernels.attention import Rotation
 
-MOST = 1e30  # of any number: what is computed from two of them stays within float64
+MOST = 1e30
+"""The largest number accepted in a configuration; products and quotients of two such numbers fit in float64."""
+
+
+@dataclass(frozen=True)
+class GrowingBase:
+    """Frequencies of sequences longer than `trained` (dynamic NTK): the base grows with the length."""
+
+    trained: int
+    base: float
+    factor: float
+
+    def frequencies(self, lengths: Int32[Array, " t"], pairs: int) -> Float32[Array, "t pairs"]:
+        """Radians per position in sequences of these lengths."""
+        dim = 2 * pairs
+        length = jnp.maximum(lengths, self.trained)[:, None].astype(jnp.float32)
+        grown = self.base * (self.factor * length / self.trained - (self.factor - 1)) ** (dim / (dim - 2))
+        return 1.0 / grown ** (jnp.arange(0, dim, 2) / dim)
+
+
+@dataclass(frozen=True)
+class LongFrequencies:
+    """Frequencies of sequences longer than `trained` that do not depend on how much longer (LongRoPE).
+
+    A key keeps the frequencies of the length at its time, as with every rope here. Transformers computes all keys again
+    when a sequence grows beyond `trained` by generating.
+    """
+
+    trained: int
+    values: tuple[float, ...]
+
+    def frequencies(self, lengths: Int32[Array, " t"], pairs: int) -> Float32[Array, "1 pairs"]:
+        """Radians per position, the same for all lengths."""
+        return jnp.asarray(self.values, jnp.float32)[None]
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation frequencies of one attention head, resolved from a model's configuration.
+    """The rotation frequencies of an attention head, as a model's configuration gives them.
 
     Attributes:
-        frequencies: radians a position for each of the head_dim / 2 pairs.
-        attention_factor: factor on cosine and sine (yarn's temperature; 1 otherwise).
-        dynamic: (base, factor, trained length) where the base grows with the sequence (dynamic NTK), else None.
+        frequencies: radians per position for each of the head_dim / 2 pairs of channels.
+        attention_factor: the factor on cosine and sine (YaRN's temperature; 1 for other types).
+        longer: the frequencies of sequences longer than the trained length; None if they are the same.
     """
 
     frequencies: tuple[float, ...]
     attention_factor: float = 1.0
-    dynamic: tuple[float, float, int] | None = None
+    longer: GrowingBase | LongFrequencies | None = None
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], head_dim: int) -> "Rope":
-        """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing."""
+    def from_config(cls, config: Mapping[str, Any], head_dim: int, theta: float = 10000.0) -> "Rope":
+        """The rope of a Hugging Face configuration; ValueError names a field that is missing or not supported.
+
+        `theta` is the default of `rope_theta`.
+        """
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
         scaling = _scaling(config)
-        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=10000.0)
+        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=theta)
         kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
         longest = int(_number(config, "max_position_embeddings", default=2048, least=1))
@@ -52,12 +88,29 @@ class Rope:
             return cls(tuple(_llama3(plain, scaling, trained)))
         if kind == "yarn":
             return _yarn(plain, base, head_dim, scaling, trained)
+        if kind == "longrope":
+            return _longrope(plain, scaling, trained, longest)
         if kind == "frequency_factors":
             return cls(tuple(plain / _factors(scaling, len(plain))))
         raise ValueError(
             f"rope_scaling has rope_type {short_repr(kind)}, which is not supported; supported: default, linear, "
-            "dynamic, llama3, yarn, frequency_factors"
+            "dynamic, llama3, yarn, longrope, frequency_factors"
         )
+
+
+def rotary_channels(config: Mapping[str, Any], head_dim: int, part: float = 1.0) -> int:
+    """How many channels of a head are rotated: `partial_rotary_factor` of them, where absent `part` of them."""
+    scaling = _scaling(config)
+    field = "partial_rotary_factor"
+    stated = scaling if scaling.get(field) is not None else config
+    factor = _number(stated, field, default=part)
+    channels = int(head_dim * factor)
+    if not 2 <= channels <= head_dim:
+        raise ValueError(
+            f"config.json has partial_rotary_factor={factor:g}, which rotates {channels} of {head_dim} channels of a "
+            "head; it must be at least 2 of them, and at most all"
+        )
+    return channels
 
 
 def of_layer_type(
@@ -84,18 +137,19 @@ def of_layer_type(
 
 
 def context_stretch(config: Mapping[str, Any]) -> float:
-    """How many times max_position_embeddings a sequence may be long: linear and dynamic scaling state what was trained.
+    """The factor by which a sequence may exceed max_position_embeddings.
 
-    The other types state the stretched length. TensorRT-LLM infers max_seq_len by the same rule.
+    With linear and dynamic scaling that field states the length that was trained, with the other types the length after
+    scaling. TensorRT-LLM infers max_seq_len by the same rule.
     """
     scaling = _scaling(config)
     return _number(scaling, "factor") if scaling["rope_type"] in ("linear", "dynamic") else 1.0
 
 
 def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling record of either spelling, `rope_type` filled in.
+    """The configuration's rope_scaling or rope_parameters, with `rope_type` always present.
 
-    As in transformers, rope_scaling outweighs rope_parameters: people add it to a file to stretch a model's context.
+    As in transformers, rope_scaling takes precedence: people add it to a configuration to extend a model's context.
     """
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = config.get(field) or {}
@@ -105,7 +159,7 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(record: Mapping[str, Any], field: str, *, default: float | None = None, least: float = 1e-30) -> float:
-    """`record[field]` as a number that float32 holds, from `least`; `default` where it is absent, null or 0."""
+    """`record[field]` as a number from `least` to MOST; `default`, if there is one, for absent, null or 0."""
     value = record.get(field)
     if default is not None and not isinstance(value, bool) and value in (None, 0):
         return default
@@ -117,21 +171,36 @@ def _number(record: Mapping[str, Any], field: str, *, default: float | None = No
     return float(value)
 
 
-def _factors(scaling: Mapping[str, Any], pairs: int) -> np.ndarray:
-    factors = scaling.get("factors")
+def _factors(scaling: Mapping[str, Any], pairs: int, field: str = "factors") -> np.ndarray:
+    factors = scaling.get(field)
     if not isinstance(factors, list) or len(factors) != pairs:
-        raise ValueError(f"rope_scaling has factors={short_repr(factors)}; it must be a list of {pairs} numbers")
-    return np.array([_number({"rope_type": scaling["rope_type"], "factors": one}, "factors") for one in factors])
+        raise ValueError(f"rope_scaling has {field}={short_repr(factors)}; it must be a list of {pairs} numbers")
+    return np.array([_number({"rope_type": scaling["rope_type"], field: one}, field) for one in factors])
 
 
 def _dynamic(plain: np.ndarray, base: float, scaling: Mapping[str, Any], longest: int) -> Rope:
     if len(plain) < 2:
         raise ValueError(f"head_dim={2 * len(plain)} is too small for rope_type 'dynamic'; it must be at least 4")
-    return Rope(tuple(plain), dynamic=(base, _number(scaling, "factor"), longest))
+    return Rope(tuple(plain), longer=GrowingBase(longest, base, _number(scaling, "factor")))
+
+
+def _longrope(plain: np.ndarray, scaling: Mapping[str, Any], trained: int, longest: int) -> Rope:
+    """LongRoPE (Ding et al. 2024, arXiv:2402.13753): a divisor a pair, others beyond the trained length."""
+    short, long = (_factors(scaling, len(plain), field) for field in ("short_factor", "long_factor"))
+    factor = longest / trained if scaling.get("factor") is None else _number(scaling, "factor")
+    if scaling.get("attention_factor") is not None:
+        attention_factor = _number(scaling, "attention_factor")
+    elif factor <= 1:
+        attention_factor = 1.0
+    elif trained == 1:
+        raise ValueError("original_max_position_embeddings=1 is too small for rope_type 'longrope'; it must be above 1")
+    else:
+        attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained))
+    return Rope(tuple(plain / short), attention_factor, LongFrequencies(trained, tuple(plain / long)))
 
 
 def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:
-    """Llama 3.1's smoothed scaling: long wavelengths are slowed by the factor, short ones kept."""
+    """Llama 3.1's scaling: low frequencies are divided by the factor, high ones kept, those between interpolated."""
     factor, low, high = (_number(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low >= high:
         raise ValueError(
@@ -143,7 +212,7 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.n
 
 
 def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, Any], trained: int) -> Rope:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate the slow pairs, keep the fast, blend between."""
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): low frequencies are divided by the factor, high ones kept."""
     factor = _number(scaling, "factor")
     if base <= 1:
         raise ValueError(f"rope_theta={base} is too small for rope_type 'yarn'; it must be above 1")
@@ -171,24 +240,22 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     return Rope(tuple(frequencies), attention_factor)
 
 
-def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
-    """The rotation of tokens at `positions` [t], computed once for all layers and in float32.
+def rotation(rope: Rope, positions: Int32[Array, " t"], lengths: Int32[Array, " t"]) -> Rotation:
+    """The rotation of tokens at `positions`, computed in float32 and once for all layers.
 
-    `lengths` [t] are the sequence's tokens when the token entered it; only dynamic scaling looks at them.
+    `lengths` is how long each token's sequence was when the token was added to it, which scaling of long sequences
+    depends on.
     """
     angles = positions[:, None].astype(jnp.float32) * _frequencies(rope, lengths)
     both = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
-    # XLA would otherwise compute cosines again in every layer and for every head: a tenth of a prefill on a CPU.
+    # Without the barrier XLA computes the cosines again in every layer and for every head: a tenth of a CPU's prefill.
     return Rotation(*lax.optimization_barrier(both))
 
 
-def _frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
-    """Radians a position: [pairs], or [t, pairs] where the base depends on the sequence's length."""
+def _frequencies(rope: Rope, lengths: Array) -> Array:
+    """Radians per position: [pairs], or [t, pairs] if they depend on the sequence's length."""
     plain = jnp.asarray(rope.frequencies, jnp.float32)
-    if rope.dynamic is None:
+    if rope.longer is None:
         return plain
-    base, factor, trained = rope.dynamic
-    dim = 2 * len(rope.frequencies)
-    length = jnp.maximum(lengths, trained)[:, None].astype(jnp.float32)
-    grown = base * (factor * length / trained - (factor - 1)) ** (dim / (dim - 2))
-    return 1.0 / grown ** (jnp.arange(0, dim, 2) / dim)
+    longer = rope.longer.frequencies(lengths, len(rope.frequencies))
+    return jnp.where(lengths[:, None] > rope.longer.trained, longer, plain)

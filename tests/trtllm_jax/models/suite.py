@@ -1,4 +1,4 @@
-"""What every architecture has to pass: a test class subclasses `ModelSuite` and names tiny configurations."""
+"""The tests of every architecture: a test class subclasses `ModelSuite` and names tiny configurations."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class ModelSuite:
             assert relative_error(logits, tiny.expected_logits(prompt)) < 1e-4
 
     def test_logits_without_a_cache_are_those_of_transformers_and_of_pages(self, tiny: TinyModel) -> None:
-        """The shorter prompt is followed by ids that it must not see."""
+        """The shorter prompt is padded with ids that it must not attend to."""
         prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
         tokens = np.array([prompts[0], prompts[1] + tiny.prompt(LONG - SHORT)])
         lengths = np.array([LONG, SHORT])

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from trtllm_jax.models import architecture
+from trtllm_jax.models import architecture, supported
 from trtllm_jax.models.llama import Config
 
 CONFIG = {
@@ -78,6 +78,10 @@ ROPES: dict[str, dict[str, Any]] = {
     "yarn": {
         "factor": 4.0, "original_max_position_embeddings": 16, "beta_fast": 32, "beta_slow": 1, "attention_factor": 1.0
     },
+    "longrope": {
+        "factor": 4.0, "original_max_position_embeddings": 16, "attention_factor": 1.0,
+        "short_factor": [1.0] * 4, "long_factor": [2.0] * 4,
+    },
 }  # fmt: skip
 
 
@@ -102,6 +106,13 @@ def test_every_number_of_a_rope_is_checked(kind: str, spelling: str) -> None:
         ({"rope_type": "frequency_factors"}, "factors=None; it must be a list of 4 numbers"),
         ({"rope_type": "frequency_factors", "factors": [1.0] * 5}, "it must be a list of 4 numbers"),
         ({"rope_type": "frequency_factors", "factors": [1.0, 2.0, 0.0, "4"]}, "factors=0.0; it must be a number"),
+        ({"rope_type": "longrope", "short_factor": [1.0] * 4, "long_factor": [1.0] * 5}, "long_factor=.* list of 4"),
+        ({"rope_type": "longrope", "short_factor": [0.0] * 4, "long_factor": [1.0] * 4}, "short_factor=0.0; it must"),
+        (
+            {"rope_type": "longrope", "short_factor": [1] * 4, "long_factor": [1] * 4, "factor": 2}
+            | {"original_max_position_embeddings": 1},
+            "original_max_position_embeddings=1 is too small",
+        ),
         ({"rope_type": "yarn", "factor": 2.0, "rope_theta": 0.5}, "rope_theta=0.5 is too small"),
     ],
 )
@@ -132,6 +143,6 @@ def test_a_stretched_context_stays_a_number_of_the_device() -> None:
 
 @pytest.mark.parametrize("wanted", [{}, {"a": 1}, 7, [[1]], [{}], [None], "Perceptron", ["x" * 9000], True])
 def test_architectures_of_another_kind_are_refused(wanted: Any) -> None:
-    with pytest.raises(ValueError, match=r"architectures names .*supported: LlamaForCausalLM") as caught:
+    with pytest.raises(ValueError, match=r"architectures names .*supported: .*LlamaForCausalLM") as caught:
         architecture({"architectures": wanted})
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) < 500 + len(", ".join(supported()))

@@ -17,7 +17,7 @@ from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply
 
 from pallas_kernels.attention import rotate as apply_rotation
 from trtllm_jax.nn import rope as rope_module
-from trtllm_jax.nn.rope import Rope, context_stretch
+from trtllm_jax.nn.rope import Rope, context_stretch, rotary_channels
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -31,6 +31,12 @@ TRAINED = 256
 LLAMA3 = {"rope_type": "llama3", "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 YARN = {"rope_type": "yarn", "factor": 8.0}
 LONG = {"original_max_position_embeddings": 8192}
+LONGROPE = {
+    "rope_type": "longrope",
+    "short_factor": [1 + pair / 40 for pair in range(HEAD_DIM // 2)],
+    "long_factor": [1 + pair / 4 for pair in range(HEAD_DIM // 2)],
+    "original_max_position_embeddings": TRAINED,
+}
 SCALINGS: Mapping[str, Mapping[str, Any] | None] = {
     "default": None,
     "linear": {"rope_type": "linear", "factor": 2.5},
@@ -49,6 +55,11 @@ SCALINGS: Mapping[str, Mapping[str, Any] | None] = {
     "yarn mscale": YARN | LONG | {"factor": 40.0, "mscale": 0.707, "mscale_all_dim": 1.3},
     "yarn mscale alone": YARN | LONG | {"mscale": 0.7},
     "yarn untruncated": YARN | LONG | {"truncate": False},
+    "longrope": LONGROPE | {"factor": 8.0},
+    "longrope attention_factor": LONGROPE | {"attention_factor": 1.7},
+    "longrope that stretches nothing": LONGROPE,
+    "longrope without original length": {**LONGROPE, "original_max_position_embeddings": None, "factor": 4.0},
+    "longrope by the ratio of lengths": LONGROPE | {"original_max_position_embeddings": 64},
 }
 
 
@@ -60,7 +71,7 @@ def config_of(scaling: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any
         "head_dim": HEAD_DIM,
         "rope_theta": 50000.0,
         "max_position_embeddings": TRAINED,
-        "rope_scaling": scaling and dict(scaling),
+        "rope_scaling": scaling and {key: value for key, value in scaling.items() if value is not None},
         **fields,
     }
 
@@ -111,7 +122,9 @@ def test_frequency_factors_divide_the_frequencies() -> None:
 
 
 def test_unknown_type_is_an_error_that_lists_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"rope_type 'longest'.*supported: default, linear, dynamic, llama3, yarn"):
+    with pytest.raises(
+        ValueError, match=r"rope_type 'longest'.*supported: default, linear, dynamic, llama3, yarn, longrope"
+    ):
         Rope.from_config(config_of({"rope_type": "longest", "factor": 2.0}), HEAD_DIM)
 
 
@@ -122,6 +135,7 @@ def test_unknown_type_is_an_error_that_lists_the_known_ones() -> None:
         ({"rope_type": "dynamic", "factor": "2"}, "factor='2'"),
         ({"rope_type": "yarn", "factor": True}, "factor=True"),
         ({"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}, "high_freq_factor=None"),
+        ({**LONGROPE, "factor": -1}, "factor=-1"),
     ],
 )
 def test_missing_numbers_are_named(scaling: dict[str, Any], field: str) -> None:
@@ -157,23 +171,25 @@ def test_rotation(kind: str) -> None:
     np.testing.assert_allclose(ours, rotated_by_transformers(x, kind, positions), atol=2e-3)
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
 @pytest.mark.parametrize("length", [TRAINED // 2, TRAINED, TRAINED + 1, 3 * TRAINED])
-def test_dynamic_rotation_of_a_prompt_depends_on_its_length(length: int) -> None:
+def test_rotation_of_a_prompt_depends_on_its_length(length: int, kind: str) -> None:
     positions = np.arange(length)
     x = heads(length)
-    rope = Rope.from_config(config_of(SCALINGS["dynamic"]), HEAD_DIM)
+    rope = Rope.from_config(config_of(SCALINGS[kind]), HEAD_DIM)
     ours = rotate(x, rope, positions, np.full(length, length))
-    np.testing.assert_allclose(ours, rotated_by_transformers(x, "dynamic", positions), atol=5e-4)
+    np.testing.assert_allclose(ours, rotated_by_transformers(x, kind, positions), atol=5e-4)
 
 
-def test_dynamic_rotation_of_generated_tokens_depends_on_the_length_at_their_time() -> None:
+@pytest.mark.parametrize("kind", ["dynamic", "longrope"])
+def test_rotation_of_generated_tokens_depends_on_the_length_at_their_time(kind: str) -> None:
     lengths = np.array([TRAINED - 3, TRAINED, TRAINED + 1, 2 * TRAINED, 3 * TRAINED])
     x = heads(len(lengths))
-    rope = Rope.from_config(config_of(SCALINGS["dynamic"]), HEAD_DIM)
+    rope = Rope.from_config(config_of(SCALINGS[kind]), HEAD_DIM)
     ours = rotate(x, rope, lengths - 1, lengths)
     for token in range(len(lengths)):
         alone = slice(token, token + 1)
-        expected = rotated_by_transformers(x[alone], "dynamic", lengths[alone] - 1)
+        expected = rotated_by_transformers(x[alone], kind, lengths[alone] - 1)
         np.testing.assert_allclose(ours[alone], expected, atol=5e-4)
 
 
@@ -185,6 +201,32 @@ def test_narrow_input_is_rotated_in_float32() -> None:
     assert ours.dtype == jnp.bfloat16
     exact = rotate(x.astype(np.float32), rope, positions, positions + 1)
     np.testing.assert_array_equal(ours, exact.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize(
+    ("fields", "channels"),
+    [
+        ({}, HEAD_DIM),
+        ({"partial_rotary_factor": 0.25}, 16),
+        (
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}, "partial_rotary_factor": 0.25},
+            32,
+        ),
+    ],
+)
+def test_how_many_channels_are_rotated(fields: dict[str, Any], channels: int) -> None:
+    assert rotary_channels(fields, HEAD_DIM) == channels
+
+
+def test_an_architecture_may_rotate_less_where_nothing_is_said() -> None:
+    assert rotary_channels({}, HEAD_DIM, 0.25) == 16
+    assert rotary_channels({"partial_rotary_factor": 1.0}, HEAD_DIM, 0.25) == HEAD_DIM
+
+
+@pytest.mark.parametrize("factor", [1.5, 1e-3, -1, "0.5", True])
+def test_other_parts_of_a_head_are_refused(factor: Any) -> None:
+    with pytest.raises(ValueError, match=r"partial_rotary_factor="):
+        rotary_channels({"partial_rotary_factor": factor}, HEAD_DIM)
 
 
 FULL, LOCAL = "full_attention", "sliding_attention"

@@ -1,0 +1,150 @@
+"""OLMo 2 (OLMo team 2025, arXiv:2501.00656), and OLMo 3, which adds windows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.table import Stored, Weight
+from pallas_kernels.norm import Norm
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.decoder import ATTENTION, FULL, HEADS, LAYER, SLIDING, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope
+
+OLMO2, OLMO3 = ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+
+GGUF = (
+    GgufArchitecture(
+        name="olmo2",
+        model_type="olmo2",
+        model_class=OLMO2,
+        tensors={
+            "blk.{i}.attn_q_norm": f"{ATTENTION}.q_norm",
+            "blk.{i}.attn_k_norm": f"{ATTENTION}.k_norm",
+            "blk.{i}.post_attention_norm": f"{LAYER}.post_attention_layernorm",
+            "blk.{i}.post_ffw_norm": f"{LAYER}.post_feedforward_layernorm",
+        },
+        # Files of OLMo 3 have it; that they are refused is better than to ignore it.
+        metadata={"attention.sliding_window": "sliding_window"},
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """The facts of one OLMo model that its layers need.
+
+    Attributes:
+        full_rope: the rope of layers that see everything.
+        sliding_rope: the rope of layers with a window.
+        windows: the window of each layer, None for one that sees everything.
+        attention_bias: whether the four projections of attention have a bias.
+    """
+
+    full_rope: Rope
+    sliding_rope: Rope
+    windows: tuple[int | None, ...]
+    attention_bias: bool
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        require(config, hidden_act=("silu",))
+        if OLMO3 in (config.get("architectures") or ()):
+            full, sliding = (_of_kind(config, kind) for kind in (FULL, SLIDING))
+            fields = decoder_fields({"rms_norm_eps": 1e-5, **full})
+            windowed = {"sliding_window": 4096, **config}
+            windows = layer_windows(windowed, fields["num_layers"], lambda index: (index + 1) % 4 != 0)
+            theta = 500000.0
+        else:
+            require(config, sliding_window=(None,))
+            full = sliding = dict(config)
+            fields = decoder_fields({"rms_norm_eps": 1e-5, **config})
+            windows = (None,) * fields["num_layers"]
+            theta = 10000.0
+        return cls(
+            **fields,
+            full_rope=Rope.from_config(full, fields["head_dim"], theta),
+            sliding_rope=Rope.from_config(sliding, fields["head_dim"], theta),
+            windows=windows,
+            attention_bias=flag(config, "attention_bias"),
+        )
+
+
+def _of_kind(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """An OLMo 3 configuration as the layers of one kind read it; the older spelling scales those without a window."""
+    scaling = config.get("rope_scaling") if kind == FULL else None
+    kinds = config.get("rope_parameters") or {}
+    require({"rope_parameters": type(kinds)}, rope_parameters=(dict,))
+    return {**config, "rope_parameters": scaling or kinds.get(kind), "rope_scaling": None}
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    heads = "(kv_heads qkv head_dim)"
+    norms = (Stored(f"{ATTENTION}.q_norm.weight", heads, "group"), Stored(f"{ATTENTION}.k_norm.weight", heads))
+    return (
+        *decoder.vocabulary(config),
+        *decoder.norm("norm", "model.norm"),
+        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        Weight("layers.{i}.qk_norm", "kv_heads qkv head_dim", norms, fuse="qkv"),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.post_attention_layernorm"),
+        *decoder.gated_mlp(),
+        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_feedforward_layernorm"),
+    )
+
+
+def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
+    """A group for the layers of each window."""
+    return decoder.cache_groups(config, config.windows)
+
+
+def same_layer(config: Config, index: int) -> int:
+    """The first layer that computes what layer `index` computes: one of the same window."""
+    return config.windows.index(config.windows[index])
+
+
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: of layers without a window, and with one."""
+    return (config.full_rope, config.sliding_rope)
+
+
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.embed(batch, params["embed"])
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens; a block ends with its norm."""
+    window = config.windows[index]
+    residual = Residual(residual.total)
+    qkv = layers.linear(residual.x, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    heads = config.kv_heads * config.group
+    qkv = layers.normalised_across_heads(qkv, p["qk_norm"], batch, heads=heads, eps=config.eps)
+    attended, cache = layers.attention(
+        qkv, batch, cache, rotation=batch.rotations[window is not None], scale=config.head_dim**-0.5, window=window
+    )
+    rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    residual = Residual(residual.x + layers.norm(rows, Norm(p["attn_norm"], config.eps), batch))
+    with jax.named_scope("mlp"):
+        hidden = layers.gated(layers.Normed(residual.x, None), p["gate_up"], batch)
+        rows = layers.linear(hidden, p["down"], batch, "mlp")
+        return layers.add(residual, layers.norm(rows, Norm(p["mlp_norm"], config.eps), batch)), cache
+
+
+def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
+    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
+    return layers.Normed(x, Norm(params["norm"], config.eps))
+
+
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer."""
+    table = params.get("head", params["embed"])
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)

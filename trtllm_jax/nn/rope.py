@@ -119,7 +119,7 @@ def of_layer_type(
     """The configuration with the rope of the layers of one type, for `Rope.from_config`.
 
     `rope_parameters` has a record for each type. Files before transformers 5 have none: there `base` names the field of
-    the base and its default, and `rope_scaling` is for the layers that are `scaled`.
+    the base and its default. `rope_scaling` is for the layers that are `scaled`, and takes precedence there.
     """
     records = config.get("rope_parameters") or {}
     record = records.get(layer_type) or {} if isinstance(records, dict) else None
@@ -133,7 +133,8 @@ def of_layer_type(
         raise ValueError(f"config.json has rope_scaling={short_repr(scaling)}; it must be an object")
     field, default = base
     stated = default if config.get(field) is None else config[field]
-    return {**config, "rope_scaling": None, "rope_parameters": {"rope_theta": stated, **record, **(scaling or {})}}
+    whole = {"rope_theta": record.get("rope_theta", stated), **(scaling or record)}
+    return {**config, "rope_scaling": None, "rope_parameters": whole}
 
 
 def context_stretch(config: Mapping[str, Any]) -> float:

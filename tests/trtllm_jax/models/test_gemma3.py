@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
@@ -12,9 +13,12 @@ from safetensors.numpy import load_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
 
 from checkpoints.table import expand, leaf_of, to_stored
-from sharding import Extents
+from sharding import Extents, make_mesh
 from trtllm_jax import load_model
-from trtllm_jax.models.gemma3 import GGUF, Config
+from trtllm_jax.engine import kv_cache
+from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
+from trtllm_jax.engine.limits import SchedulerLimits
+from trtllm_jax.models.gemma3 import GGUF, Config, cache_spec
 
 from .paged import relative_error
 from .suite import GgufModelSuite
@@ -141,3 +145,30 @@ def test_the_language_model_of_one_that_sees_pictures(
     assert stored.keys() == {name for name in files if name.startswith("language_model.")}
     for name, values in stored.items():
         np.testing.assert_array_equal(values, files[name], err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("layers", "kv_heads", "window", "gain"), [(18, 1, 512, 5.9), (48, 8, 1024, 5.85)], ids=["270M", "12B"]
+)
+def test_a_long_context_takes_the_memory_of_its_windows(
+    monkeypatch: pytest.MonkeyPatch, layers: int, kv_heads: int, window: int, gain: float
+) -> None:
+    """In the memory of eight sequences of 32,768 tokens whose layers would all keep everything."""
+    sequences, context = 8, 32768
+    sizes = {"num_hidden_layers": layers, "num_key_value_heads": kv_heads, "num_attention_heads": 2 * kv_heads}
+    model = Config.from_hf(sizes | {"head_dim": 256, "sliding_window": window, "max_position_embeddings": context})
+    limits = SchedulerLimits(sequences, max_num_tokens=512, max_seq_len=context, max_decode_steps=1)
+    mesh = make_mesh(1)
+    spec = CacheSpec.of(cache_spec(model), model.sizes, 32, jnp.dtype("bfloat16"), mesh)
+
+    of_token = 2 * kv_heads * 256 * 2  # key and value of a layer, in bytes
+    memory = sequences * context * layers * of_token
+    windowed = [index for index in range(layers) if (index + 1) % 6]
+    left = memory - sequences * window * len(windowed) * of_token
+    expected = left // ((layers - len(windowed)) * of_token)
+
+    monkeypatch.setattr(kv_cache, "CPU_POOL_BYTES", memory)
+    tokens = (pool_columns(spec, mesh, limits, 1.0, 0, None) - 1) * 32
+    # Of the rest a little more than windows is kept of each sequence, and the number of columns is round.
+    assert 0.97 * expected < tokens <= expected
+    assert expected / (sequences * context) == pytest.approx(gain, abs=0.03)

@@ -246,6 +246,14 @@ FULL, LOCAL = "full_attention", "sliding_attention"
             {"rope_theta": 3e5, "rope_type": "default"},
             {"rope_theta": 1e4},
         ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {FULL: {"rope_theta": 3e5, "rope_type": "default"}, LOCAL: {"rope_theta": 2e4}},
+            },
+            {"rope_theta": 3e5, "type": "linear", "factor": 2.0},
+            {"rope_theta": 2e4},
+        ),
     ],
 )
 def test_layers_of_each_type_have_a_rope_of_their_own(

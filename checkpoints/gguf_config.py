@@ -7,6 +7,9 @@ from checkpoints.gguf_file import GgufFile
 from checkpoints.gguf_metadata import ArchitectureMetadata
 from checkpoints.gguf_rope import rope_scaling
 
+RMS_EPS, LAYER_EPS = "attention.layer_norm_rms_epsilon", "attention.layer_norm_epsilon"
+"""What norms add to the mean square, and layer norms to the variance: an architecture has one of them."""
+
 
 def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, Any]:
     """The model's configuration in the form of a Hugging Face config.json."""
@@ -30,7 +33,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
         "num_key_value_heads": metadata.count("attention.head_count_kv", default=heads),
         "head_dim": head_dim,
         "hidden_act": "silu",
-        "rms_norm_eps": metadata.number("attention.layer_norm_rms_epsilon"),
+        "rms_norm_eps": None if LAYER_EPS in architecture.metadata else metadata.number(RMS_EPS),
         "rope_theta": metadata.number("rope.freq_base", default=10000.0),
         "rope_scaling": rope_scaling(file, metadata, head_dim),
         "max_position_embeddings": metadata.count("context_length"),

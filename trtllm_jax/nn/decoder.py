@@ -10,9 +10,10 @@ from typing import Any
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
+from pallas_kernels.matmul import Activation
 from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
-from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive, require
 from trtllm_jax.nn.rope import context_stretch
 
 LAYER = "model.layers.{i}"
@@ -21,6 +22,17 @@ MLP = f"{LAYER}.mlp"
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The kinds of layers that `layer_types` names."""
+
+HF_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
+"""The activations by the names that Hugging Face configurations have for them."""
 
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
@@ -90,6 +102,12 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
     }
+
+
+def activation(config: Mapping[str, Any], default: str) -> Activation:
+    """The function that `hidden_act` names, `default` where it is absent; ValueError lists those that are known."""
+    require(config, hidden_act=(default, *(name for name in HF_ACTIVATIONS if name != default)))
+    return HF_ACTIVATIONS[config.get("hidden_act", default)]
 
 
 def layer_windows(

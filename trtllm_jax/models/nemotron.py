@@ -1,0 +1,111 @@
+"""Nemotron-4 (Parmar et al. 2024, arXiv:2402.16819) and Minitron."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.table import Weight
+from pallas_kernels.matmul import Activation
+from pallas_kernels.norm import Norm
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.config_fields import flag
+from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, DecoderConfig, activation, decoder_fields
+from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope, rotary_channels
+
+ARCHITECTURES = ("NemotronForCausalLM",)
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """The facts of one Nemotron model that its layers need.
+
+    Attributes:
+        rope: of every layer, for a part of each head.
+        attention_bias: whether the four projections of attention have a bias.
+        mlp_bias: whether the two projections of the feed-forward block have a bias.
+        activation: of the feed-forward block.
+    """
+
+    rope: Rope
+    attention_bias: bool
+    mlp_bias: bool
+    activation: Activation
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        config = {"norm_eps": 1e-5, "max_position_embeddings": 4096, **config}
+        fields = decoder_fields(config, eps="norm_eps")
+        return cls(
+            **fields,
+            rope=Rope.from_config(config, rotary_channels(config, fields["head_dim"], 0.5)),
+            attention_bias=flag(config, "attention_bias"),
+            mlp_bias=flag(config, "mlp_bias"),
+            activation=activation(config, "relu2"),
+        )
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    return (
+        *decoder.vocabulary(config),
+        *decoder.norm("norm", "model.norm", bias=True),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
+        *decoder.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj", bias=config.mlp_bias),
+    )
+
+
+def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
+    """One group: every layer keeps every token's key and value."""
+    return (CacheGroup(tuple(range(config.num_layers)), config.keys_and_values),)
+
+
+def same_layer(config: Config, index: int) -> int:
+    """The first layer that computes what layer `index` computes: they all do the same."""
+    return 0
+
+
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: one."""
+    return (config.rope,)
+
+
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.embed(batch, params["embed"])
+
+
+def _norm(config: Config, p: Any, name: str) -> Norm:
+    """A layer norm of the layer's parameters, or the model's; its weight is stored less 1."""
+    return Norm(p[name], config.eps, offset=1.0, bias=p[f"{name}_bias"], kind="layer")
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, _norm(config, p, "attn_norm"), batch)
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
+    residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    with jax.named_scope("mlp"):
+        residual, normed = layers.normalised(residual, _norm(config, p, "mlp_norm"), batch)
+        hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p.get("up_bias"))
+        return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p.get("down_bias")), cache
+
+
+def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
+    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
+    return layers.Normed(x, _norm(config, params, "norm"))
+
+
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer."""
+    table = params.get("head", params["embed"])
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)

@@ -1,12 +1,13 @@
-"""Our engine against transformers on PyTorch, same machine, same weights, in turns; prints one JSON line a result.
+"""Compares this engine with transformers on PyTorch, with the same weights on the same machine.
 
     python benchmarks/against_transformers.py [--rounds 3] [--threads 2] [--cases batch1 batch8 mixed]
                                               [--dtypes float32 bfloat16]
 
-Each side runs in its own process, the sides alternating, so that a drifting machine hits both. Every dtype of each
-side is measured; the last lines compare the fastest ones by their medians. A rate is new tokens over the wall time of
-the whole generation, prefill included, after a short warm-up; the best of three where one takes seconds. Prompts are
-random ids (seed 0): "mixed" is 32 prompts of 16 to 256 tokens with 16 to 128 new tokens each.
+Prints one JSON line for each result. Each side runs in its own process, and the sides alternate, so that changes of the
+machine's speed affect both. Every dtype of each side is measured; the last lines compare the fastest ones by their
+medians. A rate is generated tokens over the wall time of the whole generation, prefill included, after a short warm-up;
+the best of three if one takes seconds. Prompts are random ids (seed 0): "mixed" is 32 prompts of 16 to 256 tokens with
+16 to 128 generated tokens each.
 """
 
 import argparse
@@ -27,7 +28,7 @@ Case = tuple[list[list[int]], list[int]]
 
 
 def case(name: str) -> Case:
-    """Prompts and how many new tokens each gets."""
+    """Prompts, and the number of tokens to generate for each."""
     rng = np.random.default_rng(0)
     if name == "mixed":
         lengths, new = rng.integers(16, 257, 32), rng.integers(16, 129, 32)
@@ -46,7 +47,7 @@ def model_path() -> Path:
 
 
 def ours(dtype: str, cases: list[str]) -> dict[str, Callable[[], int]]:
-    """One function a case that generates and returns the number of new tokens."""
+    """A function for each case that generates with `LLM` and returns the number of generated tokens."""
     from trtllm_jax import LLM, SamplingParams
 
     llm = LLM(model_path(), dtype=dtype, max_batch_size=32, max_num_tokens=512, max_seq_len=512,
@@ -60,7 +61,7 @@ def ours(dtype: str, cases: list[str]) -> dict[str, Callable[[], int]]:
 
 
 def transformers(dtype: str, cases: list[str]) -> dict[str, Callable[[], int]]:
-    """The same through transformers: prompts padded on the left, all generating as long as the longest."""
+    """The same functions with transformers: prompts are padded on the left, and all generate as long as the longest."""
     import torch
     from transformers import AutoModelForCausalLM
 
@@ -81,7 +82,7 @@ def transformers(dtype: str, cases: list[str]) -> dict[str, Callable[[], int]]:
 
 
 def measure(side: str, dtype: str, cases: list[str]) -> None:
-    """In the child: print one JSON line a case."""
+    """In the child process: measure every case and print a JSON line for each."""
     runs = (ours if side == "ours" else transformers)(dtype, ["warmup", *cases])
     runs.pop("warmup")()
     for name, run in runs.items():
@@ -96,7 +97,7 @@ def measure(side: str, dtype: str, cases: list[str]) -> None:
 
 
 def compare(rounds: int, threads: int, cases: list[str], dtypes: list[str]) -> None:
-    """In the parent: run the sides in turns and print what they print, then the ratios."""
+    """In the parent process: run the sides alternately, print their lines, then the ratios."""
     environment = os.environ | {"OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, __file__, "--cases", *cases]
     if sys.platform == "linux":
@@ -121,7 +122,7 @@ def compare(rounds: int, threads: int, cases: list[str], dtypes: list[str]) -> N
 
 
 def main() -> None:
-    """Parse, then compare or be one side."""
+    """Parse the options, then compare, or measure one side as the child process."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)

@@ -1,11 +1,11 @@
-"""The protocol by which vLLM was measured, on one GPU: Llama-3.1-8B's shape, random weights, greedy unless it says so.
+"""The protocol by which vLLM was measured, on one GPU: Llama-3.1-8B's shape, random weights, mostly greedy decoding.
 
     python benchmarks/against_vllm.py [--only decode throughput prefill context first arrivals sampled cached]
 
-One JSON line a result, from the measurements of `trtllm-bench`: decode at 128 in and 256 out for batches up to 256, 500
-requests of 512 in and 256 out, prefill of 8 prompts of 4,096, decode at a context of 4,096, the time to the first token
-alone and behind a cached prefix, arrivals at 8 requests a second, and sampling against greedy. Prefix reuse is off, but
-for the last engine, which measures it.
+Prints one JSON line for each result, from the measurements of `trtllm-bench`: decoding with 128 input and 256 output
+tokens for batches up to 256; 500 requests with 512 input and 256 output tokens; prefill of 8 prompts of 4,096; decoding
+at a context of 4,096; time to first token without and with a cached prefix; arrivals at 8 requests a second; and
+sampling against greedy decoding. The prefix cache is off, except for its own measurement.
 """
 
 import argparse
@@ -32,28 +32,28 @@ def start(folder: str, **sizes: Any) -> LLM:
     llm = LLM(
         folder, load_format="dummy", skip_tokenizer_init=True, max_seq_len=4608, **sizes
     )  # fmt: skip
-    tell("start", seconds=time.perf_counter() - began, **llm.get_kv_cache_capacity())
+    print_record("start", seconds=time.perf_counter() - began, **llm.get_kv_cache_capacity())
     return llm
 
 
-def tell(test: str, **figures: Any) -> None:
-    """One line."""
+def print_record(test: str, **figures: Any) -> None:
+    """Print one line of JSON."""
     rounded = {name: round(value, 2) if isinstance(value, float) else value for name, value in figures.items()}
     print(json.dumps({"test": test, **rounded}), flush=True)
 
 
 def batch(llm: LLM, test: str, rows: int, input_len: int, output_len: int, **named: Any) -> float | None:
-    """One point of `measure_batch`; returns the milliseconds of a step, None where noise hides it."""
+    """Print one result of `measure_batch`; returns the milliseconds of a step, None if it is below the noise."""
     result = measure_batch(llm, rows, input_len, output_len, vocab=VOCAB, **{"repeats": 2, **named})
     step = result.step_s and result.step_s * 1e3
     rates = {"decode_tok_s": result.decode_tokens_per_s, "prefill_tok_s": result.prefill_tokens_per_s,
              "total_tok_s": result.total_tokens_per_s}  # fmt: skip
-    tell(test, batch=rows, input_len=input_len, step_ms=step, first_ms=result.first_token_s * 1e3, **rates)
+    print_record(test, batch=rows, input_len=input_len, step_ms=step, first_ms=result.first_token_s * 1e3, **rates)
     return step
 
 
 def requests(llm: LLM, test: str, count: int, input_len: int, output_len: int, **named: Any) -> None:
-    """One run of `measure_requests`."""
+    """Print one result of `measure_requests`."""
     work = synthetic_requests(count, input_len, output_len, vocab=VOCAB)
     result = measure_requests(llm, work, **named)
     total = result.throughputs["Total Token Throughput (tokens/sec)"]
@@ -61,7 +61,7 @@ def requests(llm: LLM, test: str, count: int, input_len: int, output_len: int, *
     shown = {
         f"{name}_{point}_ms": times[name][point] for name in ("TTFT", "ITL", "TPOT") for point in ("p50", "p99", "max")
     }
-    tell(test, requests=count, total_tok_s=total, **shown)
+    print_record(test, requests=count, total_tok_s=total, **shown)
 
 
 def main() -> None:
@@ -78,7 +78,7 @@ def main() -> None:
         if "cached" in only:
             with start(folder, max_batch_size=8, max_num_tokens=4096) as llm:
                 result = measure_first_token(llm, 4096, vocab=VOCAB, cached=4032, repeats=5)
-                tell("first_token_cached", **result.record())
+                print_record("first_token_cached", **result.record())
 
 
 def measure(llm: LLM, only: set[str], batches: list[int]) -> None:
@@ -89,10 +89,10 @@ def measure(llm: LLM, only: set[str], batches: list[int]) -> None:
     if "sampled" in only:
         greedy = batch(llm, "greedy", 64, 128, 256)
         drawn = batch(llm, "sampled", 64, 128, 256, sampling=NUCLEUS)
-        tell("sampling", over_greedy_percent=(drawn / greedy - 1) * 100 if drawn and greedy else None)
+        print_record("sampling", over_greedy_percent=(drawn / greedy - 1) * 100 if drawn and greedy else None)
     if "first" in only:
         for length in (128, 1024, 4096):
-            tell("first_token", **measure_first_token(llm, length, vocab=VOCAB, repeats=7).record())
+            print_record("first_token", **measure_first_token(llm, length, vocab=VOCAB, repeats=7).record())
     if "prefill" in only:
         batch(llm, "prefill", 8, 4096, 2)
     if "context" in only:

@@ -1,4 +1,4 @@
-"""Attention kernels on a GPU: right against the XLA reference first, then timed over a sweep of block sizes.
+"""Attention kernels on a GPU: checked against the XLA reference, then timed over a sweep of block sizes.
 
     python benchmarks/attention.py [--cases decode prefill mixed] [--quick]
 
@@ -38,7 +38,7 @@ TURNS = 7
 
 @dataclass(frozen=True)
 class Batch:
-    """Rows of (cached, new) tokens as the arrays that attention takes, without qkv and the caches."""
+    """The inputs of attention for rows of (cached, new) tokens, without qkv and the caches."""
 
     page: np.ndarray
     offset: np.ndarray
@@ -130,9 +130,9 @@ def compiled(batch: Batch, config: DecodeConfig | RaggedConfig) -> Any:
 
 
 def device_microseconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """What the kernels of each call took by the device's own clock, without gaps between them: the profiler's figures.
+    """The time of the kernels of each call by the device's clock, without gaps between them, from the profiler.
 
-    A call is told from the next by a pause of the device, which the host makes by waiting.
+    Calls are told apart by an idle gap of the device, because the host waits between them.
     """
     with tempfile.TemporaryDirectory() as folder:
         with jax.profiler.trace(folder):

@@ -1,9 +1,10 @@
-"""What changes of logits cost: tokens/s of answers by a schema, with penalties, with a user's function, and free ones.
+"""What logit edits cost: tokens/s of answers by a JSON schema, with penalties, with a user's function, and with none.
 
     python benchmarks/guided.py --tokenizer FOLDER [--model MODEL] [--rows 8 64 256]
 
 Without --model the engine has Llama-3.1-8B's shape and random weights. Prompts are 128 ids, answers `--output` tokens,
-sampled; no answer of that length completes the schema. One JSON line a measurement, the better of two in turn.
+sampled; no answer of that length completes the schema. Prints one JSON line for each measurement, the better of two
+rounds.
 """
 
 import argparse
@@ -28,7 +29,7 @@ PERSON = {
 }
 PEOPLE = GuidedDecodingParams(json={"type": "array", "items": PERSON, "minItems": 200})
 PENALTIES = {"repetition_penalty": 1.05, "presence_penalty": 0.5}
-WISHES: dict[str, dict[str, Any]] = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "free": {},
     "guided": {"guided_decoding": PEOPLE},
     "penalties": PENALTIES,
@@ -38,7 +39,7 @@ WISHES: dict[str, dict[str, Any]] = {
 
 
 def main() -> None:
-    """One engine; every number of rows with every wish, in turn."""
+    """Measure every number of rows with every setting, with one engine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokenizer")
     parser.add_argument("--model")
@@ -58,18 +59,18 @@ def main() -> None:
 
 
 def measure(llm: LLM, rows: int, output: int) -> None:
-    """One line a wish."""
-    best = dict.fromkeys(WISHES, 0.0)
+    """Print a line for each setting."""
+    best = dict.fromkeys(SETTINGS, 0.0)
     for _ in range(ROUNDS):
-        for name, wish in WISHES.items():
-            best[name] = max(best[name], rate(llm, rows, output, wish))
+        for name, setting in SETTINGS.items():
+            best[name] = max(best[name], rate(llm, rows, output, setting))
     for name, tokens in best.items():
         print(json.dumps({"rows": rows, "what": name, "tok_s": round(tokens)}), flush=True)
 
 
-def rate(llm: LLM, rows: int, output: int, wish: dict[str, Any]) -> float:
-    """Generated tokens/s of `rows` requests that come at once."""
-    params = SamplingParams(temperature=1.0, max_tokens=output, ignore_eos=True, **wish)
+def rate(llm: LLM, rows: int, output: int, setting: dict[str, Any]) -> float:
+    """Generated tokens/s of `rows` requests submitted at once."""
+    params = SamplingParams(temperature=1.0, max_tokens=output, ignore_eos=True, **setting)
     prompts = np.random.default_rng(0).integers(0, 10_000, (rows, 128)).tolist()
     began = time.perf_counter()
     answers = llm.generate(prompts, params, use_tqdm=False)

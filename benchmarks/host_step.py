@@ -1,11 +1,11 @@
-"""Host work of one engine step, no device: what Python must do while a device computes; prints a table of milliseconds.
+"""The host's work in one engine step, without a device: prints a table of milliseconds.
 
     python benchmarks/host_step.py [--rows 256] [--iterations 300] [--max-seq-len 4096]
 
-Every row decodes: "decode 1" one token a step, "decode 8" eight a dispatch; "churn" is a ragged step in which one
-sequence ends and another's prompt of 512 tokens comes in. The parts are `Scheduler.schedule`, packing what the step
-needs into one vector, reading the step's result as lists, and `Scheduler.commit`, one step behind as in the engine.
-Numbers are medians; a device step that takes less than the total waits for its host.
+Every row decodes: in "decode 1" one token a step, in "decode 8" eight a dispatch. "churn" is a ragged step in which one
+sequence ends and another with a prompt of 512 tokens begins. The parts are `Scheduler.schedule`, packing the step's
+inputs into one vector, reading the step's result, and `Scheduler.commit`, one step behind as in the engine. Numbers are
+medians; a device whose step takes less than the total waits for the host.
 """
 
 import argparse
@@ -40,7 +40,7 @@ NEVER_DRAWN = 10**6
 
 
 class Step:
-    """A scheduler full of decoding rows, and the time each part of a step takes."""
+    """A scheduler full of decoding rows, and the times of the parts of its steps."""
 
     def __init__(self, rows: int, max_decode_steps: int, max_seq_len: int) -> None:
         limits = SchedulerLimits(rows, MAX_NUM_TOKENS, max_seq_len, max_decode_steps)
@@ -57,13 +57,13 @@ class Step:
         self.rng = np.random.default_rng(0)
 
     def submit(self, max_tokens: int) -> None:
-        """One more sequence with a prompt of its own."""
+        """Submit one more sequence, with a random prompt."""
         sampling = SamplingParams(temperature=0.8, top_p=0.95, seed=1).resolved()
         prompt = self.rng.integers(0, NEVER_DRAWN, PROMPT).tolist()
         self.scheduler.submit(Request(prompt, max_tokens, sampling, frozenset({NEVER_DRAWN})))
 
     def run(self) -> None:
-        """One turn of the engine's loop: plan and pack a step, then take in the one before."""
+        """Run one iteration of the engine's loop: plan and pack a step, then read and commit the previous one."""
         plan = self._timed("schedule", self.scheduler.schedule)
         assert plan is not None
         self._timed("pack", lambda: self._pack(plan))
@@ -86,7 +86,7 @@ class Step:
         return pack_ragged(plan, self.ragged_layouts[bucket], rows, rows)
 
     def _result(self, plan: StepPlan) -> Any:
-        """What the device would return: every row gains all it may."""
+        """A result as the device returns it, in which every row gains as many tokens as the plan allows."""
         gained = np.minimum(plan.steps, [request.max_tokens - len(request.generated) for request in plan.requests])
         tokens = np.ones((len(plan.requests), plan.steps), np.int32)
         return np.concatenate(
@@ -95,7 +95,7 @@ class Step:
 
 
 def decoding(rows: int, max_decode_steps: int, max_seq_len: int) -> Iterator[Step]:
-    """Steps of sequences so long that none ends; begun anew where they would."""
+    """Steps of long sequences; before one would end, all are replaced by new ones."""
     while True:
         step = Step(rows, max_decode_steps, max_seq_len)
         for _ in range(rows):
@@ -108,7 +108,7 @@ def decoding(rows: int, max_decode_steps: int, max_seq_len: int) -> Iterator[Ste
 
 
 def churning(rows: int, max_seq_len: int) -> Iterator[Step]:
-    """Steps in each of which one sequence ends and one begins."""
+    """Steps in each of which one sequence ends and another begins."""
     step = Step(rows, 1, max_seq_len)
     for index in range(rows):
         step.submit(index + 1)
@@ -118,7 +118,7 @@ def churning(rows: int, max_seq_len: int) -> Iterator[Step]:
 
 
 def measure(steps_to_run: Iterator[Step], iterations: int) -> dict[str, float]:
-    """Median milliseconds of each part, after a tenth as many steps that do not count."""
+    """Median milliseconds of each part over `iterations` steps, after a tenth as many for warm-up."""
     collected: dict[str, list[float]] = {part: [] for part in PARTS}
     for index, step in enumerate(itertools.islice(steps_to_run, iterations + iterations // 10)):
         step.run()

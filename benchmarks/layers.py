@@ -1,11 +1,11 @@
-"""Where a step of Llama-3.1-8B goes, kernel by kernel, without an engine: a few layers and the head on one GPU.
+"""The time of each kernel in a step of Llama-3.1-8B, without an engine: a few layers and the head on one GPU.
 
     python benchmarks/layers.py [--rows 1 8 128 256] [--tokens 128 4096] [--layers 8] [--try down:128=xla ...]
 
 Decode steps of `--rows` rows at a context of 256, and prompts of `--tokens` tokens. `--try SHAPE:ROWS=CONFIG` repeats
-the decode step of so many rows with another entry of the matmul table: `xla`, or the fields of a `Config` with commas,
-as in `--try gate_up:128=64,128,128,1,4,3,0`. One JSON line a step: microseconds by the host's clock of steps queued one
-after the other, by the device's clock of all kernels, and of each kernel, times how often it runs.
+the decode step of ROWS rows with another entry of the matmul table: `xla`, or the fields of a `Config` separated by
+commas, as in `--try gate_up:128=64,128,128,1,4,3,0`. Prints one JSON line for each step: microseconds by the host's
+clock with steps queued back to back, by the device's clock for all kernels, and for each kernel with its run count.
 """
 
 import argparse
@@ -43,7 +43,7 @@ Table = Mapping[str, Mapping[tuple[int, int, bool], tuned.Rows]]
 
 @dataclass(frozen=True)
 class Case:
-    """One step: so many decoding rows, or one prompt of so many tokens."""
+    """One step: `rows` decoding rows, or one prompt of `tokens` tokens."""
 
     name: str
     batch: Batch
@@ -64,7 +64,7 @@ def decode_case(rows: int, table: Table, name: str = "") -> Case:
 
 
 def prompt_case(tokens: int) -> Case:
-    """One prompt from its beginning, among rows that are padding."""
+    """The batch of one prompt's prefill; the other rows are padding."""
     rows, pages = min(tokens, 256), -(-tokens // PAGE)
     page_table = np.zeros((rows, TABLE_WIDTH), np.int32)
     page_table[0, :pages] = np.arange(1, 1 + pages)

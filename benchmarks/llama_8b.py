@@ -1,4 +1,4 @@
-"""The configuration of Llama-3.1-8B, without its scaled rope: the shape that the benchmarks of a GPU measure."""
+"""The configuration of Llama-3.1-8B, without its scaled rope: the shape that the GPU benchmarks measure."""
 
 from typing import Any
 

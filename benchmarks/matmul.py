@@ -1,13 +1,13 @@
-"""The matmul kernel against XLA on Llama-3.1-8B's shapes: plausible configurations, checked and timed on one GPU.
+"""The matmul kernel against XLA on Llama-3.1-8B's shapes: configurations are checked and timed on one GPU.
 
     python benchmarks/matmul.py [--shapes qkv,o,gate_up,down,head] [--rows 1,8,16,32,64,128,256] [--configs 24]
                                 [--quick]
 
-One JSON line a result: microseconds a product, percent of the copy bandwidth that reading the weights once reaches,
-TFLOP/s and the relative error against float32. Each shape is swept as `linear` (gate_up as `gated_linear`); the three
-best configurations are then timed with a normalisation and with a residual. The last line has the table for
-`pallas_kernels/matmul/tuned.py`. A timed program multiplies by several copies of the weights in turn, more bytes than
-the L2 cache holds, in an order that barriers fix.
+Prints one JSON line for each result: microseconds a product, the bandwidth of reading the weights once in percent of
+the copy bandwidth, TFLOP/s and the relative error against float32. Each shape is swept as `linear` (gate_up as
+`gated_linear`); the three best configurations are then timed with a normalisation and with a residual. The last line
+has the table for `pallas_kernels/matmul/tuned.py`. A timed program multiplies by several copies of the weights in turn,
+which together exceed the L2 cache, in an order that barriers fix.
 """
 
 import argparse
@@ -85,7 +85,7 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Variant:
-    """What is computed beside the product."""
+    """What is fused with the product."""
 
     name: str
     norm: bool = False
@@ -110,7 +110,7 @@ def power_of_two(size: int) -> int:
 
 
 def estimate(shape: Shape, m: int, config: Config) -> float | None:
-    """Microseconds by a rough model of bandwidth, waves and bytes in flight; None for what cannot run."""
+    """Microseconds by a rough model of bandwidth, waves and bytes in flight; None if the configuration cannot run."""
     threads = 32 * config.num_warps
     blocks = shape.k // config.block_k
     weight_block = 2 * shape.planes * config.block_n * config.block_k
@@ -143,7 +143,7 @@ def estimate(shape: Shape, m: int, config: Config) -> float | None:
 
 
 def candidates(shape: Shape, m: int, count: int) -> list[Config]:
-    """The configurations that the model likes best, few of them alike; for few rows half without tensor cores."""
+    """The best configurations by the model, without near duplicates; for few rows half of them without tensor cores."""
     padded = min(256, max(16, power_of_two(m)))
     dots = itertools.starmap(
         Config,
@@ -190,7 +190,7 @@ def one_product(
 def program(
     shape: Shape, variant: Variant, implementation: Any, operands: Operands, products: int
 ) -> Callable[[], list[jax.Array]]:
-    """Compiled: `products` products in a row. A barrier lets none start before the one before it has ended."""
+    """A compiled program of `products` consecutive products; a barrier makes each wait for the one before."""
     product = jax.jit(one_product(shape, variant, implementation))
 
     def run(weights: list[jax.Array], x: list[jax.Array], gamma: jax.Array, residual: jax.Array) -> list[jax.Array]:
@@ -239,7 +239,7 @@ def exact(shape: Shape, variant: Variant, operands: Operands) -> jax.Array:
 def measure(
     shape: Shape, m: int, variant: Variant, configs: list[Config], operands: Operands, pool: ThreadPoolExecutor
 ) -> dict[Config | None, float]:
-    """Microseconds of every configuration that is right, and of XLA under None; prints each."""
+    """Microseconds of every correct configuration, and of XLA under None; prints each."""
     expected = exact(shape, variant, operands)
     jobs: dict[Config | None, Any] = {
         config: pool.submit(program, shape, variant, config or "xla", operands, shape.products)
@@ -282,7 +282,7 @@ def draw(shape: Shape, m: int, weights: list[jax.Array]) -> Operands:
 
 
 def sweep(shape: Shape, rows: list[int], count: int, pool: ThreadPoolExecutor) -> dict[int, Config | None]:
-    """The best configuration for each number of rows, None where XLA is as good."""
+    """The best configuration for each number of rows; None if XLA is as fast."""
     size = (2, shape.n, shape.k) if shape.gated else (shape.n, shape.k)
     scale = jnp.bfloat16(shape.k**-0.5)
     weights = [jax.random.normal(jax.random.key(i), size, jnp.bfloat16) * scale for i in range(shape.copies)]

@@ -1,9 +1,10 @@
-"""Time of choosing tokens on one GPU: greedy two ways, and the sampling kernel with its settings.
+"""The time of drawing tokens on one GPU: greedy in two ways, and the sampling kernel with each of its settings.
 
     python benchmarks/sampling.py [--batches 1 64 256] [--vocab 128256] [--sweep]
 
-One JSON line a measurement, in microseconds a call: the median over repeats of a compiled loop of calls, in which the
-seeds change, less an empty loop. Before a case is timed, the kernel's tokens are compared with the XLA reference's.
+Prints one JSON line for each measurement, in microseconds a call: the median over repeats of a compiled loop of calls
+with different seeds, less an empty loop. Before a case is timed, the kernel's tokens are compared with those of the XLA
+reference.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from jax import lax
 from pallas_kernels.sampling import greedy, pallas_triton, sample
 
 CALLS, REPEATS = 100, 9
-WISHES = {
+SETTINGS = {
     "greedy rows": {"temperature": 0.0},
     "t=1": {"temperature": 1.0},
     "t=0.8 p=0.9": {"temperature": 0.8, "top_p": 0.9},
@@ -38,8 +39,8 @@ Params = dict[str, jax.Array]
 Choose = Callable[[jax.Array, Params], jax.Array]
 
 
-def make_params(rows: int, **asked: float) -> Params:
-    values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | asked
+def make_params(rows: int, **setting: float) -> Params:
+    values = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | setting
     params = {name: jnp.full(rows, value, jnp.float32) for name, value in values.items()}
     seed = jnp.asarray(np.random.default_rng(0).integers(0, 2**32, (rows, 2), dtype=np.uint32))
     return params | {
@@ -50,7 +51,7 @@ def make_params(rows: int, **asked: float) -> Params:
 
 
 def microseconds(choose: Choose, logits: jax.Array, params: Params) -> float:
-    """A call's median time. Its position and one logit depend on the call before, so that nothing leaves the loop."""
+    """A call's median time. Its inputs depend on the call before, so that XLA cannot move work out of the loop."""
 
     @partial(jax.jit, donate_argnums=0)
     def loop(logits: jax.Array, params: Params) -> tuple[jax.Array, jax.Array]:
@@ -101,7 +102,7 @@ def tunings() -> list[pallas_triton.Tuning]:
 
 
 def nucleus_sizes(logits: jax.Array, temperature: float = 0.8, top_p: float = 0.9) -> list[int]:
-    """The fewest and the most tokens of a row that reach `top_p` together."""
+    """The least and the greatest size of a row's nucleus: the fewest tokens whose probabilities reach `top_p`."""
     ranked = jnp.sort(jax.nn.softmax(logits.astype(jnp.float32) / temperature, axis=-1), axis=-1)[:, ::-1]
     sizes = 1 + jnp.sum(jnp.cumsum(ranked, axis=-1) < top_p, axis=-1)
     return [int(sizes.min()), int(sizes.max())]
@@ -130,8 +131,8 @@ def main() -> None:
             for name, choose in (("argmax", argmax), ("two reductions", two_reductions)):
                 us = timed(choose, params=make_params(batch)) - empty
                 report(batch=batch, logits=spread, case="greedy", variant=name, us=round(us, 1))
-            for case, asked in WISHES.items():
-                params = make_params(batch, **asked)
+            for case, setting in SETTINGS.items():
+                params = make_params(batch, **setting)
                 expected = np.asarray(jax.jit(reference)(logits, params))
                 for tuning in [pallas_triton.Tuning(), *(tunings() if args.sweep and case == SWEPT else [])]:
                     choose = partial(kernel, tuning)

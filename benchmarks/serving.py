@@ -1,12 +1,12 @@
-"""What a server costs: tokens/s of the same requests through `LLM` in one process, and through HTTP from others.
+"""What a server costs: tokens/s of the same requests through `LLM` in one process, and over HTTP from others.
 
     python benchmarks/serving.py --tokenizer FOLDER [--simulate MS] [--concurrency 64 256] [--spread TOKENS]
 
 On a GPU the engine has Llama-3.1-8B's shape and random weights. With --simulate nothing is computed: every step of the
-real engine's loop, of 256 rows at most, takes MS milliseconds and gives random tokens, so that 12.8 ms are 20,000
-tokens/s. Requests are 128 ids in, 256 out, sampled, all of that length, so that they end and begin together, or between
-256 - TOKENS and 256 + TOKENS; each bound of concurrency is measured without HTTP and with it, in turn. One JSON line a
-result.
+real engine's loop, of at most 256 rows, takes MS milliseconds and returns random tokens, so that 12.8 ms correspond to
+20,000 tokens/s. Requests are sampled, with 128 input and 256 output tokens, so that they begin and end together; with
+--spread they have 256 - TOKENS to 256 + TOKENS output tokens. Each concurrency is measured alternately without and with
+HTTP. Prints one JSON line for each result.
 """
 
 import argparse
@@ -41,7 +41,7 @@ SMALL = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 1, "nu
 
 
 class SimulatedStep(NamedTuple):
-    """A step that ends at a certain time."""
+    """A plan, and the time at which its step ends."""
 
     plan: StepPlan
     ends: float
@@ -58,11 +58,11 @@ class SimulatedDevice:
         self._rng = np.random.default_rng(0)
 
     def step(self, plan: StepPlan) -> StepPlan:
-        """The plan itself."""
+        """The plan itself, which `run` takes in place of dispatches."""
         return plan
 
     def extras(self, plan: StepPlan) -> Sequence[int]:
-        """Nothing is scored."""
+        """No rows, because nothing reports log-probabilities."""
         return ()
 
     def run(self, plan: StepPlan) -> SimulatedStep:
@@ -71,7 +71,7 @@ class SimulatedDevice:
         return SimulatedStep(plan, self._free)
 
     def read(self, step: SimulatedStep) -> dict[str, np.ndarray]:
-        """How many ids each row gained, and these, once the step has ended."""
+        """Wait until the step ends; the number of ids that each row gained, then the ids."""
         time.sleep(max(0.0, step.ends - time.perf_counter()))
         plan, rows = step.plan, len(step.plan.requests)
         gained = plan.emits if plan.kind == "step" else np.full(rows, plan.steps)
@@ -79,15 +79,15 @@ class SimulatedDevice:
         return {"tokens": np.concatenate([gained[:, None], ids], axis=1)}
 
     def with_cause(self, failure: BaseException) -> BaseException:
-        """As it is."""
+        """The failure, unchanged."""
         return failure
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Do nothing."""
 
 
 def main() -> None:
-    """One engine; each bound without and with HTTP."""
+    """Measure each concurrency without and with HTTP, with one engine."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--tokenizer", required=True)
     parser.add_argument("--simulate", type=float, metavar="MS")
@@ -110,7 +110,7 @@ def main() -> None:
             arguments["kv_cache_config"] |= {"max_tokens": ROWS * 1024}
         began = time.perf_counter()
         with LLM(**arguments) as llm:
-            tell(start_s=time.perf_counter() - began)
+            print_record(start_s=time.perf_counter() - began)
             if args.simulate:
                 device = SimulatedDevice(llm._engine._packer, args.simulate / 1e3)
                 llm._engine._packer = llm._engine._runner = device
@@ -118,7 +118,7 @@ def main() -> None:
 
 
 def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> None:
-    """Rounds of both, in turn."""
+    """Measure rounds without and with HTTP, alternately."""
     options = ServerOptions(served_model_name=("benchmark",), num_serve_frontends=args.frontends)
     host = EngineHost(llm, options.max_queue_size)
     configuration = json.dumps({"llm": arguments, "server": options.model_dump()}).encode()
@@ -134,7 +134,7 @@ def compare(llm: LLM, arguments: dict[str, Any], args: argparse.Namespace) -> No
                 there = over_http(listening.getsockname()[1], workload, concurrency, args.client_processes)
                 used = {f"{name}_us_per_token": (after - before[name]) / tokens(workload) * 1e6
                         for name, after in processor_seconds().items()}  # fmt: skip
-                tell(concurrency=concurrency, requests=len(workload), in_process_tok_s=here, **there, **used,
+                print_record(concurrency=concurrency, requests=len(workload), in_process_tok_s=here, **there, **used,
                      kept=there["http_tok_s"] / here)  # fmt: skip
         host.close()
 
@@ -150,7 +150,7 @@ def processor_seconds() -> dict[str, float]:
 
 
 def requests(count: int, spread: int) -> list[dict[str, Any]]:
-    """Records as `trtllm-bench prepare-dataset` writes them."""
+    """Write requests in the form of `trtllm-bench prepare-dataset`."""
     rng = np.random.default_rng(0)
     prompts = rng.integers(0, IDS, (count, INPUT)).tolist()
     lengths = rng.integers(OUTPUT - spread, OUTPUT + spread, count, endpoint=True).tolist()
@@ -162,7 +162,7 @@ def requests(count: int, spread: int) -> list[dict[str, Any]]:
 
 def tokens(workload: Sequence[dict[str, Any]]) -> int:
     """Tokens that are to be generated."""
-    return sum(asked["output_tokens"] for asked in workload)
+    return sum(request["output_tokens"] for request in workload)
 
 
 def in_process(llm: LLM, workload: Sequence[dict[str, Any]], concurrency: int) -> float:
@@ -171,10 +171,10 @@ def in_process(llm: LLM, workload: Sequence[dict[str, Any]], concurrency: int) -
     async def run() -> None:
         room = asyncio.Semaphore(concurrency)
 
-        async def one(asked: dict[str, Any]) -> None:
+        async def one(request: dict[str, Any]) -> None:
             async with room:
-                params = SamplingParams(temperature=1.0, max_tokens=asked["output_tokens"], ignore_eos=True)
-                await llm.generate_async(asked["input_ids"], params)
+                params = SamplingParams(temperature=1.0, max_tokens=request["output_tokens"], ignore_eos=True)
+                await llm.generate_async(request["input_ids"], params)
 
         await asyncio.gather(*map(one, workload))
 
@@ -186,7 +186,7 @@ def in_process(llm: LLM, workload: Sequence[dict[str, Any]], concurrency: int) -
 def over_http(port: int, workload: Sequence[dict[str, Any]], concurrency: int, processes: int) -> dict[str, float]:
     """Generated tokens/s and gaps by `trtllm-bench serve`."""
     with tempfile.NamedTemporaryFile("w", suffix=".json") as dataset:
-        dataset.writelines(json.dumps(asked) + "\n" for asked in workload)
+        dataset.writelines(json.dumps(request) + "\n" for request in workload)
         dataset.flush()
         command = [
             sys.executable, "-c", "from trtllm_jax.commands.bench.command import main; main()", "serve",
@@ -203,8 +203,8 @@ def over_http(port: int, workload: Sequence[dict[str, Any]], concurrency: int, p
     return {"http_tok_s": record[OUTPUT_RATE], **times, "client_core_share": record["client_core_share"]}
 
 
-def tell(**figures: float) -> None:
-    """One line."""
+def print_record(**figures: float) -> None:
+    """Print one line of JSON."""
     print(json.dumps({name: round(value, 3) for name, value in figures.items()}), flush=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,9 @@ class GgufArchitecture:
         metadata: further metadata keys, without the prefix, and the configuration fields that their numbers become
             where a file states them: {"attention.sliding_window": "sliding_window"}.
         config: configuration fields that have the same value in every file.
+        derived: the configuration fields that follow from the others, which it is given.
+        norms_plus_one: whether the weights of norms are stored plus one (`Gemma2Model.modify_tensors` in llama.cpp's
+            convert_hf_to_gguf.py).
     """
 
     name: str
@@ -36,6 +39,8 @@ class GgufArchitecture:
     tensors: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    norms_plus_one: bool = False
 
 
 def find_architecture(file: GgufFile, known: Iterable[GgufArchitecture]) -> GgufArchitecture:

@@ -23,7 +23,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
         raise ValueError(f"{file.path} rotates {rotary} of {head_dim} head dimensions; only whole heads are supported")
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path} has no tensor 'token_embd.weight': it is not a language model's file")
-    return {
+    config = {
         "model_type": architecture.model_type,
         "architectures": [architecture.model_class],
         "hidden_size": hidden,
@@ -46,6 +46,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
         **architecture.config,
         **_further_fields(metadata, architecture),
     }
+    return {**config, **architecture.derived(config)}
 
 
 def generation_config(file: GgufFile) -> dict[str, Any]:

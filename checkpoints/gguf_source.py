@@ -33,10 +33,19 @@ _CHUNK = 1 << 18
 class _Stored(NamedTuple):
     tensor: GgufTensor
     heads: int | None  # of a tensor whose rows are permuted within each head
+    plus_one: bool
+
+    @property
+    def dtype(self) -> str:
+        """The numpy name of what reading it gives."""
+        return np.dtype(np.float32 if self.plus_one else _PLAIN.get(self.tensor.type, np.float32)).name
 
 
 class GgufSource:
-    """A `TensorSource` over a GGUF file. Quantised tensors are read as float32, others in their stored dtype."""
+    """A `TensorSource` over a GGUF file.
+
+    Quantised tensors and those that are stored plus one are read as float32, others in their stored dtype.
+    """
 
     def __init__(self, file: GgufFile, architecture: GgufArchitecture) -> None:
         self._file = file
@@ -58,15 +67,17 @@ class GgufSource:
                     f"{file.path}: {short_repr(tensor.name)} has {tensor.shape[0]} rows, which {heads} heads of two "
                     f"halves do not divide. {REMEDY}"
                 )
-            self._stored[name] = _Stored(tensor, heads)
-        self.info = {
-            name: TensorInfo(tensor.shape, np.dtype(_PLAIN.get(tensor.type, np.float32)).name)
-            for name, (tensor, _) in self._stored.items()
-        }
+            plus_one = architecture.norms_plus_one and name.endswith("norm.weight")
+            self._stored[name] = _Stored(tensor, heads, plus_one)
+        self.info = {name: TensorInfo(one.tensor.shape, one.dtype) for name, one in self._stored.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
         """One part of a tensor; only the blocks that hold it are dequantised."""
-        tensor, heads = self._stored[name]
+        tensor, heads, plus_one = self._stored[name]
+        values = self._values(tensor, heads, index)
+        return values.astype(np.float32) - np.float32(1) if plus_one else values
+
+    def _values(self, tensor: GgufTensor, heads: int | None, index: tuple[slice, ...]) -> npt.NDArray[Any]:
         *outer, columns = (range(length)[part] for part, length in zip(index, tensor.shape, strict=True))
         data = self._file.data(tensor)
         if tensor.type in _PLAIN:

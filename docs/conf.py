@@ -128,7 +128,7 @@ def prose_as_restructured_text(app: Sphinx, what: str, name: str, obj: Any, opti
 def fields_as_signature(
     app: Sphinx, what: str, name: str, obj: Any, options: Any, signature: str | None, returns: str | None
 ) -> tuple[str | None, str | None]:
-    """A record's fields with plain types: pydantic's bounds make them unreadable, and the errors tell them."""
+    """A record's fields with plain types: pydantic's bounds would be unreadable, and errors state them."""
     if _is_record(obj):
         plain, fields = typing.get_type_hints(obj), inspect.signature(obj).parameters.values()
         shown = inspect.Signature([field.replace(annotation=plain[field.name]) for field in fields])
@@ -141,11 +141,12 @@ def add_limits(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines:
     """The arguments that a record refuses or ignores, from the lists that do so."""
     if not _is_record(obj):
         return
-    if obj._later:
-        values = (f"`{name}` (`{' or '.join(map(_shown, neutral))}`)" for name, neutral in sorted(obj._later.items()))
+    if obj._unavailable:
+        unavailable = sorted(obj._unavailable.items())
+        values = (f"`{name}` (`{' or '.join(map(_shown, neutral))}`)" for name, neutral in unavailable)
         lines += [f"Refused in this release with any other value: {', '.join(values)}.", ""]
-    if obj._accepted:
-        lines += [f"Accepted without effect: {', '.join(f'`{name}`' for name in sorted(obj._accepted))}.", ""]
+    if obj._ignored:
+        lines += [f"Accepted without effect: {', '.join(f'`{name}`' for name in sorted(obj._ignored))}.", ""]
 
 
 def skip_or_show(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options: Any) -> bool | None:

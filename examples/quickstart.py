@@ -1,4 +1,4 @@
-"""The shortest program: prompts and their continuations, by a model folder, a .gguf file or a model of the hub."""
+"""The shortest program: continues some prompts with a model folder, a .gguf file or a model from the hub."""
 
 import sys
 

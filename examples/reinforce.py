@@ -1,9 +1,9 @@
-"""REINFORCE with the engine in the loop: it draws answers, optax learns, and it goes on with the new weights.
+"""REINFORCE with the engine in the loop: it samples answers, optax updates the weights, and the engine uses them.
 
     python examples/reinforce.py [STEPS]
 
-The engine reads the optimiser's arrays: no weight is copied. The model is tiny and random, and the reward a toy: the
-share of an answer's tokens that are below 25, of 100.
+The engine reads the optimiser's arrays: no weight is copied. The model is tiny and random, and the reward is a toy: the
+fraction of an answer's tokens that are below 25, in a vocabulary of 100.
 """
 
 import json
@@ -35,12 +35,12 @@ STEPS = 15
 
 
 def reward(answers: np.ndarray) -> np.ndarray:
-    """What each answer [..., tokens] is worth, 0 to 1."""
+    """The reward of each of `answers` [..., tokens], 0 to 1."""
     return (answers < 25).mean(-1)
 
 
 def arrays(outputs: list[RequestOutput]) -> tuple[np.ndarray, np.ndarray]:
-    """The drawn ids and their log-probabilities, each [prompts, samples, tokens]."""
+    """The sampled ids and their log-probabilities, each [prompts, samples, tokens]."""
     samples = [[(s.token_ids, s.logprobs) for s in output.outputs] for output in outputs]
     ids = np.array([[tokens for tokens, _ in group] for group in samples])
     own = [[[entry[t].logprob for t, entry in zip(*sample, strict=True)] for sample in group] for group in samples]
@@ -48,7 +48,7 @@ def arrays(outputs: list[RequestOutput]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def learn(folder: Path, steps: int = STEPS) -> list[float]:
-    """The mean reward of each step."""
+    """Train for `steps` steps, and return the mean reward of each."""
     (folder / "config.json").write_text(json.dumps(CONFIG))
     model, params = load_model(folder, dtype="float32", load_format="dummy")
     optimizer = optax.adam(5e-2)
@@ -56,7 +56,7 @@ def learn(folder: Path, steps: int = STEPS) -> list[float]:
 
     @jax.jit
     def improve(params: Any, state: Any, whole: jax.Array, advantages: jax.Array) -> tuple[Any, Any, jax.Array]:
-        """One step of the optimiser, and the log-probabilities before it."""
+        """Take one optimiser step; returns the new weights and state, and the log-probabilities before the step."""
 
         def objective(params: Any) -> tuple[jax.Array, jax.Array]:
             logprobs = model.logprobs(params, whole)[..., -TOKENS:]
@@ -71,24 +71,24 @@ def learn(folder: Path, steps: int = STEPS) -> list[float]:
     with LLM(folder, dtype="float32", load_format="dummy", skip_tokenizer_init=True, **sizes) as llm:
         for step in range(steps):
             llm.update_weights(params)
-            drawing = SamplingParams(
+            sampling = SamplingParams(
                 n=SAMPLES, temperature=1.0, max_tokens=TOKENS, logprobs=0, ignore_eos=True, seed=step * SAMPLES
             )
-            answers, by_engine = arrays(llm.generate(PROMPTS.tolist(), drawing))
-            rewarded = reward(answers)
-            # A prompt's other answers are what an answer is compared with.
-            advantages = rewarded - rewarded.mean(axis=1, keepdims=True)
+            answers, by_engine = arrays(llm.generate(PROMPTS.tolist(), sampling))
+            scores = reward(answers)
+            # The baseline is the mean reward of all answers to the same prompt.
+            advantages = scores - scores.mean(axis=1, keepdims=True)
             prompts = np.broadcast_to(PROMPTS[:, None], (*answers.shape[:2], PROMPTS.shape[1]))
             whole = np.concatenate([prompts, answers], axis=2)
             params, state, by_trainer = improve(params, state, jnp.asarray(whole), jnp.asarray(advantages))
-            rewards.append(float(rewarded.mean()))
-            apart = np.abs(by_engine - by_trainer).max()
+            rewards.append(float(scores.mean()))
+            error = np.abs(by_engine - by_trainer).max()
             print(
-                f"step {step:2}: reward {rewards[-1]:.2f}, log-probabilities of engine and trainer within {apart:.0e}"
+                f"step {step:2}: reward {rewards[-1]:.2f}, log-probabilities of engine and trainer within {error:.0e}"
             )
     return rewards
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as place:
-        learn(Path(place), *map(int, sys.argv[1:]))
+    with tempfile.TemporaryDirectory() as folder:
+        learn(Path(folder), *map(int, sys.argv[1:]))

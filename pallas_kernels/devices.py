@@ -1,4 +1,4 @@
-"""What computes: what the operations choose their implementations by."""
+"""The platform that a program runs on, by which operations choose their implementations."""
 
 from dataclasses import dataclass
 
@@ -10,11 +10,11 @@ HOPPER = ("H100", "H200", "H800", "H20", "GH200")
 
 @dataclass(frozen=True)
 class Platform:
-    """The backend that a program is compiled for; hashable, so that it may be static in jit.
+    """The backend that a program is compiled for; hashable, so that it can be a static argument of jit.
 
     Attributes:
-        kind: "cpu" or "gpu", as JAX calls it.
-        gpu: the name of the GPU; empty where none computes.
+        kind: JAX's name of the backend, "cpu" or "gpu".
+        gpu: the name of the GPU; empty for a CPU.
     """
 
     kind: str
@@ -22,30 +22,30 @@ class Platform:
 
     @classmethod
     def of(cls, mesh: Mesh) -> "Platform":
-        """That of a mesh's devices, which are all of a kind."""
+        """The platform of a mesh's devices, which are all of one kind."""
         return cls.of_device(mesh.devices.flat[0])
 
     @classmethod
     def of_device(cls, device: jax.Device) -> "Platform":
-        """That of a device."""
+        """The platform of a device."""
         return cls(device.platform, device.device_kind if device.platform == "gpu" else "")
 
     @classmethod
     def default(cls) -> "Platform":
-        """That of JAX's default backend, which only this function asks for."""
+        """The platform of JAX's default backend; nothing else asks JAX for it."""
         return cls.of_device(jax.devices()[0])
 
     @property
     def on_cpu(self) -> bool:
-        """Whether a CPU computes."""
+        """Whether the platform is a CPU."""
         return self.kind == "cpu"
 
     @property
     def on_gpu(self) -> bool:
-        """Whether a GPU computes."""
+        """Whether the platform is a GPU."""
         return self.kind == "gpu"
 
     @property
     def is_hopper(self) -> bool:
-        """Whether a GPU does that has Hopper's tensor cores and copies (compute capability 9.0)."""
+        """Whether it is a Hopper GPU (compute capability 9.0), with its tensor core instructions and bulk copies."""
         return any(name in self.gpu for name in HOPPER)

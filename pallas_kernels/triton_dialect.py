@@ -1,8 +1,8 @@
-"""Puts the Python side of Triton's dialect where MLIR looks for it.
+"""Registers the Python module of Triton's MLIR dialect under the name by which MLIR imports it.
 
-MLIR looks for a type's dialect by its name, `tt`, among jaxlib's dialects, and again for every value of a type that it
-did not find there; jaxlib keeps it elsewhere (seen in 0.10.2 and 0.11.2). One kernel's lowering made thousands of such
-searches through the file system.
+MLIR imports the module of a dialect by its name, `tt`, from `jaxlib.mlir.dialects`, and tries again for every value of
+the dialect's types while the import fails. jaxlib keeps the module elsewhere (0.10.2 and 0.11.2), so that lowering one
+kernel searched the file system thousands of times.
 """
 
 import sys

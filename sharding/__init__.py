@@ -1,4 +1,4 @@
-"""Where arrays live: the device mesh, the rules from logical axis to mesh axes, and the collectives."""
+"""How arrays are sharded: the device mesh, the rules from logical axes to mesh axes, and the collectives."""
 
 from sharding.collectives import all_gather, all_reduce, is_split, shard_index
 from sharding.extents import Extents, Repetition

@@ -1,6 +1,6 @@
-"""Collectives over the mesh axes that split a logical axis; every one is the identity outside `shard_map`.
+"""Collectives over the mesh axes that split a logical axis; each is the identity outside `shard_map`.
 
-These are the only places where devices talk to each other, so that a faster exchange replaces one function.
+All communication between devices in a `shard_map` goes through these functions.
 """
 
 import jax
@@ -11,9 +11,9 @@ from sharding.rules import ShardingRules, rules_of_context
 
 
 def _mapped(axes: tuple[str, ...], rules: ShardingRules | None) -> tuple[str, ...]:
-    """The mesh axes over which the running `shard_map` truly splits any of the logical `axes`.
+    """The mesh axes over which the enclosing `shard_map` splits any of the logical `axes`.
 
-    Axes of one device are left out: XLA's CPU backend copies what it "reduces" over them.
+    Mesh axes of size 1 are left out, because XLA's CPU backend copies an array that it reduces over them.
     """
     mesh = jax.sharding.get_abstract_mesh()
     named = (rules or rules_of_context()).mesh_axes(*axes)
@@ -21,7 +21,7 @@ def _mapped(axes: tuple[str, ...], rules: ShardingRules | None) -> tuple[str, ..
 
 
 def is_split(*axes: str, rules: ShardingRules | None = None) -> bool:
-    """Whether devices hold different parts of any of the logical `axes`, by `rules` or those of the context."""
+    """Whether devices hold different parts of any of the logical `axes`, by `rules` or the context's rules."""
     return bool(_mapped(axes, rules))
 
 
@@ -38,6 +38,6 @@ def all_gather(x: jax.Array, axis: str, dimension: int, rules: ShardingRules | N
 
 
 def shard_index(axis: str, rules: ShardingRules | None = None) -> jax.Array:
-    """Which part of the logical `axis` this device holds: an int32 scalar, 0 where nothing is split."""
+    """Which part of the logical `axis` this device holds: an int32 scalar, 0 if the axis is not split."""
     names = _mapped((axis,), rules)
     return lax.axis_index(names) if names else jnp.int32(0)

@@ -1,4 +1,4 @@
-"""How long every logical axis is: in the model, and in the arrays that a mesh holds of it."""
+"""The extent of every logical axis, in the model and in the arrays on a mesh."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 
 class Repetition(NamedTuple):
-    """Every index of `axis` stands `times` times in a row, each time with its part of the axis `shared_by`."""
+    """Every index of `axis` is repeated `times` times in a row, each copy with its part of the axis `shared_by`."""
 
     axis: str
     shared_by: str
@@ -15,12 +15,14 @@ class Repetition(NamedTuple):
 
 @dataclass(frozen=True)
 class Extents:
-    """The extent of every logical axis; `extents[axis]` is the one in our arrays. ValueError for too little padding.
+    """The extent of every logical axis; `extents[axis]` is the extent in the arrays on the mesh.
+
+    ValueError if a padded extent is less than the axis' size.
 
     Attributes:
-        sizes: the model's own extents, as a checkpoint stores them.
-        padded: the extents of the axes that end in zeros in our arrays.
-        repetitions: the axes whose indices our arrays hold several times.
+        sizes: the model's extents, as a checkpoint stores them.
+        padded: the extents of the axes that are padded with zeros.
+        repetitions: the axes whose indices are repeated.
     """
 
     sizes: Mapping[str, int]
@@ -41,10 +43,10 @@ class Extents:
         return self.padded.get(axis, self.sizes[axis])
 
     def of_tensor(self, axes: Collection[str | int]) -> tuple[dict[str, int], dict[str, int]]:
-        """The extents by which a stored tensor of these axes is read, and how often our arrays hold the indices of one.
+        """The extents by which to read a stored tensor of these axes, and how often to repeat the indices of an axis.
 
-        A tensor with both axes of a repetition is only seen otherwise: 4 heads of 8 queries are 16 heads of 2, in the
-        same order. One with the repeated axis alone is held several times.
+        A tensor with both axes of a repetition is only reshaped: 4 heads of 8 queries are read as 16 heads of 2, in the
+        same order. A tensor with the repeated axis alone is repeated along it.
         """
         sizes = dict(self.sizes)
         times = {}

@@ -1,4 +1,4 @@
-"""The device mesh, built from the sizes that the public API names."""
+"""Builds the device mesh from the public API's parallel sizes."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,7 @@ from jax.sharding import AxisType, Mesh
 def make_mesh(tensor_parallel_size: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axis `tp`, over the first devices of the default backend unless `devices` are given.
 
-    Raises RuntimeError when there are fewer devices than the sizes ask for.
+    Raises RuntimeError if there are fewer than `tensor_parallel_size` devices.
     """
     available = list(jax.devices() if devices is None else devices)
     if tensor_parallel_size > len(available):

@@ -1,4 +1,4 @@
-"""Which mesh axes split a logical axis; everything that asks where an array lives asks here."""
+"""Which mesh axes split a logical axis, and the shardings that follow for arrays of named axes."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,19 +11,19 @@ from jax.sharding import PartitionSpec as P
 from sharding.extents import Extents, Repetition
 
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"vocab": ("tp",), "kv_heads": ("tp",), "mlp": ("tp",)}
-"""The mesh axes that split a logical axis, the outermost first. Any other axis is replicated."""
+"""The mesh axes that split each logical axis, outermost first. Axes not listed are replicated."""
 
 SHARED_BY: Mapping[str, str] = {"kv_heads": "group"}
-"""Logical axes each of whose indices serves all of another axis: a key-value head serves a group of query heads."""
+"""For a logical axis, the axis along which each of its indices is shared: a key-value head by a group of queries."""
 
 
 @dataclass(frozen=True)
 class ShardingRules:
-    """Where arrays whose dimensions have logical names live on one mesh; hashable, so that it may be static in jit.
+    """The placement of arrays with named logical axes on one mesh; hashable, so that it may be static in jit.
 
     Attributes:
         mesh: the devices.
-        table: the mesh axes that split each logical axis, the outermost first. What the mesh lacks splits nothing.
+        table: the mesh axes that split each logical axis, outermost first. Axes that the mesh lacks are ignored.
     """
 
     mesh: Mesh | AbstractMesh
@@ -44,16 +44,17 @@ class ShardingRules:
         return NamedSharding(self.mesh, self.spec(axes))
 
     def parts(self, axis: str) -> int:
-        """Into how many parts the mesh splits a logical axis."""
+        """The number of parts into which the mesh splits a logical axis."""
         return math.prod(self.mesh.shape[name] for name in self.mesh_axes(axis))
 
     def extents(self, sizes: Mapping[str, int]) -> Extents:
-        """The extents of a model's arrays on the mesh, which divides those of the axes that it splits.
+        """The extents of a model's arrays on the mesh; every split axis is a multiple of its number of parts.
 
-        Where there are more parts than indices, indices are repeated if what shares them can be dealt out: 4 key-value
-        heads on 8 devices are 8, each of half the query heads. Any other axis is padded with zeros. A zero head, a zero
-        feed-forward channel and a masked vocabulary entry change no result, so any size runs on any mesh at the price
-        of the padded work (9 query and 3 key-value heads run as 12 and 4 on four devices).
+        If an axis has fewer indices than parts, they are repeated where the axis that shares them divides evenly: 4
+        key-value heads on 8 devices become 8, each with half of the query heads. Any other axis is padded with zeros.
+        A zero head, a zero feed-forward channel and a masked vocabulary entry do not change results, so any size runs
+        on any mesh, at the cost of computing the padding (9 query and 3 key-value heads run as 12 and 4 on four
+        devices).
         """
         padded: dict[str, int] = {}
         repetitions: list[Repetition] = []
@@ -75,5 +76,5 @@ class ShardingRules:
 
 
 def rules_of_context() -> ShardingRules:
-    """The default rules on the mesh that the running `shard_map` splits arrays over; on none outside of one."""
+    """The default rules on the mesh of the enclosing `shard_map`; outside of one, on an empty mesh."""
     return ShardingRules(jax.sharding.get_abstract_mesh())

@@ -17,6 +17,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from . import shape_checks
 from .story import Story, write_story
 
 FAKE_DEVICES = 8
@@ -44,6 +45,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the Rust tokenizers warn about every fork otherwise
+
+# Before any test imports the modules that are checked.
+shape_checks.install()
 
 # A compilation inside an example takes longer than any deadline; a red CI run must be repeatable.
 settings.register_profile("trtllm_jax", deadline=None, derandomize="CI" in os.environ, print_blob=True)

@@ -1,4 +1,4 @@
-"""A tiny model that tells a story: trained by transformers, then written as llama2.c's `legacy_export` writes it."""
+"""A tiny model that has memorised a story: trained with transformers, then written like llama2.c's `legacy_export`."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ HEADS, KV_HEADS, LAYERS, LENGTH = 4, 2, 2, 128
 
 
 class Story(NamedTuple):
-    """The model's file, with its tokenizer beside it, and the text that it tells.
+    """The model's file, with its tokenizer beside it, and the text that it has memorised.
 
-    `ids` begin a sequence, have a space before the text, as sentencepiece does, and a token a character.
+    `ids` are BOS, a space as sentencepiece adds it, and a token for each character of the text.
     """
 
     model: Path
@@ -60,7 +60,7 @@ def _trained(ids: list[int], vocab: int) -> Any:
 
 
 def _in_order(model: Any) -> list[Any]:
-    """Every tensor in the order of the file, whose rows of q and k have the two numbers of a pair side by side."""
+    """Every tensor in the file's order; in the rows of q and k the two channels that rope rotates are adjacent."""
     import torch
 
     layers = model.model.layers

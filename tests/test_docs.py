@@ -1,4 +1,4 @@
-"""What the documents say is true: their Python runs, and everything that they name exists."""
+"""The documents are true: their Python runs, and everything that they name exists."""
 
 from __future__ import annotations
 
@@ -125,13 +125,22 @@ def test_readme_names_every_document() -> None:
     assert linked == {path.relative_to(ROOT).as_posix() for path in DOCUMENTS if path.parent.name == "docs"}
 
 
+def test_the_table_of_models_has_every_architecture() -> None:
+    from trtllm_jax.models import gguf_architectures, supported
+
+    rows = re.findall(r"^\| .*? \| (.*?) \| (.*?) \|", (ROOT / "docs" / "models.md").read_text(), re.MULTILINE)[1:]
+    listed, of_gguf = (sorted(re.findall(r"`(\w+)`", "\n".join(column))) for column in zip(*rows, strict=True))
+    assert listed == sorted(supported())
+    assert of_gguf == sorted(architecture.name for architecture in gguf_architectures())
+
+
 def test_readme_lists_the_sampling_parameters_that_do_something() -> None:
     from trtllm_jax import SamplingParams
 
     rows = re.findall(r"^\| (`.*?) \|", section(README, "Sampling parameters"), re.MULTILINE)
     listed = re.findall(r"`(\w+)`", "\n".join(rows))
     without_effect = {"pad_id", "length_penalty", "spaces_between_special_tokens"}
-    available = SamplingParams.model_fields.keys() - SamplingParams._later.keys() - without_effect
+    available = SamplingParams.model_fields.keys() - SamplingParams._unavailable.keys() - without_effect
     assert sorted(listed) == ["SamplingParams", *sorted(available)]
 
 
@@ -139,8 +148,8 @@ def test_readme_names_only_options_that_are_refused() -> None:
     from trtllm_jax.llmapi.llm_args import KvCacheConfig, LlmArgs
     from trtllm_jax.requests.sampling_params import SamplingParams
 
-    raising = section(README, "Limits of this release").split("These raise:\n")[1].split("\n\n")[0]
-    refused = {*SamplingParams._later, *LlmArgs._later, *KvCacheConfig._later}
+    raising = section(README, "Limits of this release").split("Not available are:\n")[1].split("\n\n")[0]
+    refused = {*SamplingParams._unavailable, *LlmArgs._unavailable, *KvCacheConfig._unavailable}
     named = re.findall(r"`(\w+)`", raising)
     assert named
     assert refused.issuperset(named)
@@ -186,6 +195,19 @@ def test_every_file_begins_with_a_sentence() -> None:
         assert text, f"{path} does not say what it has"
         first = text.split("\n\n")[0].replace("\n", " ")
         assert first.endswith((".", ":", "?", "!")), f"{path}: {first!r} is no sentence"
+
+
+def test_identifiers_use_the_terms_of_the_field() -> None:
+    """Words that this code once used in place of the field's: report, request, setting, run, return."""
+    retired = re.compile(r"(?:^|_)(tells?|told|hears?|heard|wish|wishes|obeys?|brought|brings?|whoever)(?:_|$)", re.I)
+    found = set()
+    for path in [*sources(), *(ROOT / "benchmarks").glob("*.py"), *(ROOT / "examples").glob("*.py")]:
+        for node in ast.walk(ast.parse(path.read_text())):
+            for field in ("id", "arg", "attr", "name"):
+                name = getattr(node, field, None)
+                if isinstance(name, str) and retired.search(name):
+                    found.add((path.relative_to(ROOT).as_posix(), name))
+    assert found == set()
 
 
 def test_architecture_describes_every_room() -> None:

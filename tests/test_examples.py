@@ -1,4 +1,4 @@
-"""The example scripts do what they say."""
+"""The example scripts do what their docstrings say."""
 
 from __future__ import annotations
 

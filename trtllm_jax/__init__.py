@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_HOME_OF = {
+_MODULE_OF = {
     "LLM": "trtllm_jax.llmapi.llm",
     "BuildConfig": "trtllm_jax.llmapi.llm_args",
     "KvCacheConfig": "trtllm_jax.llmapi.llm_args",
@@ -42,10 +42,10 @@ _HOME_OF = {
     "load_model": "trtllm_jax.functional.research",
 }
 
-__all__ = [*_HOME_OF, "__version__"]
+__all__ = [*_MODULE_OF, "__version__"]
 
 
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)
 
 
 def _check_sibling_packages() -> None:

@@ -1,16 +1,14 @@
-"""The public functions of paged attention, and the one place that knows the cache's layout.
+"""The public functions of paged attention, and the layout of its cache.
 
 A layer's cache is one array [pages, 2, kv_heads, page_size, head_dim]: keys at 0, values at 1. A page of one head is
-contiguous, which is what a kernel copies, and no reader needs a transpose. Page 0 belongs to nobody: padding tokens
-may write there and nobody reads it. What a page holds beyond its row's tokens may be anything, NaN included, and
-changes no result.
-
-Axes in the signatures: t tokens, h key-value heads, g query heads of a key-value head, d head_dim.
+contiguous, which is what a kernel copies, and no reader needs a transpose. Page 0 belongs to no row: padding tokens may
+be written to it, and it is never read. A page may hold anything beyond its row's tokens, NaN included, without changing
+a result.
 """
 
 from typing import Any, Literal
 
-import jax
+from jaxtyping import Array, Float
 
 from pallas_kernels.attention import mosaic_hopper, pallas_decode, pallas_ragged, tuned, xla
 from pallas_kernels.attention.locations import PageLocations
@@ -20,42 +18,42 @@ from pallas_kernels.devices import Platform
 
 
 def cache_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tuple[int, ...]:
-    """The shape of one layer's cache."""
+    """The shape of a layer's cache."""
     return (pages, 2, kv_heads, page_size, head_dim)
 
 
 def append_and_attend(
-    qkv: jax.Array,
-    cache: jax.Array,
+    qkv: Float[Array, "t h qkv d"],
+    cache: Float[Array, "pages 2 h page_size d"],
     locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None = None,
-    sinks: jax.Array | None = None,
+    sinks: Float[Array, "h g"] | None = None,
     implementation: Literal["xla"] | None = None,
     platform: Platform | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """Rotate queries and keys, write keys and values to their pages, attend causally to everything before.
+) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
+    """Causal softmax attention of each row's new tokens, after their keys and values have been written to its pages.
 
-    Softmax attention of each row's newest tokens over that row's pages, accumulated in float32.
+    Queries and keys are rotated first. Sums are accumulated in float32.
 
     Args:
-        qkv: [t, h, g + 2, d], projections: the query heads of a key-value head, its key, its value.
-        cache: one layer's cache; donate it, so that the write happens in place.
+        qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2).
+        cache: a layer's cache; donate it, so that it is updated in place.
         locations: the pages of the tokens and of their rows.
-        scoring: how scores are made of products, and which keys a query sees.
-        rotation: of each token; None for heads that are not rotated, or were before.
-        sinks: float [h, g], a score without a value that every query head adds to its softmax; None for none.
+        scoring: how scores are computed, and which keys a query attends to.
+        rotation: of each token; None if the heads are not rotated, or already are.
+        sinks: for each query head a score that joins its softmax without a value; None for none.
         implementation: None takes a kernel on a GPU and XLA elsewhere; only XLA's can be mapped and partitioned.
-        platform: what computes; None for JAX's default backend.
+        platform: the one that computes it; None for JAX's default backend.
 
     Returns:
-        Attention [t, h, g, d] in qkv's dtype, where rows of length 0 and tokens past starts[-1] hold anything; and
-        the cache with the new keys and values.
+        The attention in qkv's dtype, undefined for rows of length 0 and tokens past starts[-1]; and the cache with the
+        new keys and values.
 
     Raises:
-        ValueError: the attention is not causal; keys are written once, when later ones are not there yet. Or rows
-            without starts do not own equally many tokens.
+        ValueError: the attention is not causal, which a cache cannot support because later keys are not in it yet; or
+            locations has no starts and t is not a multiple of r.
     """
     if not scoring.causal:
         raise ValueError("attention over pages is causal; attend without a cache where scoring.causal is False")

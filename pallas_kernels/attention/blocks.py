@@ -1,8 +1,8 @@
-"""The pieces that the attention kernels share: reading queries, keys and values, and adding keys to a softmax.
+"""Helpers that the attention kernels share: loading queries, keys and values, and adding keys to a softmax.
 
-Tiles have powers of two as sizes, as Triton wants: `Tile` says how many of their places are real. Heads are read in
-halves of head_dim, because that is how they are rotated and because it keeps 80 and 96 channels from being padded to
-128 twice. What is not real is read as 0, values too: a weight of 0 times what a page held before may be NaN.
+The sizes of tiles are powers of two, as Triton requires, so parts of a tile may be padding. Heads are loaded in halves
+of head_dim, because that is how they are rotated, and because heads of 80 or 96 channels need less padding so. Padding
+is loaded as 0, also in values: a weight of 0 times whatever a page held before may be NaN.
 """
 
 from dataclasses import dataclass
@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, turn
@@ -20,7 +21,7 @@ from pallas_kernels.attention.softmax import RunningSoftmax
 Ref = Any
 
 MIN_DOT = 16
-"""The least extent of a Triton dot in any direction."""
+"""The smallest size of any axis of a Triton dot."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Heads:
     """The sizes of one layer's attention.
 
     Attributes:
-        kv: key-value heads.
-        group: query heads of a key-value head.
-        dim: channels of a head.
-        page_size: tokens of a page.
+        kv: the number of key-value heads.
+        group: the number of query heads of a key-value head.
+        dim: the number of channels of a head.
+        page_size: the number of tokens of a page.
     """
 
     kv: int
@@ -41,35 +42,37 @@ class Heads:
 
     @property
     def half(self) -> int:
-        """Half of head_dim, padded: what a dot contracts."""
+        """Half of head_dim, padded: the size that a dot contracts."""
         return max(MIN_DOT, pl.next_power_of_2(self.dim // 2))
 
     @property
     def padded_dim(self) -> int:
-        """head_dim, padded."""
+        """The number of channels of a head, padded."""
         return max(MIN_DOT, pl.next_power_of_2(self.dim))
 
     @property
     def padded_group(self) -> int:
-        """The group, padded."""
+        """The number of query heads of a key-value head, padded."""
         return pl.next_power_of_2(self.group)
 
 
 class Halves(NamedTuple):
-    """A tile of heads [n, dim] as its first and its second channels, each [n, half]."""
+    """A tile of heads [n, dim] as the first and the second half of its channels, each [n, half]."""
 
-    first: jax.Array
-    second: jax.Array
+    first: Float[Array, "n half"]
+    second: Float[Array, "n half"]
 
-    def dot_transposed(self, other: "Halves") -> jax.Array:
-        """Products [n, m] with the rows of another tile [m, dim], in float32."""
+    def dot_transposed(self, other: "Halves") -> Float32[Array, "n m"]:
+        """The products with the heads of another tile [m, dim]."""
         return plgpu.dot(self.first, other.first, trans_b=True) + plgpu.dot(self.second, other.second, trans_b=True)
 
 
-def load_rows(ref: Ref, rows: jax.Array, inside: jax.Array | None, first: int, width: int, padded: int) -> jax.Array:
-    """Channels first to first + width of rows [n] of a matrix, 0 in what is padding: [n, padded].
+def load_rows(
+    ref: Ref, rows: Int[Array, " n"], inside: Bool[Array, " n"] | None, first: int, width: int, padded: int
+) -> Float[Array, "n {padded}"]:
+    """The channels `first` to `first + width` of rows of a matrix, with zeros for padding.
 
-    Without `inside` every row is read.
+    Rows that are not `inside` are zeros too; None if all of them are.
     """
     columns = jnp.arange(padded)
     index, channels = _grid(rows, first + columns)
@@ -78,8 +81,15 @@ def load_rows(ref: Ref, rows: jax.Array, inside: jax.Array | None, first: int, w
     return plgpu.load(ref.at[index, channels], mask=mask, other=nothing)
 
 
-def store_rows(ref: Ref, rows: jax.Array, inside: jax.Array | None, first: int, width: int, values: jax.Array) -> None:
-    """Write what `load_rows` reads."""
+def store_rows(
+    ref: Ref,
+    rows: Int[Array, " n"],
+    inside: Bool[Array, " n"] | None,
+    first: int,
+    width: int,
+    values: Float[Array, "n padded"],
+) -> None:
+    """Store values to where `load_rows` loads them from."""
     columns = jnp.arange(values.shape[1])
     plgpu.store(
         ref.at[_grid(rows, first + columns)], values.astype(ref.dtype), mask=_mask(rows, inside, columns, width)
@@ -92,7 +102,7 @@ def _grid(rows: jax.Array, columns: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 
 def _mask(rows: jax.Array, inside: jax.Array | None, columns: jax.Array, width: int) -> jax.Array | None:
-    """None where everything is real: a mask that the compiler cannot see through costs instructions."""
+    """The mask of a load or store; None if nothing is padding, because a mask costs instructions."""
     whole = columns.shape[0] == width
     if inside is None and whole:
         return None
@@ -100,8 +110,8 @@ def _mask(rows: jax.Array, inside: jax.Array | None, columns: jax.Array, width: 
     return jnp.broadcast_to((True if inside is None else inside[:, None]) & narrow, (rows.shape[0], columns.shape[0]))
 
 
-def load_halves(ref: Ref, heads: Heads, rows: jax.Array, inside: jax.Array | None) -> Halves:
-    """Heads `rows` [n] of a matrix of heads."""
+def load_halves(ref: Ref, heads: Heads, rows: Int[Array, " n"], inside: Bool[Array, " n"] | None) -> Halves:
+    """The heads `rows` of a matrix of heads."""
     half = heads.dim // 2
     return Halves(
         load_rows(ref, rows, inside, 0, half, heads.half), load_rows(ref, rows, inside, half, half, heads.half)
@@ -112,11 +122,11 @@ def load_rotated(
     ref: Ref,
     rotation_ref: Rotation | None,
     heads: Heads,
-    rows: jax.Array,
-    tokens: jax.Array,
-    inside: jax.Array | None,
+    rows: Int[Array, " n"],
+    tokens: Int[Array, " n"],
+    inside: Bool[Array, " n"] | None,
 ) -> Halves:
-    """Heads `rows` [n] of a matrix of heads, rotated by the angles of their `tokens` [n], in the matrix's dtype."""
+    """The heads `rows` of a matrix of heads, rotated by the angles of their `tokens`, in the matrix's dtype."""
     loaded = load_halves(ref, heads, rows, inside)
     if rotation_ref is None:
         return loaded
@@ -127,39 +137,41 @@ def load_rotated(
     return Halves(first.astype(ref.dtype), second.astype(ref.dtype))
 
 
-def cache_rows(page: jax.Array, heads: Heads, head: jax.Array, offset: jax.Array) -> jax.Array:
-    """The row of a key in the cache as a matrix [pages * 2 * kv * page_size, dim]; its value is `value_step` on."""
+def cache_rows(
+    page: Int[Array, "*lead"], heads: Heads, head: Int[Array, ""], offset: Int[Array, "*lead"]
+) -> Int[Array, "*lead"]:
+    """The row of a key in the cache as a matrix [pages * 2 * kv * page_size, dim]; its value is `value_step` later."""
     return ((page * 2) * heads.kv + head) * heads.page_size + offset
 
 
 def value_step(heads: Heads) -> int:
-    """Rows between a key and its value."""
+    """The number of rows from a key to its value."""
     return heads.kv * heads.page_size
 
 
 def add_keys(
     running: RunningSoftmax,
     queries: Halves,
-    positions: jax.Array,
+    positions: Int[Array, " n"],
     cache_ref: Ref,
     page_table_ref: Ref,
     heads: Heads,
     scoring: Scoring,
     *,
-    row: jax.Array,
-    head: jax.Array,
-    first: jax.Array,
-    end: jax.Array,
+    row: Int[Array, ""],
+    head: Int[Array, ""],
+    first: Int[Array, ""],
+    end: Int[Array, ""],
     block: int,
     masked: bool,
 ) -> RunningSoftmax:
-    """The softmax after the `block` cached keys of a row from position `first` on, those before `end` only.
+    """The softmax after the `block` cached keys of a row that start at position `first`, except those from `end` on.
 
-    `positions` [n] are the queries'; without `masked` the caller vouches that every query sees the whole block.
+    `positions` are those of the queries. `masked` may be False only if every query attends to the whole block.
     """
     places = first + jnp.arange(block)
     inside = places < end if masked else None
-    # Any page will do for a place outside; a mask would make this read wait for the one of `end`.
+    # Positions past the table read any page; a mask would make this load wait for that of `end`.
     column = jnp.minimum(places // heads.page_size, page_table_ref.shape[1] - 1)
     page = plgpu.load(page_table_ref.at[jnp.broadcast_to(row, column.shape), column])
     rows = cache_rows(page, heads, head, places % heads.page_size)
@@ -175,5 +187,5 @@ def add_keys(
 
 
 def whole(arrays: Any) -> Any:
-    """The blocks that are whole arrays, for a pytree of arrays or shapes that a kernel indexes itself."""
+    """Block specs of whole arrays, for a pytree of arrays or shapes that the kernel indexes itself."""
     return jax.tree.map(lambda array: pl.BlockSpec(array.shape, lambda *_: (0,) * len(array.shape)), arrays)

@@ -1,12 +1,10 @@
-"""Attention of whole sequences without a cache, which can be differentiated, mapped and partitioned.
-
-Axes: b sequences, s tokens of a sequence, h key-value heads, g query heads of a key-value head, d head_dim.
-"""
+"""Attention within whole sequences, without a cache, which can be differentiated, mapped and partitioned."""
 
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
@@ -18,31 +16,32 @@ LARGEST_CUDNN_HEAD = 128
 
 
 def attend(
-    qkv: jax.Array,
+    qkv: Float[Array, "t h qkv d"],
     sequences: int,
     *,
     scoring: Scoring,
     rotation: Rotation | None = None,
-    sinks: jax.Array | None = None,
-    lengths: jax.Array | None = None,
+    sinks: Float[Array, "h g"] | None = None,
+    lengths: Int32[Array, " b"] | None = None,
     implementation: Implementation | None = None,
     platform: Platform | None = None,
-) -> jax.Array:
-    """Softmax attention of each token to those of its sequence that `scoring` lets it see: [b * s, h, g, d].
+) -> Float[Array, "t h g d"]:
+    """Softmax attention of each token to the tokens of its own sequence, as `scoring` says.
 
-    What follows a sequence as padding is seen by none of its tokens.
+    No token of a sequence attends to the padding after it.
 
     Args:
-        qkv: [b * s, h, g + 2, d], projections: the query heads of a key-value head, its key, its value.
-        sequences: b; each owns s consecutive tokens.
-        scoring: how scores are made of products, and which keys a query sees.
-        rotation: of each token; None for heads that are not rotated, or were before.
-        sinks: float [h, g], a score without a value that every query head adds to its softmax; None for none.
-        lengths: int32 [b], tokens of each sequence that are not padding, None for all. Only attention that is not
-            causal looks at them: otherwise nobody sees what follows.
-        implementation: XLA keeps all scores, float32 [b, h, g, s, s]. cuDNN keeps none and has a first derivative in
-            reverse mode only; it raises where it cannot take the shapes. None takes it on a GPU where it can.
-        platform: what computes; None for JAX's default backend.
+        qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2).
+        sequences: b, how many sequences there are; each has s = t / b consecutive tokens.
+        scoring: how scores are computed, and which keys a query attends to.
+        rotation: of each token; None if the heads are not rotated, or already are.
+        sinks: for each query head a score that joins its softmax without a value; None for none.
+        lengths: tokens of each sequence that are not padding; None if none is. Causal attention ignores them, because
+            the padding comes after the tokens.
+        implementation: "xla" keeps all scores, float32 [b, h, g, s, s]. "cudnn" keeps none, has only a first derivative
+            in reverse mode, and raises ValueError where it does not support the arguments. None takes "cudnn" on a GPU
+            where it supports them, else "xla".
+        platform: the one that computes it; None for JAX's default backend.
     """
     tokens, heads, planes, dim = qkv.shape
     group = planes - 2
@@ -68,14 +67,14 @@ def _xla(
     sinks: jax.Array | None,
     lengths: jax.Array | None,
 ) -> jax.Array:
-    """[b, s, h, g, d] of queries of that shape and keys and values [b, s, h, d]; no key from `lengths` on is seen."""
+    """Attention of queries [b, s, h, g, d] to keys and values [b, s, h, d], none of them at or after `lengths` [b]."""
     scores = scoring.scores(jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32))
     places = jnp.arange(q.shape[1])
     visible = scoring.visible(places[:, None], places)
     if lengths is not None:
         real = places < lengths[:, None]
         visible = visible & real[:, None, None, None, :]
-        # A weight of 0 times a value that is not finite is NaN.
+        # Zero the values of padding: a weight of 0 times a value that is not finite is NaN.
         v = jnp.where(real[:, :, None, None], v, 0)
     scores = jnp.where(visible, scores, MASKED)
     if sinks is not None:

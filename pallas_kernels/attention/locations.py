@@ -1,27 +1,29 @@
-"""Where a step's tokens and their sequences lie in a paged cache."""
+"""Where the tokens of a step and those of their sequences are in a paged cache."""
 
 from dataclasses import dataclass
 
 import jax
+from jaxtyping import Array, Int32
 
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class PageLocations:
-    """Which pages take new tokens and which hold their rows; t tokens, r rows (sequences), p pages of a row.
+    """The pages that new tokens are written to, and the pages that hold the sequences (rows) they belong to.
 
-    Row r owns tokens starts[r] to starts[r + 1], its last positions; tokens past starts[-1] are padding.
+    Row i has the new tokens starts[i] to starts[i + 1], the last of its sequence; tokens past starts[-1] are padding.
 
     Attributes:
-        page: int32 [t], the page that takes a token's key and value; 0 for a token that must not be kept.
-        offset: int32 [t], the place within that page.
-        page_table: int32 [r, p]; position i of row r lives in page page_table[r, i // page_size].
-        lengths: int32 [r]; tokens of row r, the new ones included. 0 for a row that is padding.
-        starts: int32 [r + 1], rising; None when every row owns exactly t / r tokens: one, or a few that are verified.
+        page: the page that a token's key and value are written to; 0 for a token that is not to be kept.
+        offset: the token's place within that page.
+        page_table: position j of row i is in page page_table[i, j // page_size].
+        lengths: the tokens of a row, the new ones included; 0 for a padding row.
+        starts: where each row's new tokens begin, rising; None if every row has t / r of them: one, or as many as are
+            verified.
     """
 
-    page: jax.Array
-    offset: jax.Array
-    page_table: jax.Array
-    lengths: jax.Array
-    starts: jax.Array | None = None
+    page: Int32[Array, " t"]
+    offset: Int32[Array, " t"]
+    page_table: Int32[Array, "r p"]
+    lengths: Int32[Array, " r"]
+    starts: Int32[Array, " r+1"] | None = None

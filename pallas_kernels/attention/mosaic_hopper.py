@@ -1,8 +1,8 @@
-"""Attention of prompt chunks for Hopper as a Pallas kernel on Mosaic GPU, over pages.
+"""Attention of prompt chunks over pages on Hopper, as a Pallas kernel on Mosaic GPU.
 
-The structure is FlashAttention-3's (Shah et al. 2024, arXiv:2407.08608): one warpgroup copies queries, keys and
-values, page by page, into shared memory; two others each own 64 query rows of a tile and take turns, so that one's
-softmax runs beside the other's products. A program walks over tiles, and its copies run ahead into the next one.
+It is FlashAttention-3 (Shah et al. 2024, arXiv:2407.08608): one warpgroup copies queries, keys and values into shared
+memory, page by page. Two others have 64 query rows of a tile each and take turns, so that the softmax of one overlaps
+the products of the other. A program computes several tiles, and copies ahead into the next one.
 """
 
 from collections.abc import Callable
@@ -23,20 +23,20 @@ Ref = Any
 WARPGROUP_ROWS = 64
 ATTENDING = 2
 BLOCK = 128
-"""Keys of a block."""
+"""The keys of a block."""
 SLOTS = 2
-"""Blocks of keys and of values in shared memory."""
+"""How many blocks of keys, and of values, are in shared memory."""
 
 _WGMMA = plgpu.Layout.WGMMA
 
 
 def tile_tokens(group: int) -> int:
-    """Consecutive tokens of a row that a tile holds, times the query heads of a key-value head."""
+    """How many consecutive tokens of a row make a tile, for `group` query heads of a key-value head."""
     return ATTENDING * WARPGROUP_ROWS // group
 
 
 def takes(qkv: jax.Array, cache: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> bool:
-    """Whether `attend` computes this kind of attention: plain causal, heads of 128 channels, 16 bits."""
+    """Whether `attend` supports the arguments: plain causal attention, heads of 128 channels and a 16-bit dtype."""
     plain = scoring.soft_cap is None and scoring.window is None and sinks is None
     group, dim = qkv.shape[2] - 2, qkv.shape[3]
     shapes = dim == BLOCK and WARPGROUP_ROWS % group == 0 and BLOCK % cache.shape[3] == 0 and cache.shape[3] % 8 == 0
@@ -55,15 +55,15 @@ def attend(
 ) -> jax.Array:
     """Causal attention [t, h, g, d] of rotated queries [t, h, g, d] over the pages of their rows.
 
-    A tile is `tile_tokens(g)` tokens of row row_of_tile[i] (negative for none) from token first_of_tile[i] on; the
-    cache holds the keys of these tokens already. What no tile covers is not written.
+    Tile i has `tile_tokens(g)` tokens of row row_of_tile[i] (negative for none), starting at token first_of_tile[i].
+    The cache must already hold the keys and values of these tokens. Results of tokens without a tile are undefined.
     """
     assert locations.starts is not None
     starts, lengths = locations.starts, locations.lengths
     tokens, kv, group, dim = queries.shape
     row = jnp.maximum(row_of_tile, 0)
     row_of_tile = jnp.where(lengths[row] > 0, row_of_tile, -1)
-    # A copy: the table may be a view of what the host sent, and the call wants its operands 256-byte aligned.
+    # This makes a copy: the table may be a view of the host's packed vector, and operands must be 256-byte aligned.
     page_table = jnp.maximum(locations.page_table, 0)
     position_of_tile = lengths[row] - starts[row + 1] + first_of_tile
     tiles = kv * row_of_tile.shape[0]
@@ -93,7 +93,7 @@ def attend(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What is known when the kernel is compiled; `tiles` are those of all key-value heads."""
+    """The sizes for which the kernel is compiled; `tiles` counts those of all key-value heads."""
 
     kv: int
     group: int
@@ -106,17 +106,17 @@ class _Sizes:
 
     @property
     def warpgroup_tokens(self) -> int:
-        """Tokens of a tile that one warpgroup attends for."""
+        """How many tokens of a tile one warpgroup computes."""
         return WARPGROUP_ROWS // self.group
 
     @property
     def block_pages(self) -> int:
-        """Pages of a block of keys."""
+        """How many pages make a block of keys."""
         return BLOCK // self.page_size
 
 
 class _Operands(NamedTuple):
-    """References to global memory: `attend`'s arguments, the queries [h, t * g, d], and the result."""
+    """References to global memory: the arguments of `attend`, with queries [h, t * g, d], and the result."""
 
     queries: Ref
     cache: Ref
@@ -129,7 +129,7 @@ class _Operands(NamedTuple):
 
 
 class _Barriers(NamedTuple):
-    """One for the queries of a tile, and one for each slot of keys and of values."""
+    """A barrier for the queries of a tile, and one for each slot of keys and of values."""
 
     queries: Ref
     keys: Ref
@@ -137,7 +137,7 @@ class _Barriers(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Shared memory, and the barriers that say what in it is full and what is free, and whose turn it is.
+    """Buffers in shared memory, and barriers that signal that one is filled or free, or that a warpgroup's turn ends.
 
     Queries are [ATTENDING * WARPGROUP_ROWS, d], keys and values [SLOTS, BLOCK, d], out [ATTENDING, WARPGROUP_ROWS, d].
     """
@@ -152,7 +152,7 @@ class _Shared(NamedTuple):
 
     @classmethod
     def of(cls, sizes: _Sizes) -> "_Shared":
-        """What the kernel asks for."""
+        """The shapes and kinds of the buffers and barriers to allocate."""
         ring = plgpu.SMEM((SLOTS, BLOCK, sizes.dim), sizes.dtype, transforms=swizzled(64, 128))
         full = plgpu.Barrier(num_arrivals=sizes.block_pages, num_barriers=SLOTS)
         free = plgpu.Barrier(num_arrivals=ATTENDING, num_barriers=SLOTS)
@@ -168,17 +168,17 @@ class _Shared(NamedTuple):
 
 
 class _Tile(NamedTuple):
-    """A tile that a program has come to.
+    """The tile that a program works on.
 
     Attributes:
-        begun: tiles before it.
-        blocks: their blocks of keys.
+        begun: how many tiles the program computed before it.
+        blocks: how many blocks of keys those had.
         head: its key-value head.
         row: its row.
         first: its first token.
         position: that token's place in its sequence.
         end: the token after the row's last.
-        steps: its blocks of keys.
+        steps: how many blocks of keys it has.
     """
 
     begun: jax.Array
@@ -192,7 +192,7 @@ class _Tile(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """A softmax over the keys seen so far, in the registers of a warpgroup: as `RunningSoftmax`, in units of log2."""
+    """A softmax over the keys added so far, in a warpgroup's registers: `RunningSoftmax` of scores times log2(e)."""
 
     weighted: jax.Array
     maximum: jax.Array
@@ -200,20 +200,20 @@ class _Sums(NamedTuple):
 
     @classmethod
     def empty(cls, dim: int) -> "_Sums":
-        """No key seen."""
+        """The softmax before any key."""
         column = _WGMMA.reduce(1)
         maximum = plgpu.layout_cast(jnp.full((WARPGROUP_ROWS,), MASKED, jnp.float32), column)
         total = plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS,), jnp.float32), column)
         return cls(plgpu.layout_cast(jnp.zeros((WARPGROUP_ROWS, dim), jnp.float32), _WGMMA), maximum, total)
 
     def rescaled(self, scores: jax.Array, dtype: jnp.dtype) -> tuple["_Sums", jax.Array]:
-        """Before the values of a block with these scores are added, and their weights in `dtype`."""
+        """The softmax after a block of keys but without its values, and the weights of those in `dtype`."""
         larger = jnp.maximum(self.maximum, scores.max(axis=1))
         correction = jnp.exp2(self.maximum - larger)
         weights = jnp.exp2(scores - lax.broadcast_in_dim(larger, scores.shape, [0]))
         weighted = self.weighted * lax.broadcast_in_dim(correction, self.weighted.shape, [0])
         total = self.total * correction + weights.sum(axis=1)
-        # All of it before the turn passes: the compiler may not move it behind the products that wait.
+        # All of it belongs to this turn: the compiler must not move it behind the products of the next one.
         weighted, total, larger, narrow = lax.optimization_barrier((weighted, total, larger, weights.astype(dtype)))
         return _Sums(weighted, larger, total), narrow
 
@@ -223,7 +223,7 @@ def _slot_of(block: jax.Array) -> jax.Array:
 
 
 def _clear(values_ref: Ref, first: jax.Array) -> None:
-    """Zeros in the values [BLOCK, dim] from `first` on: 0 times what else lies there may be NaN."""
+    """Set the values [BLOCK, dim] from `first` on to 0: a weight of 0 times a value that is not finite is NaN."""
     for row in range(0, BLOCK, WARPGROUP_ROWS):
         part = values_ref.at[pl.ds(row, WARPGROUP_ROWS)]
         values = load_rows(part)
@@ -234,7 +234,7 @@ def _clear(values_ref: Ref, first: jax.Array) -> None:
 
 @dataclass(frozen=True)
 class _Program:
-    """One warpgroup of one program: which part it takes, and what it works on."""
+    """The work of one warpgroup of one program."""
 
     sizes: _Sizes
     operands: _Operands
@@ -244,11 +244,11 @@ class _Program:
 
     @classmethod
     def begin(cls, sizes: _Sizes, operands: _Operands, shared: _Shared) -> "_Program":
-        """The warpgroup that runs."""
+        """The work of the warpgroup that executes this."""
         return cls(sizes, operands, shared, lax.axis_index("programs"), lax.axis_index("warpgroups"))
 
     def run(self) -> None:
-        """Attend to the program's tiles, or copy what the others attend to."""
+        """Compute the program's tiles, or copy the operands for the warpgroups that do."""
 
         @pl.when(self.warpgroup < ATTENDING)
         def _attend() -> None:
@@ -262,7 +262,7 @@ class _Program:
             self._see_all_free(*self._walk(self._copy_tile))
 
     def _walk(self, handle: Callable[[_Tile], None]) -> tuple[jax.Array, jax.Array]:
-        """Call `handle` for each of the program's tiles that has keys; returns how many, and their blocks of keys."""
+        """Call `handle` for each of the program's tiles with keys; returns their number and that of their blocks."""
         refs, kv, programs = self.operands, jnp.int32(self.sizes.kv), self.sizes.programs
 
         def visit(index: jax.Array, counts: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
@@ -285,7 +285,7 @@ class _Program:
         return counts
 
     def _attend_tile(self, tile: _Tile) -> None:
-        """This warpgroup's rows of a tile."""
+        """Compute this warpgroup's rows of a tile."""
         shared, mine = self.shared, self.sizes.warpgroup_tokens
         token = tile.first + self.warpgroup * mine
         place = tile.position + self.warpgroup * mine
@@ -299,7 +299,7 @@ class _Program:
         def add_block(masked: bool) -> Callable[[jax.Array, _Sums], _Sums]:
             return lambda step, sums: self._add_block(tile, queries, place, length, step, sums, masked)
 
-        # Both warpgroups walk all blocks of the tile, so that they take turns to the end.
+        # Both warpgroups loop over all blocks of the tile, so that their turns match.
         whole = jnp.minimum(lax.div(place + 1, BLOCK), tile.steps)
         sums = lax.fori_loop(0, whole, add_block(masked=False), sums)
         sums = lax.fori_loop(whole, tile.steps, add_block(masked=True), sums)
@@ -316,7 +316,7 @@ class _Program:
         sums: _Sums,
         masked: bool,
     ) -> _Sums:
-        """The sums after one block of keys, of queries whose first token is at `place` in a row of `length`."""
+        """The sums after one block of keys, for queries that start at position `place` of a row of `length` tokens."""
         shared, slot = self.shared, _slot_of(tile.blocks + step)
         plgpu.barrier_wait(shared.full.keys.at[slot])
         scores = self._scores(queries, shared.keys.at[slot])
@@ -345,7 +345,7 @@ class _Program:
         return sums._replace(weighted=weighted)
 
     def _scores(self, queries: jax.Array, keys_ref: Ref) -> jax.Array:
-        """The products [WARPGROUP_ROWS, BLOCK] with the keys; the turn passes while they are made."""
+        """The products [WARPGROUP_ROWS, BLOCK] with the keys; the turn passes on while they are computed."""
 
         def products(sum_ref: Ref) -> jax.Array:
             plgpu.wgmma(sum_ref, queries, keys_ref.transpose((1, 0)))
@@ -361,7 +361,7 @@ class _Program:
         plgpu.barrier_wait(self.shared.turns)
 
     def _store(self, tile: _Tile, token: jax.Array, sums: _Sums) -> None:
-        """Write the result of this warpgroup's tokens, of which `token` is the first."""
+        """Write the results of this warpgroup's tokens, the first of which is `token`."""
         smem = self.shared.out.at[self.warpgroup]
         plgpu.wait_smem_to_gmem(0, wait_read_only=True)
         mean = sums.weighted / lax.broadcast_in_dim(sums.total, sums.weighted.shape, [0])
@@ -376,7 +376,7 @@ class _Program:
                 plgpu.copy_smem_to_gmem(smem.at[rows], self.operands.out.at[token + index, tile.head])
 
     def _copy_tile(self, tile: _Tile) -> None:
-        """Copy a tile's queries, and its keys and values block by block, each as soon as its place is free."""
+        """Copy a tile's queries, and its keys and values block by block, each as soon as its slot is free."""
         shared = self.shared
 
         @pl.when(tile.begun > 0)
@@ -391,7 +391,7 @@ class _Program:
             self._copy_block(tile, step)
 
     def _copy_block(self, tile: _Tile, step: jax.Array) -> None:
-        """One block's keys, then its values, page by page."""
+        """Copy a block's keys and then its values, page by page."""
         shared, slot = self.shared, _slot_of(tile.blocks + step)
         page_size, table_ref = self.sizes.page_size, self.operands.page_table
         rings = (
@@ -411,7 +411,7 @@ class _Program:
                 plgpu.copy_gmem_to_smem(page, into, full.at[slot])
 
     def _see_all_free(self, begun: jax.Array, blocks: jax.Array) -> None:
-        """Every barrier ends with all its signals seen, as Mosaic GPU's interpreter insists."""
+        """Wait for the remaining signals of every barrier, as Mosaic GPU's interpreter requires."""
         free = self.shared.free
 
         @pl.when(begun > 0)

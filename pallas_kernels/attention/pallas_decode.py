@@ -1,10 +1,10 @@
-"""Decode attention as a Pallas kernel on Triton: rotates a row's new tokens, writes them to their pages, attends.
+"""Decode attention as a Pallas kernel on Triton, which also rotates a row's new keys and writes them to their pages.
 
-A row has one new token, or a fixed few, as where proposed tokens are verified.
+A row has one new token, or a fixed small number of them, as verifying proposed tokens needs.
 
-Split-KV (Dao et al. 2023, "Flash-Decoding"): several programs share a row's context where there are few rows; what
-each found is combined by a second kernel. How many share it is fixed by the shape, how much each takes by the row's
-length, so that short contexts are read by one.
+It is Flash-Decoding (Dao et al. 2023): where there are few rows, several programs divide a row's context among them
+(split-KV), and a second kernel combines their results. The number of programs follows from the shapes, and the share of
+each from the row's length, so that a short context is read by one program.
 """
 
 from dataclasses import dataclass
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
+from jaxtyping import Array, Float
 
 from pallas_kernels.attention.blocks import (
     MIN_DOT,
@@ -38,17 +39,17 @@ from pallas_kernels.attention.tuned import DecodeConfig
 
 
 def decode_attention(
-    qkv: jax.Array,
-    cache: jax.Array,
+    qkv: Float[Array, "t h qkv d"],
+    cache: Float[Array, "pages 2 h page_size d"],
     locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None,
-    sinks: jax.Array | None,
+    sinks: Float[Array, "h g"] | None,
     config: DecodeConfig,
     interpret: bool = False,
-) -> tuple[jax.Array, jax.Array]:
-    """`append_and_attend` where every row owns equally many tokens: the result [t, h, g, d] and the cache."""
+) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
+    """`append_and_attend` where every row has equally many new tokens."""
     tokens, kv, planes, dim = qkv.shape
     lengths = locations.lengths
     rows = lengths.shape[0]
@@ -58,7 +59,7 @@ def decode_attention(
     matrix = cache.reshape(-1, dim)
     if sinks is not None:
         sinks = sinks.reshape(-1).astype(jnp.float32)
-    # The page of a single new token follows from its row's length; of several, some may have to be dropped.
+    # The page of a single new token follows from its row's length; of several tokens, the last may have no page.
     pages = None if tile.tokens == 1 else locations.page
     inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, rotation, sinks)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
@@ -88,10 +89,10 @@ def decode_attention(
 
 @dataclass(frozen=True)
 class _Tile:
-    """The queries of one program: the query heads of a key-value head, of every new token of a row.
+    """The queries of one program: all query heads of a key-value head for every new token of a row.
 
     Attributes:
-        tokens: new tokens of a row.
+        tokens: the number of new tokens of a row.
         heads: the sizes of the layer's attention.
     """
 
@@ -100,19 +101,19 @@ class _Tile:
 
     @property
     def place(self) -> jax.Array:
-        """The places [n] of the tile, some of which are padding."""
+        """The indices [n] of the tile's queries, some of which are padding."""
         return jnp.arange(max(MIN_DOT, pl.next_power_of_2(self.tokens) * self.heads.padded_group))
 
     def member(self, place: jax.Array) -> jax.Array:
-        """Which query head of its key-value head is at a place."""
+        """The query head, within its key-value head, of a query of the tile."""
         return place if self.tokens == 1 else place % self.heads.padded_group
 
     def token(self, place: jax.Array) -> jax.Array | int:
-        """Which of the row's new tokens is at a place."""
+        """The new token, counted from the row's first, of a query of the tile."""
         return 0 if self.tokens == 1 else place // self.heads.padded_group
 
     def is_real(self, place: jax.Array) -> jax.Array:
-        """Whether a place is no padding."""
+        """Whether a query of the tile is not padding."""
         in_group = self.member(place) < self.heads.group
         return in_group if self.tokens == 1 else in_group & (self.token(place) < self.tokens)
 
@@ -121,20 +122,20 @@ class _Tile:
         return token if self.tokens == 1 else token // self.tokens
 
     def in_batch(self, row: jax.Array, token: jax.Array | int) -> jax.Array:
-        """Where a row's new token is in the batch."""
+        """The token of the batch that is the given new token of a row."""
         return row if self.tokens == 1 else row * self.tokens + token
 
     def plane(self, row: jax.Array, head: jax.Array, token: jax.Array | int) -> jax.Array:
-        """The first query head of a new token in a matrix of projections."""
+        """The row of a new token's first query head in the matrix of projections."""
         return (self.in_batch(row, token) * self.heads.kv + head) * (self.heads.group + 2)
 
     def answer(self, row: jax.Array, head: jax.Array, place: jax.Array) -> jax.Array:
-        """Where the result for a place goes."""
+        """The row of a query's result in the matrix of results."""
         token = self.in_batch(row, self.token(place))
         return (token * self.heads.kv + head) * self.heads.group + self.member(place)
 
     def partial(self, row: jax.Array, head: jax.Array, split: jax.Array, splits: int, place: jax.Array) -> jax.Array:
-        """Where a split leaves what it found for a place."""
+        """The row of a split's partial result for a query in the matrix of partial results."""
         first = ((row * self.heads.kv + head) * splits + split) * (self.tokens * self.heads.group)
         if self.tokens == 1:
             return first + place
@@ -144,9 +145,9 @@ class _Tile:
 def _share(
     length: jax.Array, tile: _Tile, scoring: Scoring, config: DecodeConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Where a row's context begins, how much of it a split reads, and how many splits have something to read.
+    """The first position of a row's context, the number of positions per split, and the number of splits in use.
 
-    The new tokens, whose keys are not in the cache yet, are not counted: the last split adds them.
+    The new tokens are not counted, because their keys are not in the cache yet; the last split adds them.
     """
     end = length - tile.tokens
     begin = scoring.first_visible(end) // config.block * config.block
@@ -157,9 +158,9 @@ def _share(
 
 
 class _New(NamedTuple):
-    """A row's new tokens for one head: rotated queries [n, dim] of all, a rotated key and a value [1, dim] of each.
+    """A row's new tokens for one head: all rotated queries [n, dim], and each token's rotated key and value [1, dim].
 
-    Values are padded; `row` [1] is 0, which makes a list of one row of a row's number.
+    Values are padded. `row` is [0]; added to the number of a row it gives the list of rows that loads and stores take.
     """
 
     queries: Halves
@@ -178,7 +179,7 @@ class _New(NamedTuple):
         place: jax.Array,
         real: jax.Array,
     ) -> "_New":
-        """Of the row's new tokens, all at once; the queries at the `real` [n] ones of the tile's places."""
+        """Load the row's new tokens; queries of the tile that are not `real` [n] are zeros."""
         heads = tile.heads
         rows = tile.plane(row, head, tile.token(place)) + tile.member(place)
         tokens = jnp.broadcast_to(tile.in_batch(row, tile.token(place)), place.shape)
@@ -191,7 +192,7 @@ class _New(NamedTuple):
         return cls(queries, tuple(keys), tuple(values), one)
 
     def write(self, cache_ref: Ref, heads: Heads, token: int, row: jax.Array) -> None:
-        """Put a token's key and value into the cache, the key at `row`."""
+        """Write a token's key to row `row` of the cache, and its value."""
         there, half, key = row + self.row, heads.dim // 2, self.keys[token]
         store_rows(cache_ref, there, None, 0, half, key.first)
         store_rows(cache_ref, there, None, half, half, key.second)
@@ -200,7 +201,7 @@ class _New(NamedTuple):
     def add_to(
         self, running: RunningSoftmax, scoring: Scoring, token: int, seen: jax.Array | None, kept: jnp.dtype
     ) -> RunningSoftmax:
-        """The softmax with what later steps will read of a token: its key and value as the cache keeps them."""
+        """The softmax after a token's key and value, rounded to the cache's dtype as later steps will read them."""
         key = Halves(*(part.astype(kept).astype(jnp.float32) for part in self.keys[token]))
         products = jnp.sum(self.queries.first.astype(jnp.float32) * key.first, axis=1)
         products += jnp.sum(self.queries.second.astype(jnp.float32) * key.second, axis=1)
@@ -221,11 +222,11 @@ def _kernel(
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
-    """One head of one row, one split of its context."""
+    """The kernel's program for one head and one split of a row's context."""
     head, row, split = pl.program_id(0), pl.program_id(1), pl.program_id(2)
     heads, place = tile.heads, tile.place
     real, answer = tile.is_real(place), tile.answer(row, head, place)
-    # All that can be read without knowing the length is read at once: each wait is long beside a short context.
+    # Load at once whatever does not depend on the length: with a short context, every wait for memory counts.
     length = plgpu.load(lengths_ref.at[row])
     new = _New.load(qkv_ref, rotation_ref, tile, row, head, place, real)
     begin, share, active = _share(length, tile, scoring, config)
@@ -250,10 +251,7 @@ def _kernel(
                 row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
             )  # fmt: skip
 
-        if pages_ref is None:
-            pages = [plgpu.load(page_table_ref.at[row, cached // heads.page_size])]
-        else:
-            pages = [plgpu.load(pages_ref.at[tile.in_batch(row, token)]) for token in range(tile.tokens)]
+        pages = _pages_of_new(page_table_ref, pages_ref, tile, row, cached)
         blocks = jnp.maximum(pl.cdiv(end - first, config.block), 0)
         empty = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(0, blocks, add_block, empty)
@@ -267,20 +265,28 @@ def _kernel(
             return running
 
         running = lax.cond(split == active - 1, add_new, lambda running: running, running)
-        if config.splits == 1:
-            if sinks_ref is not None:
-                sinks = plgpu.load(sinks_ref.at[head * heads.group + tile.member(place)], mask=real, other=MASKED)
-                running = running.add_sinks(sinks * LOG2_E)
-            store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
-        else:
-            part = tile.partial(row, head, split, config.splits, place)
-            _store_part(out_refs, part, real, heads, running)
+        if config.splits > 1:
+            _store_part(out_refs, tile.partial(row, head, split, config.splits, place), real, heads, running)
+            return
+        if sinks_ref is not None:
+            sinks = plgpu.load(sinks_ref.at[head * heads.group + tile.member(place)], mask=real, other=MASKED)
+            running = running.add_sinks(sinks * LOG2_E)
+        store_rows(out_refs[0], answer, real, 0, heads.dim, running.result())
+
+
+def _pages_of_new(
+    page_table_ref: Ref, pages_ref: Ref | None, tile: _Tile, row: jax.Array, cached: jax.Array
+) -> list[jax.Array]:
+    """The page that takes each of a row's new tokens, which follow `cached` ones."""
+    if pages_ref is None:
+        return [plgpu.load(page_table_ref.at[row, cached // tile.heads.page_size])]
+    return [plgpu.load(pages_ref.at[tile.in_batch(row, token)]) for token in range(tile.tokens)]
 
 
 def _store_part(
     out_refs: tuple[Ref, ...], rows: jax.Array, real: jax.Array, heads: Heads, running: RunningSoftmax
 ) -> None:
-    """Leave a split's softmax to `_combine`."""
+    """Store a split's softmax for `_combine`."""
     weighted_ref, maximum_ref, total_ref = out_refs
     store_rows(weighted_ref, rows, real, 0, heads.dim, running.weighted)
     plgpu.store(maximum_ref.at[rows], running.maximum, mask=real)
@@ -297,7 +303,7 @@ def _combine(
     dtype: jnp.dtype,
     interpret: bool,
 ) -> jax.Array:
-    """The softmax over all splits of each token and head: [tokens * kv * group, dim]."""
+    """The attention [tokens * kv * group, dim] of each token and head, from the softmax of every split."""
     weighted, maximum, total = partials
     heads, tokens = tile.heads, lengths.shape[0] * tile.tokens
     out = jax.ShapeDtypeStruct((tokens * heads.kv * heads.group, heads.dim), dtype)
@@ -325,7 +331,7 @@ def _combine_kernel(
     scoring: Scoring,
     config: DecodeConfig,
 ) -> None:
-    """One query head of one token."""
+    """The kernel's program for one query head of one token."""
     query_head, token = pl.program_id(0), pl.program_id(1)
     heads, row = tile.heads, tile.row_of(token)
     length = plgpu.load(lengths_ref.at[row])

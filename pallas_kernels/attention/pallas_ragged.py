@@ -1,8 +1,8 @@
-"""Attention of prompt chunks and decoding rows in one batch as Pallas kernels on Triton.
+"""Attention of a batch of prompt chunks and decoding rows, as Pallas kernels on Triton.
 
-Two kernels: one rotates the new keys and writes them and their values to their pages, the other attends. The second
-walks tiles of one row's consecutive tokens, all query heads of a key-value head together, over that row's pages
-(FlashAttention-2, Dao 2023, arXiv:2307.08691).
+One kernel rotates the new keys and writes them and their values to their pages, the other computes attention
+(FlashAttention-2, Dao 2023, arXiv:2307.08691). A program of the second handles a tile, which is consecutive tokens of
+one row with all query heads of a key-value head, and loops over the row's pages.
 """
 
 from collections.abc import Callable
@@ -35,7 +35,7 @@ from pallas_kernels.attention.softmax import RunningSoftmax
 from pallas_kernels.attention.tuned import RaggedConfig
 
 WRITTEN_TOKENS = 32
-"""Tokens that one program of the writing kernel handles."""
+"""How many tokens one program of the writing kernel handles."""
 
 
 def ragged_attention(
@@ -51,7 +51,7 @@ def ragged_attention(
 ) -> tuple[jax.Array, jax.Array]:
     """`append_and_attend` of rows of any number of tokens: the result [t, h, g, d] and the cache.
 
-    Without a `config` the kernel for Hopper attends, if `mosaic_hopper.takes` says so.
+    Without a `config` the kernel for Hopper computes attention; `mosaic_hopper.takes` must hold.
     """
     assert locations.starts is not None
     tokens, kv, planes, dim = qkv.shape
@@ -59,7 +59,7 @@ def ragged_attention(
     matrix = qkv.reshape(-1, dim)
     written = _write(matrix, cache.reshape(-1, dim), locations, rotation, heads, interpret)
 
-    # The padding at the end is one more row, of no length.
+    # The padding at the end becomes one more row, whose length is 0.
     starts, lengths = jnp.append(locations.starts, tokens), jnp.append(locations.lengths, 0)
     if config is None:
         padded = replace(locations, starts=starts, lengths=lengths)
@@ -94,7 +94,7 @@ def _write(
     heads: Heads,
     interpret: bool,
 ) -> jax.Array:
-    """The cache with every token's rotated key and its value; tokens of page 0 are left out."""
+    """The cache with the rotated key and the value of every token, except tokens of page 0."""
     inputs = (qkv, cache, locations.page, locations.offset, rotation)
     return pl.pallas_call(
         partial(_write_kernel, heads=heads),
@@ -112,7 +112,7 @@ def _write(
 def _write_kernel(
     qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, rotation_ref: Rotation | None, cache_ref: Ref, *, heads: Heads
 ) -> None:
-    """One head of some tokens."""
+    """The kernel's program for one head of WRITTEN_TOKENS tokens."""
     head, part = pl.program_id(0), pl.program_id(1)
     token = part * WRITTEN_TOKENS + jnp.arange(WRITTEN_TOKENS)
     known = token < page_ref.shape[0]
@@ -130,9 +130,9 @@ def _write_kernel(
 
 
 def _tiles(starts: jax.Array, tokens: int, tile_tokens: int) -> tuple[jax.Array, jax.Array]:
-    """The row (-1 for none) and the first token of every tile, the last tiles of the batch first.
+    """The row (-1 for none) and the first token of every tile, in reverse order of tokens.
 
-    A row's last tile sees the most keys: begun first, it does not run alone at the end.
+    The last tile of a row attends to the most keys; since it starts first, it does not run alone at the end.
     """
     rows = starts.shape[0] - 1
     ends = jnp.cumsum(-(-(starts[1:] - starts[:-1]) // tile_tokens))
@@ -161,7 +161,7 @@ def _kernel(
     scoring: Scoring,
     config: RaggedConfig,
 ) -> None:
-    """All query heads of one key-value head for one tile of a row's tokens."""
+    """The kernel's program for one tile and one key-value head."""
     head, tile = pl.program_id(0), pl.program_id(1)
     row = plgpu.load(row_of_tile_ref.at[tile])
 
@@ -178,7 +178,7 @@ def _kernel(
         plane = (token * heads.kv + head) * (heads.group + 2) + member
         q = load_rotated(qkv_ref, rotation_ref, heads, plane, token, real)
         positions = position + place // heads.padded_group
-        # A row of no length sees nothing and is left zeros.
+        # A row of length 0 attends to nothing, and its result is 0.
         last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)
 
         def add_block(masked: bool) -> Callable[[Any, RunningSoftmax], RunningSoftmax]:
@@ -187,7 +187,7 @@ def _kernel(
                 row=row, head=head, first=index * config.block, end=last, block=config.block, masked=masked,
             )  # fmt: skip
 
-        # Without a window, blocks that end before the tile's first position are seen whole by all of it.
+        # Without a window, all of the tile attends to all of any block that ends before the tile's first position.
         begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
         whole = jnp.clip(position + 1, 0, length) // config.block
         unmasked = begin if scoring.window is not None else whole

@@ -1,34 +1,36 @@
-"""Rotary position embedding of query and key heads, in halves as Hugging Face checkpoints pair channels."""
+"""Rotary position embedding of query and key heads; a pair is a channel of either half, as in Hugging Face models."""
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 
 class Rotation(NamedTuple):
-    """Cosine and sine of each token's angles, float32 [t, channels / 2], any attention factor included.
+    """The cosine and sine of each token's angles, one for each pair of channels, multiplied by any attention factor.
 
-    It turns the first `channels` channels of a head; the others, if there are any, stay as they are.
+    It rotates the first `channels` channels of a head and leaves the others, if there are any, unchanged.
     """
 
-    cosine: jax.Array
-    sine: jax.Array
+    cosine: Float32[Array, "t pairs"]
+    sine: Float32[Array, "t pairs"]
 
     @property
     def channels(self) -> int:
-        """How many channels of a head are turned."""
+        """How many channels of a head are rotated."""
         return 2 * self.cosine.shape[-1]
 
 
-def turn(first: jax.Array, second: jax.Array, cosine: jax.Array, sine: jax.Array) -> tuple[jax.Array, jax.Array]:
+def turn(
+    first: Float[Array, "..."], second: Float[Array, "..."], cosine: Float32[Array, "..."], sine: Float32[Array, "..."]
+) -> tuple[Float32[Array, "..."], Float32[Array, "..."]]:
     """The two halves of a head's channels after the rotation, in float32; the shapes must broadcast."""
     first, second = first.astype(jnp.float32), second.astype(jnp.float32)
     return first * cosine - second * sine, second * cosine + first * sine
 
 
-def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
-    """`x` [t, ..., head_dim] rotated, in x's dtype."""
+def rotate(x: Float[Array, "t *lead d"], rotation: Rotation) -> Float[Array, "t *lead d"]:
+    """`x` rotated, in x's dtype."""
     shape = (x.shape[0], *(1,) * (x.ndim - 2), rotation.cosine.shape[-1])
     turning, still = x[..., : rotation.channels], x[..., rotation.channels :]
     first, second = jnp.split(turning, 2, axis=-1)
@@ -37,8 +39,8 @@ def rotate(x: jax.Array, rotation: Rotation) -> jax.Array:
     return jnp.concatenate(parts, axis=-1).astype(x.dtype)
 
 
-def rotate_queries_and_keys(qkv: jax.Array, rotation: Rotation | None) -> jax.Array:
-    """Projections [t, h, g + 2, d] whose queries and keys are rotated; as they are where rotation is None."""
+def rotate_queries_and_keys(qkv: Float[Array, "t h qkv d"], rotation: Rotation | None) -> Float[Array, "t h qkv d"]:
+    """Fused projections with their queries and keys rotated; unchanged if the rotation is None."""
     if rotation is None:
         return qkv
     return jnp.concatenate([rotate(qkv[:, :, :-1], rotation), qkv[:, :, -1:]], axis=2)

@@ -1,4 +1,4 @@
-"""The running softmax that attention in blocks of keys is made of, in XLA and in the kernels on Triton."""
+"""The running softmax of attention over blocks of keys, used by XLA and by the Triton kernels."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,13 +12,13 @@ from pallas_kernels.attention.masks import MASKED
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class RunningSoftmax:
-    """A softmax over the keys seen so far (Milakov and Gimelshein 2018): q queries, any axes before them.
+    """A softmax over the keys added so far (Milakov and Gimelshein 2018, arXiv:1805.02867), of q queries each.
 
     Attributes:
         maximum: [..., q], the largest score.
         total: [..., q], the sum of the weights.
         weighted: [..., q, d], the weighted sum of the values.
-        exp: what makes a weight of a score: `jnp.exp`, or `jnp.exp2` for scores in units of log2; static.
+        exp: the function from a score to its weight: `jnp.exp`, or `jnp.exp2` for `Scoring.log2_scores`; static.
     """
 
     maximum: jax.Array
@@ -28,7 +28,7 @@ class RunningSoftmax:
 
     @classmethod
     def empty(cls, queries: tuple[int, ...], dim: int, exp: Callable[[jax.Array], jax.Array]) -> "RunningSoftmax":
-        """No key seen by `queries`, a shape, of values of `dim` channels."""
+        """The softmax before any key, for queries of the shape `queries` and values of `dim` channels."""
         return cls(
             jnp.full(queries, MASKED, jnp.float32),
             jnp.zeros(queries, jnp.float32),
@@ -37,16 +37,20 @@ class RunningSoftmax:
         )
 
     def add(self, scores: jax.Array, weigh: Callable[[jax.Array], jax.Array]) -> "RunningSoftmax":
-        """After a block of keys: scores [..., q, s]; `weigh` makes the weighted sum [..., q, d] of its values."""
+        """The softmax after a block of s keys with `scores` [..., q, s].
+
+        `weigh` takes weights of that shape to the weighted sum [..., q, d] of the block's values.
+        """
         scaled = self._rescaled(jnp.max(scores, axis=-1))
         weights = self.exp(scores - scaled.maximum[..., None])
         weighted = scaled.weighted + weigh(weights)
         return replace(scaled, total=scaled.total + jnp.sum(weights, axis=-1), weighted=weighted)
 
     def add_one(self, scores: jax.Array, value: jax.Array, seen: jax.Array | None = None) -> "RunningSoftmax":
-        """After one key: scores [..., q] and the value [d], for the queries that are `seen` [..., q]; None for all.
+        """The softmax after one key with `scores` [..., q] and the `value` [d].
 
-        A query must see a key before or after this one: until then a masked score is its largest.
+        `seen` [..., q] says which queries attend to the key; None for all. Each must attend to some key before or after
+        this one, because until then a masked score is its largest.
         """
         scores = scores if seen is None else jnp.where(seen, scores, MASKED)
         scaled = self._rescaled(scores)
@@ -56,12 +60,12 @@ class RunningSoftmax:
         return replace(scaled, total=scaled.total + weight, weighted=weighted)
 
     def add_sinks(self, scores: jax.Array) -> "RunningSoftmax":
-        """After weights without a value, which is what attention sinks are (gpt-oss): scores [..., q]."""
+        """The softmax after attention sinks (gpt-oss), which have `scores` [..., q] and no value."""
         scaled = self._rescaled(scores)
         return replace(scaled, total=scaled.total + self.exp(scores - scaled.maximum))
 
     def _rescaled(self, scores: jax.Array) -> "RunningSoftmax":
-        """The same softmax, its weights relative to the largest score once `scores` [..., q] are among them."""
+        """The same softmax with its weights relative to the largest score, `scores` [..., q] included."""
         maximum = jnp.maximum(self.maximum, scores)
         correction = self.exp(self.maximum - maximum)
         return replace(
@@ -69,5 +73,5 @@ class RunningSoftmax:
         )
 
     def result(self) -> jax.Array:
-        """The weighted mean [..., q, d]; 0 where no key was seen."""
+        """The weighted mean [..., q, d] of the values; 0 if no key was added."""
         return self.weighted / jnp.where(self.total > 0, self.total, 1.0)[..., None]

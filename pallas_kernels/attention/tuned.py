@@ -1,4 +1,4 @@
-"""Block sizes of the attention kernels: data, measured on an H100 where it says so."""
+"""Block sizes of the attention kernels, by rules that were measured on an H100 where they say so."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ class DecodeConfig:
 
     Attributes:
         block: keys read at once.
-        splits: programs that may share one head of a row.
-        min_share: keys that a split reads at least, so that a short context is not divided.
-        num_warps: warps of a program.
-        num_stages: blocks in flight.
+        splits: programs that may divide one head of a row among them.
+        min_share: the fewest keys that a split reads, so that a short context is not divided.
+        num_warps: warps per program.
+        num_stages: blocks read ahead.
     """
 
     block: int
@@ -29,10 +29,10 @@ class RaggedConfig:
     """How the ragged kernel divides a batch.
 
     Attributes:
-        tile_tokens: a row's tokens handled together, times its query heads of a key-value head.
+        tile_tokens: consecutive tokens of a row that a program handles, with all query heads of a key-value head.
         block: keys read at once.
-        num_warps: warps of a program.
-        num_stages: blocks in flight.
+        num_warps: warps per program.
+        num_stages: blocks read ahead.
     """
 
     tile_tokens: int
@@ -42,36 +42,37 @@ class RaggedConfig:
 
 
 FILLING_PROGRAMS = 256
-"""Programs that keep the memory of a GPU of 132 multiprocessors busy."""
+"""How many programs keep the memory of a GPU with 132 multiprocessors busy."""
 
 UNDIVIDED = 512
-"""The longest context that one program reads faster than several do and another combines."""
+"""The longest context that one program reads faster than several programs whose results another one combines."""
 
 
 def decode_config(rows: int, kv_heads: int, head_dim: int, itemsize: int, longest: int) -> DecodeConfig:
-    """The configuration for a batch of rows of at most `longest` tokens: the fewer rows, the more splits.
+    """The configuration for a batch of rows of at most `longest` tokens; fewer rows have more splits.
 
-    On an H100 at Llama 3's heads: 94 % of the read bandwidth at 32 rows of 4,096 tokens, 97 % at 64 of 8,192.
+    With the heads of Llama 3 an H100 reaches 94 % of its read bandwidth at 32 rows of 4,096 tokens, and 97 % at 64 rows
+    of 8,192.
     """
     splits = 1
     while longest > UNDIVIDED and splits < 16 and rows * kv_heads * splits < FILLING_PROGRAMS:
         splits *= 2
     block = _block(head_dim, itemsize)
     if rows * kv_heads < 2 * FILLING_PROGRAMS:
-        # What a program waits for then is its own reads, one after the other: fewer and larger ones.
+        # So few programs are bound by the latency of their own reads, so these are fewer and larger.
         block = 2 * block
     return DecodeConfig(block, splits, min_share=256, num_warps=4, num_stages=2)
 
 
 HOPPER_TOKENS = 1024
-"""Tokens of a step from which on Hopper's own kernel attends, where it can."""
+"""The tokens of a step from which the kernel for Hopper is used, where it supports the arguments."""
 
 LONG_STEP = 2048
-"""Tokens of a step from which on its prompts are long enough to fill tiles of 128 query rows."""
+"""The tokens of a step from which its prompts are long enough to fill tiles of 128 query rows."""
 
 
 def ragged_config(tokens: int, group: int, head_dim: int, itemsize: int) -> RaggedConfig:
-    """The configuration for a step: tiles of 128 or 64 query rows, fewer where head_dim and dtype leave less room."""
+    """The configuration for a step: tiles of 128 or 64 query rows, and fewer for heads of many bytes."""
     entry = pl.next_power_of_2(head_dim) * itemsize
     rows = (128 if tokens >= LONG_STEP else 64) if entry <= 256 else 64 if entry <= 512 else 32
     tile_tokens = rows // pl.next_power_of_2(group)
@@ -79,5 +80,5 @@ def ragged_config(tokens: int, group: int, head_dim: int, itemsize: int) -> Ragg
 
 
 def _block(head_dim: int, itemsize: int) -> int:
-    """Keys of which a block takes 16 KiB, between 16 and 64."""
+    """How many keys take 16 KiB, but from 16 to 64."""
     return max(16, min(64, 64 * 256 // (pl.next_power_of_2(head_dim) * itemsize)))

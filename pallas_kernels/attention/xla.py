@@ -1,11 +1,10 @@
-"""Paged attention in plain XLA: the reference for every kernel, and what runs where no kernel does.
+"""Paged attention in plain XLA: the reference for every kernel, and the implementation where no kernel runs.
 
-Both functions walk the context in blocks with a running softmax (Milakov and Gimelshein 2018, "Online normalizer
-calculation for softmax"), with loop bounds that depend on the data, so that short contexts cost little whatever the
-width of the page table.
+Both functions loop over blocks of the context with a running softmax (Milakov and Gimelshein 2018, arXiv:1805.02867).
+The bounds of the loop depend on the data, so that short contexts cost little however wide the page table is.
 
-What a page holds beyond its row is not seen, and need not be a number: scores are masked by selection, and values are
-selected too, because a weight of 0 times a value that is not finite is NaN.
+A page may hold anything beyond its row's tokens: scores are masked by selection, and so are values, because a weight
+of 0 times a value that is not finite is NaN.
 """
 
 from functools import partial
@@ -13,6 +12,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Int32
 
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import MASKED, Scoring
@@ -20,22 +20,22 @@ from pallas_kernels.attention.rotary import Rotation, rotate
 from pallas_kernels.attention.softmax import RunningSoftmax
 
 BLOCK_TOKENS = 128
-"""Context tokens a loop iteration reads; a multiple of the page size is rounded down to whole pages."""
+"""How many tokens of the context an iteration reads, rounded down to whole pages, but at least one page."""
 
 TILE_TOKENS = 32
-"""Query tokens of one row that are handled together in a prefill chunk."""
+"""How many consecutive tokens of a row an iteration of `ragged_attention` computes."""
 
 
 def append_and_attend(
-    qkv: jax.Array,
-    cache: jax.Array,
+    qkv: Float[Array, "t h qkv d"],
+    cache: Float[Array, "pages 2 h page_size d"],
     locations: PageLocations,
     *,
     scoring: Scoring,
     rotation: Rotation | None = None,
-    sinks: jax.Array | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """As the public function of this name: three steps, each in full."""
+    sinks: Float[Array, "h g"] | None = None,
+) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
+    """`pallas_kernels.attention.append_and_attend`: rotate, then write, then attend."""
     group = qkv.shape[2] - 2
     turned = qkv[:, :, : group + 1]
     if rotation is not None:
@@ -46,14 +46,20 @@ def append_and_attend(
     if locations.starts is None:
         rows = lengths.shape[0]
         each = queries.shape[0] // rows
-        # A single new token is kept; of several, the last may not be, and nothing is where they would be.
+        # A single new token always has a page. Of several, the last may have none, and then they are not in the cache.
         kept = each if each == 1 else jnp.sum(locations.page.reshape(rows, each) > 0, axis=1)
         return decode_attention(queries, cache, table, lengths, lengths - each + kept, scoring, sinks), cache
     return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks), cache
 
 
-def write_pages(cache: jax.Array, k: jax.Array, v: jax.Array, page: jax.Array, offset: jax.Array) -> jax.Array:
-    """The cache with token t's key and value [t, h, d] at `offset[t]` of page `page[t]`."""
+def write_pages(
+    cache: Float[Array, "pages 2 h page_size d"],
+    k: Float[Array, "t h d"],
+    v: Float[Array, "t h d"],
+    page: Int32[Array, " t"],
+    offset: Int32[Array, " t"],
+) -> Float[Array, "pages 2 h page_size d"]:
+    """The cache with each token's key and value written at its `offset` within its `page`."""
     entry = jnp.stack([k, v], axis=1).astype(cache.dtype)
     return cache.at[page, :, :, offset].set(entry)
 
@@ -61,9 +67,9 @@ def write_pages(cache: jax.Array, k: jax.Array, v: jax.Array, page: jax.Array, o
 def _read_block(
     cache: jax.Array, page_table: jax.Array, ends: jax.Array, block: jax.Array, width: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Keys and values [r * h, width * page_size, d] in float32 of pages `block * width` onwards of every row.
+    """Float32 keys and values [r * h, width * page_size, d] of every row's pages from `block * width` on.
 
-    Values from position `ends` [r] of their row on are 0.
+    Values at or after position `ends` [r] of a row are 0.
     """
     _, _, heads, page_size, head_dim = cache.shape
     pages = lax.dynamic_slice_in_dim(page_table, block * width, width, axis=1)
@@ -81,28 +87,28 @@ def _read_block(
 
 
 def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:
-    """The sums [n, q, d] of values [n, s, d] by weights [n, q, s], n any batch of heads."""
+    """The sums [n, q, d] of values [n, s, d] with weights [n, q, s], where n is any batch of heads."""
     return jnp.einsum("nqs,nsd->nqd", weights, values)
 
 
 def _whole_blocks(page_table: jax.Array, page_size: int) -> tuple[jax.Array, int]:
-    """The page table padded to whole blocks with page 0, and the pages in a block."""
+    """The page table padded with page 0 to whole blocks, and the number of pages in a block."""
     width = max(1, min(BLOCK_TOKENS // page_size, page_table.shape[1]))
     return jnp.pad(page_table, ((0, 0), (0, -page_table.shape[1] % width))), width
 
 
 def decode_attention(
-    q: jax.Array,
-    cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    ends: jax.Array,
+    q: Float[Array, "t h g d"],
+    cache: Float[Array, "pages 2 h page_size d"],
+    page_table: Int32[Array, "r p"],
+    lengths: Int32[Array, " r"],
+    ends: Int32[Array, " r"],
     scoring: Scoring,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
-    """Attention [t, h, g, d] of rotated queries: equally many tokens of each row, its last.
+    sinks: Float[Array, "h g"] | None = None,
+) -> Float[Array, "t h g d"]:
+    """Attention of rotated queries, which are the last t / r tokens of each row.
 
-    What is in the cache of a row ends at `ends` [r].
+    The cache holds the keys and values of a row's tokens before `ends`.
     """
     tokens, heads, group, head_dim = q.shape
     rows, page_size = lengths.shape[0], cache.shape[3]
@@ -116,7 +122,7 @@ def decode_attention(
 
     def add_block(block: jax.Array, softmax: RunningSoftmax) -> RunningSoftmax:
         keys, values = _read_block(cache, page_table, ends, block, width)
-        # Keys first: a library that packs the right-hand side then packs the few queries, not the keys.
+        # Keys are the left operand: a library that packs the right one then packs the few queries.
         scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
         scores = jnp.where(scoring.visible(query_positions, positions), scores, MASKED)
@@ -133,18 +139,18 @@ def decode_attention(
 
 
 def ragged_attention(
-    q: jax.Array,
-    cache: jax.Array,
-    page_table: jax.Array,
-    lengths: jax.Array,
-    starts: jax.Array,
+    q: Float[Array, "t h g d"],
+    cache: Float[Array, "pages 2 h page_size d"],
+    page_table: Int32[Array, "r p"],
+    lengths: Int32[Array, " r"],
+    starts: Int32[Array, " r+1"],
     scoring: Scoring,
-    sinks: jax.Array | None = None,
-) -> jax.Array:
-    """Attention [t, h, g, d] of rotated queries over rows of any number of tokens: a loop over tiles of one row.
+    sinks: Float[Array, "h g"] | None = None,
+) -> Float[Array, "t h g d"]:
+    """Attention of rotated queries of rows with any number of tokens, as a loop over tiles of one row each.
 
-    A tile that reaches past its row's end leaves garbage in the next row's place; tiles run in order, so the next
-    row's own tiles overwrite it, and what the last tile leaves falls into padding.
+    A tile that reaches past the end of its row writes meaningless results for the next row's tokens. Tiles run in
+    order, so the next row's tiles overwrite them; the last tile's go to padding.
     """
     tokens = q.shape[0]
     page_table, width = _whole_blocks(page_table, cache.shape[3])
@@ -153,7 +159,7 @@ def ragged_attention(
     padded = jnp.pad(q, ((0, TILE_TOKENS), (0, 0), (0, 0), (0, 0)))
 
     def attend(out: jax.Array, row: jax.Array, first: jax.Array, size: int) -> jax.Array:
-        """`out` with the result of `size` tokens from `first` on, all of `row`."""
+        """`out` with the results of `size` tokens of `row`, starting at `first`."""
         position = lengths[row] - starts[row + 1] + first
         tile = lax.dynamic_slice_in_dim(padded, first, size)
         end = jnp.minimum(position + size, lengths[row])
@@ -164,7 +170,7 @@ def ragged_attention(
         row = jnp.searchsorted(tile_ends, tile, side="right")
         before = jnp.where(row > 0, tile_ends[row - 1], 0)
         first = starts[row] + (tile - before) * TILE_TOKENS
-        # A decoding row owns one token: a whole tile would spend 32 times the work on it.
+        # A decoding row has one new token, for which a whole tile would be 32 times the work.
         return lax.cond(
             counts[row] == 1,
             lambda out: attend(out, row, first, 1),
@@ -185,7 +191,7 @@ def _tile_attention(
     scoring: Scoring,
     sinks: jax.Array | None,
 ) -> jax.Array:
-    """Causal attention of consecutive queries [t, h, g, d], the first at `position`, over `length` tokens."""
+    """Causal attention over `length` tokens of consecutive queries [t, h, g, d], the first of them at `position`."""
     tokens, heads, group, head_dim = q.shape
     block_tokens = width * cache.shape[3]
     by_head = q.transpose(1, 2, 0, 3).reshape(heads, group * tokens, head_dim).astype(jnp.float32)
@@ -195,7 +201,7 @@ def _tile_attention(
         keys, values = _read_block(cache, pages[None], length[None], block, width)
         scores = scoring.scores(jnp.einsum("nqd,nsd->nqs", by_head, keys))
         positions = block * block_tokens + jnp.arange(block_tokens)
-        # Queries past the row's end would see what nobody wrote.
+        # Queries past the end of the row would attend to positions that were never written.
         visible = scoring.visible(query_positions, positions) & (positions < length)
         return softmax.add(jnp.where(visible, scores, MASKED), partial(_weighted, values))
 

@@ -1,4 +1,4 @@
-"""The functions that gate one product by another."""
+"""The activation functions of gated products."""
 
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -15,5 +15,5 @@ ACTIVATIONS: Mapping[Activation, Callable[[jax.Array], jax.Array]] = {
     "relu": jax.nn.relu,
     "relu_squared": lambda x: jax.nn.relu(x) ** 2,
 }
-"""SiLU and GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415), exact and by tanh; the square of ReLU is Primer's (So et
+"""SiLU, GELU and its approximation by tanh (Hendrycks and Gimpel 2016, arXiv:1606.08415), ReLU, and ReLU squared (So et
 al. 2021, arXiv:2109.08668)."""

@@ -1,13 +1,14 @@
-"""The public functions: products of activations with weights that are stored output-first.
+"""The public functions for products of activations with weights, which are stored output-first.
 
-Axes: m rows, n outputs, k inputs. On a GPU the kernel takes the shapes for which `tuned.py` says that it is faster than
-XLA; everything else, and every other backend, is XLA's.
+On a GPU a kernel computes the shapes for which `tuned.py` says that it is faster than XLA; XLA computes all others, and
+everything on other backends.
 """
 
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float
 
 from pallas_kernels.devices import Platform
 from pallas_kernels.matmul import mosaic_hopper, pallas_triton, tuned, xla
@@ -16,36 +17,33 @@ from pallas_kernels.norm import Norm, normalise
 from pallas_kernels.weights import QuantizedWeight
 
 Implementation = tuned.Config | tuned.Wide | Literal["measured", "xla"]
-"""Which code computes a product: a kernel of given sizes, XLA, or what was measured to be faster.
+"""What computes a product: a kernel with the given tile sizes, XLA, or whichever was measured to be faster.
 
-Only what XLA computes alone, the normalisation included, can be differentiated, mapped and partitioned.
+Only "xla", under which XLA also computes the normalisation, can be differentiated, mapped and partitioned.
 """
 
 
 def linear(
-    x: jax.Array,
-    w: jax.Array | QuantizedWeight,
+    x: Float[Array, "m k"],
+    w: Float[Array, "n k"] | QuantizedWeight,
     *,
-    residual: jax.Array | None = None,
+    residual: Float[Array, "m n"] | None = None,
     norm: Norm | None = None,
     implementation: Implementation = "measured",
     platform: Platform | None = None,
-) -> jax.Array:
-    """`x @ w.T + residual`, accumulated and added in float32, rounded once.
+) -> Float[Array, "m n"]:
+    """`x @ w.T + residual` in x's dtype, accumulated and added in float32 and rounded once.
 
     Args:
-        x: [m, k].
-        w: [n, k], of x's dtype or of one that x is rounded to; a quantised weight is XLA's.
-        residual: [m, n]; None for none.
-        norm: how x is normalised first, over k channels; None for not at all.
-        implementation: a kernel of given sizes is interpreted where there is no GPU, but for Hopper's own.
-        platform: what computes; None for JAX's default backend.
-
-    Returns:
-        [m, n] in x's dtype.
+        x: the activations.
+        w: the weight; x is rounded to its dtype where the two differ. XLA computes products with quantised weights.
+        residual: added to the product; None for none.
+        norm: the normalisation applied to x first, over its k channels; None for none.
+        implementation: what computes it. Without a GPU a Triton kernel is interpreted, and a Hopper kernel is refused.
+        platform: the one that computes it; None for JAX's default backend.
 
     Raises:
-        ValueError: the shapes do not fit each other, or a kernel was asked for that cannot take them.
+        ValueError: the shapes do not match, or the given kernel does not support them.
     """
     shape = (x.shape[0], w.shape[0])
     if x.ndim != 2 or w.ndim != 2 or x.shape[1] != w.shape[1] or (residual is not None and residual.shape != shape):
@@ -59,36 +57,36 @@ def linear(
     return _by_kernel(x, w, residual, norm, config, platform)
 
 
-def adds_residual(x: jax.Array, w: jax.Array | QuantizedWeight, platform: Platform | None = None) -> bool:
-    """Whether `linear` adds a residual at no cost: in its kernel, or where XLA fuses what follows a product.
+def adds_residual(
+    x: Float[Array, "m k"], w: Float[Array, "n k"] | QuantizedWeight, platform: Platform | None = None
+) -> bool:
+    """Whether `linear` adds a residual at no cost: in its kernel, or in an XLA fusion.
 
-    Only on a GPU may a sum be a kernel of its own, which the next normalisation spares who leaves the sum to it.
+    On a GPU, XLA's products are library calls and the sum would be a kernel of its own; left to the next normalisation,
+    it costs nothing.
     """
     platform = platform or Platform.default()
     return not platform.on_gpu or _config("measured", platform, x, w, planes=1) is not None
 
 
 def gated_linear(
-    x: jax.Array,
-    w: jax.Array | QuantizedWeight,
+    x: Float[Array, "m k"],
+    w: Float[Array, "2 n k"] | QuantizedWeight,
     *,
     norm: Norm | None = None,
     activation: Activation = "silu",
     implementation: Implementation = "measured",
     platform: Platform | None = None,
-) -> jax.Array:
-    """`activation(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202), float32 throughout, rounded once.
+) -> Float[Array, "m n"]:
+    """`activation(x @ w[0].T) * (x @ w[1].T)` (Shazeer 2020, arXiv:2002.05202) in x's dtype, computed in float32.
 
     Args:
-        x: [m, k].
-        w: [2, n, k], the gate's weights and the others; as in `linear`.
+        x: the activations.
+        w: the weights of the gate and those that it gates; otherwise as in `linear`.
         norm: as in `linear`.
-        activation: of the gate; what is not SiLU is XLA's.
+        activation: the gate's; XLA computes all but SiLU.
         implementation: as in `linear`.
         platform: as in `linear`.
-
-    Returns:
-        [m, n] in x's dtype.
 
     Raises:
         ValueError: as in `linear`.
@@ -111,7 +109,7 @@ def _by_kernel(
     config: tuned.Config | tuned.Wide,
     platform: Platform,
 ) -> jax.Array:
-    """The product with an array w [n, k] or [2, n, k], which is all that `_config` has kernels for."""
+    """The kernel's product with an array w [n, k] or [2, n, k]; `_config` chooses no kernel for other weights."""
     planes = w if w.ndim == 3 else w[None]
     if isinstance(config, tuned.Wide):
         return mosaic_hopper.product(x, planes, residual, config)
@@ -125,8 +123,8 @@ def _normalised(
     implementation: Implementation,
     platform: Platform,
 ) -> tuple[jax.Array, Norm | None]:
-    """x, and the normalisation that is left to the kernel."""
-    # The kernel rounds rows before it divides by their size, which float16 may not survive.
+    """x, normalised unless the kernel can do it, and the normalisation that is left to the kernel."""
+    # The kernel rounds rows before it divides by their root mean square, and float16 may overflow.
     if norm is None or (config is not None and config.normalises and norm.in_kernels and x.dtype == jnp.bfloat16):
         return x, norm
     return normalise(x, norm, "xla" if implementation == "xla" else None, platform), None
@@ -141,7 +139,7 @@ def _config(
     planes: int,
     possible: bool = True,
 ) -> tuned.Config | tuned.Wide | None:
-    """The sizes of the kernel that takes this product of `planes` matrices, or None where XLA does."""
+    """The tile sizes of the kernel that computes this product of `planes` matrices; None if XLA computes it."""
     n, k = w.shape[-2:]
     possible = possible and x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
     if isinstance(implementation, tuned.Config | tuned.Wide):

@@ -1,9 +1,9 @@
-"""Products of many rows for Hopper as a Pallas kernel on Mosaic GPU, with SwiGLU or a residual in its epilogue.
+"""Products of many rows on Hopper as a Pallas kernel on Mosaic GPU, with SwiGLU or a residual in its epilogue.
 
-The structure is that of warp-specialised, persistent matmuls (CUTLASS's "pingpong" family): in each program one
-warpgroup copies blocks of both operands into a ring of shared memory, two others multiply them, 64 rows each. Two
-programs of a cluster work on neighbouring rows and each fetches half of the weights for both. A program walks over
-tiles, and its copies run ahead into the next one while the last is written.
+It is a warp-specialised, persistent matmul, as in CUTLASS: in each program one warpgroup copies blocks of both operands
+into a ring buffer in shared memory, and two others multiply them, 64 rows each. The two programs of a cluster work on
+neighbouring rows, and each reads half of the weights for both. A program computes several tiles, and copies blocks of
+the next one while it writes the last.
 """
 
 from dataclasses import dataclass
@@ -22,11 +22,11 @@ Ref = Any
 WARPGROUP_ROWS = 64
 MULTIPLYING = 2
 ROWS = WARPGROUP_ROWS * MULTIPLYING
-"""Rows of a tile."""
+"""The rows of a tile."""
 DEPTH = 64
-"""Inputs of a block: 128 bytes, the widest swizzle."""
+"""The inputs of a block: 128 bytes, the widest swizzle."""
 OUT_COLUMNS = 64
-"""Outputs that are written at once."""
+"""How many outputs are written at once."""
 
 _BLOCK = swizzled(DEPTH, 128)
 
@@ -34,14 +34,14 @@ _BLOCK = swizzled(DEPTH, 128)
 def product(
     x: jax.Array, w: jax.Array, residual: jax.Array | None, config: Wide, *, interpret: Any = None
 ) -> jax.Array:
-    """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype, which is 16 bits wide.
+    """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype, which must have 16 bits.
 
-    x has at least as many rows as a cluster takes; n is a multiple of `config.tile_n`, k one of 64. `interpret` is for
-    Mosaic GPU's interpreter, which jax has from 0.11.2 on.
+    The sizes must be such that `config.takes` them. `interpret` is for Mosaic GPU's interpreter, which jax has since
+    0.11.2.
     """
     (m, k), (planes, n, _) = x.shape, w.shape
     if residual is not None and m % (ROWS * config.cluster):
-        # Rows past the end come as zeros with the copies of x and w, but not with the plain reads of a residual.
+        # Copies of x and w give zeros for rows past the end, but the plain loads of a residual do not.
         return (
             product(x, w, None, config, interpret=interpret).astype(jnp.float32) + residual.astype(jnp.float32)
         ).astype(x.dtype)
@@ -76,15 +76,15 @@ def product(
 
 @dataclass(frozen=True)
 class _Sizes:
-    """What is known when the kernel is compiled.
+    """The sizes for which the kernel is compiled.
 
     Attributes:
         planes: 2 for a gated product, else 1.
-        rows: rows of tiles, those of a cluster counted once.
-        columns: columns of tiles.
-        steps: blocks of inputs.
-        programs: programs, those of a cluster counted once.
-        dtype: of the operands and the result.
+        rows: the number of rows of tiles, counting a cluster's as one.
+        columns: the number of columns of tiles.
+        steps: the number of blocks of inputs.
+        programs: the number of programs, counting a cluster's as one.
+        dtype: the dtype of the operands and the result.
         config: how the product is divided.
     """
 
@@ -98,15 +98,15 @@ class _Sizes:
 
     @property
     def out_slots(self) -> int:
-        """Places for results that are being written."""
+        """How many blocks of results can be in shared memory while they are written."""
         return min(2, self.config.tile_n // self.config.out_columns)
 
     def slot_of(self, block: jax.Array) -> jax.Array:
-        """The place of a block of inputs in the ring."""
+        """The slot of a block of inputs in the ring buffer."""
         return lax.rem(block, jnp.int32(self.config.slots))
 
     def tile_of(self, index: jax.Array, program: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Row and column of a tile: a band of rows at a time, column by column, whose operands the L2 cache holds."""
+        """The row and the column of a tile: column by column within a band of rows, for reuse in the L2 cache."""
         band_rows, columns = self.config.band, self.columns
         linear = index * self.programs + program
         band, within = lax.div(linear, band_rows * columns), lax.rem(linear, band_rows * columns)
@@ -115,7 +115,7 @@ class _Sizes:
 
 
 class _Operands(NamedTuple):
-    """References to global memory: `product`'s arguments and the result."""
+    """References to global memory: the arguments of `product` and its result."""
 
     x: Ref
     w: Ref
@@ -124,7 +124,7 @@ class _Operands(NamedTuple):
 
 
 class _Shared(NamedTuple):
-    """Shared memory, and the barriers that say which blocks of it are full and which are free.
+    """Buffers in shared memory, and the barriers that signal that a slot has been filled or can be overwritten.
 
     Rows are [slots, ROWS, DEPTH], weights [slots, planes, tile_n, DEPTH], results [MULTIPLYING, out_slots,
     WARPGROUP_ROWS, out_columns].
@@ -138,7 +138,7 @@ class _Shared(NamedTuple):
 
     @classmethod
     def of(cls, sizes: _Sizes) -> "_Shared":
-        """What the kernel asks for."""
+        """The shapes and kinds of the buffers and barriers to allocate."""
         config, dtype, slots = sizes.config, sizes.dtype, sizes.config.slots
         out_bytes = config.out_columns * dtype.itemsize
         out_swizzle = next(width for width in (128, 64, 32) if out_bytes % width == 0)
@@ -160,7 +160,7 @@ class _Shared(NamedTuple):
 
 @dataclass(frozen=True)
 class _Program:
-    """One warpgroup of one program: which part it takes, and what it works on."""
+    """The work of one warpgroup of one program."""
 
     sizes: _Sizes
     operands: _Operands
@@ -172,14 +172,14 @@ class _Program:
 
     @classmethod
     def begin(cls, sizes: _Sizes, operands: _Operands, shared: _Shared) -> "_Program":
-        """The warpgroup that runs."""
+        """The work of the warpgroup that executes this."""
         program, warpgroup = lax.axis_index("programs"), lax.axis_index("warpgroups")
         member = lax.axis_index("pair") if sizes.config.cluster == 2 else 0
         tiles = lax.div(sizes.rows * sizes.columns - program + sizes.programs - 1, sizes.programs)
         return cls(sizes, operands, shared, program, warpgroup, member, tiles)
 
     def run(self) -> None:
-        """Multiply the program's tiles, or copy what the others multiply."""
+        """Multiply the program's tiles, or copy the operands for the warpgroups that do."""
 
         @pl.when(self.warpgroup < MULTIPLYING)
         def _multiply() -> None:
@@ -212,7 +212,7 @@ class _Program:
             mine = shared.x.at[slot, pl.ds(self.warpgroup * WARPGROUP_ROWS, WARPGROUP_ROWS)]
             for plane, sum_ref in enumerate(sum_refs):
                 plgpu.wgmma(sum_ref, mine, shared.w.at[slot, plane].transpose((1, 0)))
-            plgpu.wgmma_wait(sizes.planes)  # what still runs reads this block; the one before is free
+            plgpu.wgmma_wait(sizes.planes)  # the products still running read this block, and none reads the one before
 
             @pl.when(step > 0)
             def _release() -> None:
@@ -239,7 +239,7 @@ class _Program:
             plgpu.copy_smem_to_gmem(place, operands.out.at[mine, outputs])
 
     def _copy_tile(self, index: jax.Array) -> None:
-        """Copy a tile's rows and weights block by block, each as soon as its place is free."""
+        """Copy a tile's rows and weights block by block, each as soon as its slot is free."""
         sizes, shared, config = self.sizes, self.shared, self.sizes.config
         row, column = sizes.tile_of(index, self.program)
         mine = pl.ds((row * config.cluster + self.member) * ROWS, ROWS)
@@ -264,7 +264,7 @@ class _Program:
                 )
 
     def _see_all_free(self) -> None:
-        """A program must not end while the other one of its cluster may still signal to it."""
+        """Wait for all signals: a program must not end while the other one of its cluster may still signal to it."""
         steps = self.sizes.steps
 
         @pl.loop(self.tiles * steps - self.sizes.config.slots, self.tiles * steps)

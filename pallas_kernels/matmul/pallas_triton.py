@@ -1,10 +1,10 @@
 """Products of few rows with large weights as a Pallas kernel on Triton.
 
-The weights are the left operand and the rows the right one, because that is where tensor cores want 64 and only 8: a
-single row costs padding to 16. A program owns a tile of outputs, reads its weights once, several blocks ahead, and
-keeps one sum in float32 for every row. Where the outputs give too few programs to keep the memory busy, several share
-a tile's inputs (split-K). Each then leaves a partial sum, and XLA adds them up in the kernel that it builds for what
-follows.
+The weights are the left operand and the rows the right one, because tensor cores take at least 64 rows of the left
+operand but only 8 columns of the right one; Triton pads a single row to 16. A program computes a tile of outputs: it
+reads its weights once, several blocks ahead, and accumulates in float32. Where the tiles are too few programs to keep
+the memory busy, several programs divide a tile's inputs among them (split-K). XLA adds their partial sums in the kernel
+that it makes of the operations after the product.
 """
 
 from collections.abc import Sequence
@@ -34,8 +34,8 @@ def product(
 ) -> jax.Array:
     """`linear` for weights w [1, n, k], `gated_linear` for [2, n, k]: [m, n] in x's dtype.
 
-    Rows to be normalised are multiplied by the weights of the norm, rounded to x's dtype, and divided by their root
-    mean square after the product, whose sum of squares the same loop collects.
+    To normalise, rows are multiplied by the norm's weights and rounded to x's dtype before the product, and divided by
+    their root mean square after it; the loop of the product also sums the squares.
     """
     (m, k), (planes, n, _) = x.shape, w.shape
     gamma, eps, offset = (None, 0.0, 0.0) if norm is None else (norm.weight, norm.eps, norm.offset)
@@ -49,7 +49,7 @@ def product(
             out_shape.append(jax.ShapeDtypeStruct((config.splits * m,), jnp.float32))
     results = pl.pallas_call(
         partial(_kernel, planes=planes, eps=eps, offset=offset, config=config),
-        # Programs that share weights are neighbours, so that one of them finds what the other read in the L2 cache.
+        # Programs that read the same weights are neighbours, so that all but the first find them in the L2 cache.
         grid=(pl.cdiv(m, config.block_m), pl.cdiv(n, config.block_n), config.splits),
         out_shape=out_shape,
         compiler_params=plgpu.CompilerParams(num_warps=config.num_warps, num_stages=config.num_stages),
@@ -64,12 +64,12 @@ def product(
 
 
 def _factor(squares: jax.Array, k: int, eps: float) -> jax.Array:
-    """What a row is multiplied by to be normalised, from its sum of squares."""
+    """The factor that normalises a row, from its sum of squares."""
     return lax.rsqrt(squares / k + eps)
 
 
 def _finish(sums: Sequence[jax.Array], factor: jax.Array | None, residual: jax.Array | None) -> jax.Array:
-    """The result [m, n] in float32 from a plane's sums [m, n] each, the rows' factor [m, 1] and the residual [m, n]."""
+    """The float32 result [m, n] from each plane's sums [m, n], the factors of rows [m, 1] and the residual [m, n]."""
     if factor is not None:
         sums = [plane * factor for plane in sums]
     result = sums[0] if len(sums) == 1 else sums[0] * lax.logistic(sums[0]) * sums[1]
@@ -77,9 +77,9 @@ def _finish(sums: Sequence[jax.Array], factor: jax.Array | None, residual: jax.A
 
 
 class _Tile(NamedTuple):
-    """Where a program works: its first row and output, of how many, and its part of the inputs, in blocks.
+    """The tile that a program computes: its first row and output, and its range of input blocks.
 
-    `offset` is what is added to the weights of the normalisation.
+    `m` and `n` are the numbers of all rows and outputs; `offset` is added to the weights of the normalisation.
     """
 
     planes: int
@@ -105,7 +105,7 @@ def _kernel(
     offset: float,
     config: Config,
 ) -> None:
-    """One tile of the result, or one split's part of it."""
+    """The kernel's program for one tile of the result, or for one split of it."""
     (m, k), n = x_ref.shape, w_ref.shape[0] // planes
     split, blocks = pl.program_id(2), k // config.block_k
     first: jax.Array | int = 0
@@ -134,13 +134,13 @@ def _kernel(
 
 
 def _load_gamma(gamma_ref: Ref, inputs: Any, tile: _Tile) -> jax.Array:
-    """The factors of a block of inputs in float32."""
+    """The norm's float32 weights for a block of inputs."""
     gamma = plgpu.load(gamma_ref.at[inputs]).astype(jnp.float32)
     return gamma + tile.offset if tile.offset else gamma
 
 
 def _load_weights(w_ref: Ref, plane: int, tile: _Tile, inputs: Any, config: Config) -> jax.Array:
-    """A block of one plane's weights [block_n, block_k]."""
+    """A block [block_n, block_k] of one plane's weights."""
     block = w_ref.at[pl.ds(plane * tile.n + tile.output, config.block_n), inputs]
     if tile.n % config.block_n == 0:
         return plgpu.load(block)
@@ -151,7 +151,7 @@ def _load_weights(w_ref: Ref, plane: int, tile: _Tile, inputs: Any, config: Conf
 def _dots(
     x_ref: Ref, w_ref: Ref, gamma_ref: Ref | None, tile: _Tile, config: Config
 ) -> tuple[list[jax.Array], jax.Array]:
-    """Each plane's sums [block_n, block_m] and the rows' sums of squares [block_m], by tensor cores."""
+    """Each plane's sums [block_n, block_m] and the sums of squares of the rows [block_m], with tensor cores."""
     planes = range(tile.planes)
     inside = (tile.row + jnp.arange(config.block_m) < tile.m)[:, None]
     inside = jnp.broadcast_to(inside, (config.block_m, config.block_k))
@@ -179,7 +179,7 @@ def _dots(
 def _row_by_row(
     x_ref: Ref, w_ref: Ref, gamma_ref: Ref | None, tile: _Tile, config: Config
 ) -> tuple[list[jax.Array], jax.Array]:
-    """As `_dots`, by multiplying registers: the weights go through no shared memory."""
+    """The same as `_dots` without tensor cores: the weights go from memory to registers, not through shared memory."""
     planes, members = range(tile.planes), range(config.block_m)
 
     def add_block(
@@ -207,7 +207,7 @@ def _row_by_row(
     place = jnp.arange(config.block_m)
 
     def side_by_side(columns: list[jax.Array]) -> jax.Array:
-        """Sums over k of [..., block_k] each, as the columns of [..., block_m]."""
+        """The sums over k of the columns, each [..., block_k], side by side as [..., block_m]."""
         return sum(
             (jnp.where(place == i, jnp.sum(column, axis=-1)[..., None], 0.0) for i, column in enumerate(columns)),
             start=jnp.zeros((), jnp.float32),

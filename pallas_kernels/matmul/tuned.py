@@ -1,4 +1,4 @@
-"""Tile sizes of the matmul kernels: data, written from what was measured."""
+"""Tile sizes of the matmul kernels, as a table of measured choices."""
 
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -8,13 +8,13 @@ class Config(NamedTuple):
     """How the kernel for few rows divides a product of x [m, k] and w [n, k]; tile sizes are powers of two.
 
     Attributes:
-        block_n: outputs of a program; with tensor cores at least 16.
-        block_m: rows of a program. Below 16, rows are multiplied one by one outside the tensor cores.
-        block_k: inputs read at once; divides k. With tensor cores at least 16.
-        splits: programs that share the inputs of one tile; what each found is added up outside the kernel.
-        num_warps: warps of a program.
-        num_stages: reads in flight, in blocks; no more than one without tensor cores.
-        normalises: whether the kernel normalises its rows itself: one kernel fewer, but work for each of its programs.
+        block_n: outputs per program; at least 16 with tensor cores.
+        block_m: rows per program. Below 16 the kernel multiplies row by row, without tensor cores.
+        block_k: inputs read at once, a divisor of k; at least 16 with tensor cores.
+        splits: programs that divide the inputs of one tile among them; their sums are added outside the kernel.
+        num_warps: warps per program.
+        num_stages: blocks read ahead; at most one without tensor cores.
+        normalises: whether the kernel also normalises the rows, which saves a kernel but is repeated by every program.
     """
 
     block_n: int
@@ -27,22 +27,22 @@ class Config(NamedTuple):
 
     @property
     def tensor_cores(self) -> bool:
-        """Whether the rows suffice for a dot of the tensor cores."""
+        """Whether there are enough rows per program for the tensor cores."""
         return self.block_m >= MIN_DOT
 
     def takes(self, m: int, n: int, k: int) -> bool:
-        """Whether the kernel can run with these sizes."""
+        """Whether the kernel supports a product of these sizes."""
         return k % self.block_k == 0 and self.splits <= k // self.block_k
 
 
 class Wide(NamedTuple):
-    """How the kernel for many rows divides a product of x [m, k] and w [n, k]: tiles of 128 rows.
+    """How the kernel for many rows divides a product of x [m, k] and w [n, k] into tiles of 128 rows.
 
     Attributes:
-        tile_n: outputs of a tile; divides n. Those of both planes of a gated product count.
-        cluster: programs that share weights, 1 or 2; so many tiles are neighbours by their rows.
-        band: clusters of rows that are walked through together.
-        slots: blocks of 64 inputs in flight.
+        tile_n: outputs of a tile, a divisor of n; a tile of a gated product has as many for each of its two factors.
+        cluster: programs, 1 or 2, that work on neighbouring rows and share the weights they read.
+        band: rows of clusters that are computed before the next ones, so that the L2 cache holds their operands.
+        slots: blocks of 64 inputs in shared memory.
     """
 
     tile_n: int
@@ -52,28 +52,28 @@ class Wide(NamedTuple):
 
     @property
     def normalises(self) -> bool:
-        """Whether the kernel normalises its rows itself: it does not."""
+        """Whether the kernel also normalises the rows, which it does not."""
         return False
 
     @property
     def out_columns(self) -> int:
-        """Outputs of a tile that are written at once."""
+        """How many outputs of a tile are written at once."""
         return 64 if self.tile_n % 64 == 0 else self.tile_n
 
     def takes(self, m: int, n: int, k: int) -> bool:
-        """Whether the kernel can run with these sizes."""
+        """Whether the kernel supports a product of these sizes."""
         rows = m % 8 == 0 and m >= 128 and m > 128 * (self.cluster - 1)
         return rows and n % self.tile_n == 0 and k % 64 == 0 and k >= 64 * self.slots
 
 
 MIN_DOT = 16
-"""The least extent of a Triton dot in any direction."""
+"""The smallest size of any axis of a Triton dot."""
 
 MANY = 1 << 30
-"""More rows than any product has."""
+"""A number of rows that no product reaches."""
 
 Rows = Mapping[int, Config | Wide | None]
-"""From the most rows that a choice is for to the choice; None is XLA."""
+"""Choices by the largest number of rows that each applies to; None stands for XLA."""
 
 MEASURED: dict[str, dict[tuple[int, int, bool], Rows]] = {
     "H100": {
@@ -117,11 +117,11 @@ MEASURED: dict[str, dict[tuple[int, int, bool], Rows]] = {
         },
     },
 }
-"""From a part of the device's name, by (n, k, gated) and the most rows, to what was fastest; None is XLA."""
+"""The fastest choices by a part of the device's name and by (n, k, gated)."""
 
 
 def choose(device_kind: str, m: int, n: int, k: int, gated: bool) -> Config | Wide | None:
-    """The fastest configuration known for m rows; None for XLA, which also takes every shape that nobody measured."""
+    """The fastest configuration measured for m rows; None for XLA, which also takes shapes that were not measured."""
     for name, shapes in MEASURED.items():
         if name in device_kind:
             rows = shapes.get((n, k, gated), {})

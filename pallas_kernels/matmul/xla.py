@@ -1,4 +1,4 @@
-"""The products in plain XLA: the reference for the kernel, and what runs where no kernel does."""
+"""The products in plain XLA: the reference for the kernels, and the implementation where no kernel runs."""
 
 import jax
 import jax.numpy as jnp
@@ -12,24 +12,24 @@ from pallas_kernels.weights import QuantizedWeight
 def linear(
     x: jax.Array, w: jax.Array | QuantizedWeight, *, residual: jax.Array | None, platform: Platform
 ) -> jax.Array:
-    """As the public function of this name, x normalised already."""
+    """`pallas_kernels.matmul.linear`, of an x that is already normalised."""
     product = _product(x, w, platform)
     return (product if residual is None else product + residual.astype(product.dtype)).astype(x.dtype)
 
 
 def gated_linear(x: jax.Array, w: jax.Array | QuantizedWeight, activation: Activation, platform: Platform) -> jax.Array:
-    """As the public function of this name, x normalised already."""
+    """`pallas_kernels.matmul.gated_linear`, of an x that is already normalised."""
     n = w.shape[1]
     both = _product(x, w.reshape(2 * n, -1), platform).astype(jnp.float32)
     return (ACTIVATIONS[activation](both[:, :n]) * both[:, n:]).astype(x.dtype)
 
 
 def _product(x: jax.Array, w: jax.Array | QuantizedWeight, platform: Platform) -> jax.Array:
-    """`x @ w.T`, accumulated in float32; the one place that looks at what kind of weight it is."""
+    """`x @ w.T`, accumulated in float32; the only place that tells arrays from quantised weights."""
     if isinstance(w, QuantizedWeight):
-        # Integers of 8 bits are exact in 16-bit floats; the scales of outputs may follow the sum.
+        # 8-bit integers are exact in 16-bit floats, and a scale per output can be applied after the sum.
         return _dot(x, w.values.astype(x.dtype), jnp.float32, platform) * w.scales
-    # A GPU's matmul would write a wider result, only for another kernel to read and round it.
+    # On a GPU the wider result would be written to memory, only for another kernel to read and round it.
     return _dot(x.astype(w.dtype), w, w.dtype if platform.on_gpu else jnp.float32, platform)
 
 

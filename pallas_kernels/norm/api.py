@@ -1,35 +1,36 @@
-"""The public functions of normalisation."""
+"""The public functions of normalisation, and the choice between their implementations."""
 
 from typing import Literal
 
-import jax
+from jaxtyping import Array, Float
 
 from pallas_kernels.devices import Platform
 from pallas_kernels.norm import pallas_triton, xla
 from pallas_kernels.norm.record import Norm
 
 Implementation = Literal["xla"] | None
-"""None takes a kernel on a GPU, for the norms that it computes; only XLA can be differentiated, mapped, partitioned."""
+"""None takes the kernel on a GPU where it can compute the norm; only XLA can be differentiated, mapped and partitioned.
+"""
 
 
 def normalise(
-    x: jax.Array, norm: Norm, implementation: Implementation = None, platform: Platform | None = None
-) -> jax.Array:
-    """`x` [..., n] normalised over its last axis, in float32 and rounded once to x's dtype.
+    x: Float[Array, "*lead n"], norm: Norm, implementation: Implementation = None, platform: Platform | None = None
+) -> Float[Array, "*lead n"]:
+    """`x` normalised over its last axis, computed in float32 and rounded once to x's dtype.
 
-    `platform` is what computes, None for JAX's default backend.
+    `platform` is the one that computes it, None for JAX's default backend.
     """
     return (pallas_triton if _by_kernel(norm, implementation, platform) else xla).normalise(x, norm)
 
 
 def add_and_normalise(
-    x: jax.Array,
-    added: jax.Array,
+    x: Float[Array, "*lead n"],
+    added: Float[Array, "*lead n"],
     norm: Norm,
     implementation: Implementation = None,
     platform: Platform | None = None,
-) -> tuple[jax.Array, jax.Array]:
-    """`x + added`, and that normalised; by a kernel both at once. x and added [..., n] of one dtype."""
+) -> tuple[Float[Array, "*lead n"], Float[Array, "*lead n"]]:
+    """`x + added`, and that sum normalised, in one kernel where there is one; both operands have one dtype."""
     return (pallas_triton if _by_kernel(norm, implementation, platform) else xla).add_and_normalise(x, added, norm)
 
 

@@ -1,6 +1,6 @@
-"""Root-mean-square normalisation as one Pallas kernel on Triton, with the sum before it where there is one.
+"""Root-mean-square normalisation, optionally of a sum, as one Pallas kernel on Triton.
 
-XLA makes two or three kernels of it, and between the matmuls of a decode step each costs more to start than to run.
+XLA compiles it to two or three kernels, each of which takes longer to launch than to run in a decode step.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ ELEMENTS_A_WARP = 1024
 
 
 def normalise(x: jax.Array, norm: Norm, *, interpret: bool = False) -> jax.Array:
-    """As the public function of this name: a program a row."""
+    """`pallas_kernels.norm.normalise`, with one program per row."""
     (normed,) = _call((x,), norm, interpret)
     return normed
 
@@ -26,13 +26,13 @@ def normalise(x: jax.Array, norm: Norm, *, interpret: bool = False) -> jax.Array
 def add_and_normalise(
     x: jax.Array, added: jax.Array, norm: Norm, *, interpret: bool = False
 ) -> tuple[jax.Array, jax.Array]:
-    """As the public function of this name: a program a row."""
+    """`pallas_kernels.norm.add_and_normalise`, with one program per row."""
     total, normed = _call((x, added), norm, interpret)
     return total, normed
 
 
 def _call(summands: tuple[jax.Array, ...], norm: Norm, interpret: bool) -> list[jax.Array]:
-    """The normalised sum, after the sum itself where there are several summands."""
+    """The normalised sum; if there are several summands, the sum itself comes first."""
     shape, dtype = summands[0].shape, summands[0].dtype
     width = shape[-1]
     padded = pl.next_power_of_2(width)
@@ -52,7 +52,7 @@ def _call(summands: tuple[jax.Array, ...], norm: Norm, interpret: bool) -> list[
 
 
 def _kernel(*refs: Any, summands: int, width: int, padded: int, eps: float, offset: float) -> None:
-    """One row."""
+    """The kernel's program for one row."""
     inputs, (weight_ref, *sum_refs, out_ref) = refs[:summands], refs[summands:]
     place = jnp.arange(padded)
     mask, other = (None, None) if padded == width else (place < width, 0)

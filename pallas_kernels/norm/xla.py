@@ -1,4 +1,4 @@
-"""Normalisation in plain XLA: the reference for the kernel, and what runs where it does not."""
+"""Normalisation in plain XLA: the reference for the kernel, and the implementation where the kernel does not run."""
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,7 @@ from pallas_kernels.norm.record import Norm
 
 
 def normalise(x: jax.Array, norm: Norm) -> jax.Array:
-    """As the public function of this name."""
+    """`pallas_kernels.norm.normalise`."""
     wide = x.astype(jnp.float32)
     if norm.kind == "layer":
         wide = wide - jnp.mean(wide, axis=-1, keepdims=True)
@@ -20,6 +20,6 @@ def normalise(x: jax.Array, norm: Norm) -> jax.Array:
 
 
 def add_and_normalise(x: jax.Array, added: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
-    """As the public function of this name."""
+    """`pallas_kernels.norm.add_and_normalise`."""
     total = x + added
     return total, normalise(total, norm)

@@ -1,4 +1,4 @@
-"""Drawing a token for each row from its logits."""
+"""Sampling of a token for each row from its logits."""
 
 from pallas_kernels.sampling.api import greedy, sample
 

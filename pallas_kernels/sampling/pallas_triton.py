@@ -1,13 +1,14 @@
-"""Sampling as a chain of Pallas-Triton kernels: several programs a row, and no decision for the host.
+"""Sampling as a fixed chain of Pallas kernels on Triton, with several programs per row and no decision on the host.
 
-One program reads one part of one row. A launch leaves a partial result a part, and each program of the next launch
-adds up those of its row, which costs less than another launch. The chain: the largest logit; then for each cut some
-passes, each of which sums what lies above several keys at once and so narrows the row's bracket by a constant factor;
-then the noise and the best score a part. A program whose row has settled returns at once.
+A program reads one part of one row. Each launch writes a partial result per part, and every program of the next launch
+adds up those of its row, which takes less time than another launch. The first launch finds the largest logit. Then come
+several passes each for top-k and top-p: a pass sums the tokens up to several keys at once and so narrows the row's
+bracket by a constant factor. The last launch adds the noise and finds the best token of each part. A program returns at
+once if the search of its row is over.
 
-At 64 rows of 128,256 float32 logits a pass moves 33 MB, mostly from the second-level cache, where an H100 reads about
-5 TB/s: 6 us. Seven keys a pass are 27 instructions a token, 7.5 us, so neither waits much for the other; 24 bits then
-take 8 passes. The noise is 120 instructions a token (32 us), which tiles without a kept token skip.
+At 64 rows of 128,256 float32 logits a pass reads 33 MB, mostly from the L2 cache, which an H100 does at about 5 TB/s:
+6 us. Summing for seven keys takes 27 instructions per token, 7.5 us, so that reading and computing are balanced; 24
+bits then take 8 passes. The noise takes 120 instructions per token (32 us); tiles that keep no token skip it.
 """
 
 import math
@@ -25,21 +26,21 @@ from jax.experimental.pallas import triton as plgpu
 from pallas_kernels.sampling import keys, xla
 from pallas_kernels.sampling.noise import PAIR, gumbel_pair, row_key
 
-INVERSE, COUNT, SHARE, DEEPEST, LOUDNESS = range(5)
-"""Columns of the rows' parameters: 1 / temperature, top_k, top_p, the largest depth / temperature for min_p, and the
-factor of the noise: 0 in a greedy row, which keeps the likeliest tokens only, so that the lowest of them wins."""
+INVERSE, COUNT, SHARE, DEEPEST, NOISE_FACTOR = range(5)
+"""Columns of the rows' parameters: 1 / temperature, top_k, top_p, the largest depth / temperature that min_p keeps, and
+the factor on the noise. That is 0 in a greedy row, which keeps only the likeliest tokens and takes the lowest id."""
 
 
 @dataclass(frozen=True)
 class Tuning:
-    """How the work is cut; no field changes a token, but for keys 4 units apart under top-p.
+    """How the work is divided; no field changes which token is sampled, except for keys within 4 of a top-p threshold.
 
     Attributes:
-        top_k_ways: parts into which a pass cuts a bracket of top-k; a power of two.
+        top_k_ways: the parts into which a pass divides a bracket of top-k; a power of two.
         top_p_ways: the same for top-p.
         tile: tokens that a program handles at once, a power of two up to `PAIR`.
-        warps: warps a program.
-        programs: programs to aim for in a launch, so that they fill the GPU once.
+        warps: warps per program.
+        programs: about how many programs a launch has, so that they fill the GPU once.
     """
 
     top_k_ways: int = 16
@@ -51,7 +52,7 @@ class Tuning:
 
 @dataclass(frozen=True)
 class Search:
-    """One cut's search: which bracket it narrows, in how many ways and passes, and the width that counts as settled."""
+    """The search for one threshold: the bracket's index, parts per pass, passes, and the width at which it is over."""
 
     column: int
     ways: int
@@ -61,7 +62,7 @@ class Search:
 
 @dataclass(frozen=True)
 class Cut:
-    """How each of `rows` rows of `vocabulary` logits is cut into `parts`, each of `groups` times 2 * PAIR tokens."""
+    """The division of each of `rows` rows of `vocabulary` logits into `parts` of `groups` times 2 * PAIR tokens."""
 
     rows: int
     vocabulary: int
@@ -73,7 +74,7 @@ class Cut:
 
     @classmethod
     def of(cls, shape: tuple[int, ...], tuning: Tuning, interpret: bool) -> "Cut":
-        """As many parts as make about `tuning.programs` programs of all rows."""
+        """The division into as many parts as give about `tuning.programs` programs."""
         rows, vocabulary = shape
         groups = pl.cdiv(vocabulary, 2 * PAIR)
         groups_a_part = pl.cdiv(groups, max(1, min(groups, tuning.programs // rows)))
@@ -82,13 +83,13 @@ class Cut:
 
     @property
     def padded_parts(self) -> int:
-        """A power of two."""
+        """The number of parts, rounded up to a power of two."""
         return pl.next_power_of_2(self.parts)
 
     def call(
         self, kernel: Callable[..., None], outputs: Sequence[tuple[tuple[int, ...], Any]], *inputs: jax.Array
     ) -> list[jax.Array]:
-        """`kernel` once for every row and part; its outputs are arrays [r, ...] of the shapes and dtypes named."""
+        """Run `kernel` for every row and part; `outputs` are its results' shapes, less the axis of rows, and dtypes."""
         return pl.pallas_call(
             partial(kernel, cut=self),
             grid=(self.rows, self.parts),
@@ -122,8 +123,8 @@ def sample(
     by_mass = _search(1, tuning.top_p_ways, 24, 4)
 
     inverse = keys.inverse_temperature(temperature)
-    loudness = (temperature > 0).astype(jnp.float32)
-    parameters = jnp.stack([inverse, top_k.astype(jnp.float32), top_p, -jnp.log(min_p), loudness], axis=1)
+    noise_factor = (temperature > 0).astype(jnp.float32)
+    parameters = jnp.stack([inverse, top_k.astype(jnp.float32), top_p, -jnp.log(min_p), noise_factor], axis=1)
     brackets = keys.brackets(temperature, top_k, top_p, cut.vocabulary)
 
     (best,) = cut.call(_best_kernel, [((cut.parts,), jnp.float32)], logits)
@@ -145,7 +146,7 @@ def _search(column: int, ways: int, bits: int, settled: int) -> Search:
 
 @partial(jax.jit, static_argnames=("cut", "before", "search"))
 def _narrow(cut: Cut, before: Search | None, search: Search, *inputs: jax.Array) -> list[jax.Array]:
-    """One pass; jitted, so that equal passes are traced and lowered once."""
+    """One pass of a search; jitted, so that equal passes are traced and lowered once."""
     kernel = partial(_narrow_kernel, before=before, search=search)
     return cut.call(kernel, [((4,), jnp.int32), ((cut.parts, search.ways), jnp.float32)], *inputs)
 
@@ -156,7 +157,7 @@ def _here() -> tuple[jax.Array, jax.Array]:
 
 
 def _tile(logits_ref: Refs, cut: Cut, row: jax.Array, start: jax.Array) -> jax.Array:
-    """The tile's logits, float32; minus infinity after the last."""
+    """The tile's logits in float32, minus infinity past the end of the row."""
     inside = start + jnp.arange(cut.tile, dtype=jnp.int32) < cut.vocabulary
     tile = plgpu.load(logits_ref.at[row, pl.ds(start, cut.tile)], mask=inside, other=-jnp.inf)
     return tile.astype(jnp.float32)
@@ -184,14 +185,14 @@ def _row_best(best_ref: Refs, cut: Cut, row: jax.Array) -> jax.Array:
 
 
 def _step(low: jax.Array, high: jax.Array, ways: int) -> jax.Array:
-    """The distance between the borders that cut a bracket in `ways` parts."""
+    """The width of each of `ways` parts of a bracket."""
     return lax.div(high - low + ways - 1, ways)
 
 
 def _read_brackets(
     brackets_ref: Refs, sums_ref: Refs | None, parameters_ref: Refs, before: Search | None, cut: Cut, row: jax.Array
 ) -> Scalars:
-    """The row's two brackets after the pass `before`, whose sums are in `sums_ref`."""
+    """The row's two brackets after the pass `before`, which wrote `sums_ref`."""
     brackets = [brackets_ref[row, column] for column in range(4)]
     if before is None or sums_ref is None:
         return brackets
@@ -223,9 +224,9 @@ def _narrow_kernel(
     search: Search,
     cut: Cut,
 ) -> None:
-    """Sums, for each inner border of the row's bracket and then for no border, over tokens with keys up to there.
+    """The part's sum over the tokens with keys up to each inner border of the row's bracket, and over all tokens.
 
-    Top-k sums ones; top-p sums unnormalised probabilities of what top-k kept.
+    For top-k it counts the tokens; for top-p it sums the unnormalised probabilities of those that top-k kept.
     """
     *sums_ref, out_brackets_ref, out_sums_ref = refs
     row, part = _here()
@@ -277,11 +278,11 @@ def _draw_kernel(
     before: Search,
     cut: Cut,
 ) -> None:
-    """The part's best score, noise included, and its lowest token."""
+    """The part's best score, noise included, and the lowest token that has it."""
     row, part = _here()
     _, last_rank, _, last_mass = _read_brackets(brackets_ref, sums_ref, parameters_ref, before, cut, row)
     best = _row_best(best_ref, cut, row)
-    inverse, deepest, loudness = (parameters_ref[row, column] for column in (INVERSE, DEEPEST, LOUDNESS))
+    inverse, deepest, noise_factor = (parameters_ref[row, column] for column in (INVERSE, DEEPEST, NOISE_FACTOR))
     key = row_key(seed_ref[row, 0], seed_ref[row, 1], position_ref[row])
     lanes = jnp.arange(cut.tile, dtype=jnp.int32)
 
@@ -292,7 +293,7 @@ def _draw_kernel(
         return jnp.where(kept, -scaled, -jnp.inf)
 
     def visit(index: jax.Array, winner: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        # The first tokens of pairs are the even runs of PAIR.
+        # Only tokens for which token // PAIR is even: the generator gives the noise of token + PAIR with theirs.
         offset = index * cut.tile
         start = pl.multiple_of(part * cut.groups * 2 * PAIR + offset + (offset & -PAIR), cut.tile)
         scores = score(start), score(start + PAIR)
@@ -301,7 +302,7 @@ def _draw_kernel(
             best_score, best_token = winner
             tokens = start + lanes
             for bare, noise, apart in zip(scores, gumbel_pair(key, tokens), (0, PAIR), strict=True):
-                noisy = bare + noise * loudness
+                noisy = bare + noise * noise_factor
                 wins = (noisy > best_score) | ((noisy == best_score) & (tokens + apart < best_token))
                 best_score = jnp.where(wins, noisy, best_score)
                 best_token = jnp.where(wins, tokens + apart, best_token)

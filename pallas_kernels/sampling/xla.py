@@ -1,7 +1,4 @@
-"""Sampling in plain XLA: thresholds by bisection, one pass over the logits a bit.
-
-Axes: r rows, v vocabulary.
-"""
+"""Sampling in plain XLA, which finds thresholds by bisection: one pass over the logits for each bit of a key."""
 
 from collections.abc import Callable
 
@@ -14,9 +11,9 @@ from pallas_kernels.sampling.noise import gumbel
 
 
 def greedy(logits: jax.Array) -> jax.Array:
-    """The likeliest token of each row, the lowest id where several are: int32 [r].
+    """`pallas_kernels.sampling.greedy`.
 
-    Two plain reductions: XLA's CPU backend vectorises them, but not the pairs of argmax (7 times slower).
+    These are two plain reductions, which XLA's CPU backend vectorises; argmax, which it does not, is 7 times slower.
     """
     last = logits.shape[-1] - 1
     ids = jnp.arange(last + 1, dtype=jnp.int32)
@@ -36,7 +33,7 @@ def sample(
     """`pallas_kernels.sampling.sample`."""
     logits = logits.astype(jnp.float32)
     best = logits.max(axis=-1, keepdims=True)
-    # A compiler may contract the product that made the logits with the difference, which then is not 0 for the best.
+    # If XLA fuses the product that made the logits into the subtraction, the difference may not be 0 for the best.
     depth = jnp.where((logits == best) & (best > -jnp.inf), 0.0, keys.depth(logits, best))
     scaled = depth * keys.inverse_temperature(temperature)[:, None]
     rank_low, rank_high, mass_low, mass_high = keys.brackets(temperature, top_k, top_p, logits.shape[1]).T
@@ -55,14 +52,14 @@ def sample(
         noise = jnp.where((temperature > 0)[:, None], gumbel(seed, position, logits.shape[1]), 0.0)
         return greedy(jnp.where(kept, noise - scaled, -jnp.inf))
 
-    # Noise for a whole vocabulary is most of the work, and a greedy batch needs none.
+    # The noise of a whole vocabulary is most of the work, and a greedy batch needs none.
     return lax.cond((temperature > 0).any(), draw, lambda: greedy(jnp.where(kept, -scaled, -jnp.inf)))
 
 
 def _last_key(low: jax.Array, high: jax.Array, enough: Callable[[jax.Array], jax.Array]) -> jax.Array:
-    """The least key [r, 1] in (low, high] for which `enough(key)` [r] holds, `high` where it holds for none.
+    """The least key [r, 1] in (low, high] for which `enough(key)` [r] holds; `high` if it holds for none.
 
-    Costs nothing where every bracket is settled: the loop ends with the widest.
+    The loop ends once no bracket is wider than 1, and takes no iteration if all of them begin so.
     """
 
     def halve(bracket: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:

@@ -59,7 +59,7 @@ def write_gguf(tmp_path: Path) -> WriteGguf:
 
 
 def _add(writer: GGUFWriter, key: str, value: Any) -> None:
-    """Python's types say enough, but for integers and floats, which are 32 bits in real files."""
+    """Write a metadata value by its Python type; integers and floats have 32 bits, as in real files."""
     if value is None:
         return
     if isinstance(value, list):

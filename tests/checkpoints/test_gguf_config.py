@@ -148,6 +148,12 @@ def test_an_architecture_states_further_fields(write_gguf: WriteGguf) -> None:
     assert config_of(path, other) == config_of(path) | expected
 
 
+def test_an_architecture_derives_fields_from_others(write_gguf: WriteGguf) -> None:
+    other = dataclasses.replace(LLAMA, derived=lambda config: {"query_pre_attn_scalar": config["head_dim"]})
+    path = write_gguf()
+    assert config_of(path, other) == config_of(path) | {"query_pre_attn_scalar": 8}
+
+
 def test_a_further_field_that_is_no_number_is_named(write_gguf: WriteGguf) -> None:
     other = dataclasses.replace(LLAMA, metadata={"attention.sliding_window": "sliding_window"})
     path = write_gguf(metadata={"llama.attention.sliding_window": "16"})

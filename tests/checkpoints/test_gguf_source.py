@@ -152,6 +152,23 @@ def test_biases_of_q_and_k_come_back_in_their_own_order(write_gguf: WriteGguf) -
     np.testing.assert_array_equal(source.read("model.layers.0.self_attn.k_proj.bias", (slice(None),)), k)
 
 
+@pytest.mark.parametrize("kind", ["F32", "F16"])
+def test_norms_that_are_stored_plus_one_are_read_without(kind: str, write_gguf: WriteGguf) -> None:
+    tensors = {
+        "token_embd.weight": np.zeros((4, 32), np.float32),
+        "output_norm.weight": np.array([1.25, 0.5, 0.0, 1.0], np.float32),
+        "blk.0.ffn_norm.weight": np.full(4, 3, np.float32),
+        "blk.0.attn_q.bias": np.full(32, 3, np.float32),
+    }
+    path = write_gguf(tensors, types=dict.fromkeys(tensors, GGMLQuantizationType[kind]))
+    source = source_of(path, dataclasses.replace(LLAMA, permuted={}, norms_plus_one=True))
+    assert source.info["model.norm.weight"].dtype == "float32"
+    read = source.read("model.norm.weight", np.s_[1:,])
+    assert (read.dtype, read.tolist()) == (np.float32, [-0.5, -1.0, 0.0])
+    assert source.read("model.layers.0.post_attention_layernorm.weight", np.s_[:,]).tolist() == [2.0] * 4
+    assert source.read("model.layers.0.self_attn.q_proj.bias", np.s_[:,]).tolist() == [3.0] * 32
+
+
 def test_only_the_wanted_rows_and_blocks_are_dequantised(
     write_gguf: WriteGguf, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -149,11 +149,11 @@ class Case:
 
     def run(self, attend: Attend, *, decode: bool) -> tuple[jax.Array, jax.Array]:
         angles = self.angles
-        return attend(
-            self.qkv, self.cache, self.locations(decode=decode), scoring=self.kind.scoring,
-            rotation=Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None,
-            sinks=self.sinks if self.kind.sinks else None,
-        )  # fmt: skip
+        rotation = Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None
+        sinks = self.sinks if self.kind.sinks else None
+        arrays = (self.qkv, self.cache, self.locations(decode=decode), rotation, sinks)
+        qkv, cache, locations, rotation, sinks = jax.tree.map(jnp.asarray, arrays)
+        return attend(qkv, cache, locations, scoring=self.kind.scoring, rotation=rotation, sinks=sinks)
 
     def expected(self) -> np.ndarray:
         """Causal softmax attention of each row's last tokens, in float64."""
@@ -208,7 +208,7 @@ def make_case(
     starts = np.cumsum([0, *(row.new for row in rows)]).astype(np.int32)
     size = tokens or int(starts[-1])
     owned = -(-lengths // shape.page_size)
-    width = pages or max(owned)
+    width = pages or int(max(owned))
     total = 1 + len(rows) * width
 
     cache = np.full(cache_shape(total, shape.heads, shape.page_size, shape.head_dim), UNSEEN, np.float32)
@@ -479,13 +479,15 @@ def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatc
 def test_pages_are_for_causal_attention() -> None:
     case = small_case([Row(4)])
     with pytest.raises(ValueError, match=r"scoring\.causal is False"):
-        append_and_attend(case.qkv, case.cache, case.locations(decode=True), scoring=Scoring(1.0, causal=False))
+        append_and_attend(
+            jnp.asarray(case.qkv), case.cache, case.locations(decode=True), scoring=Scoring(1.0, causal=False)
+        )
 
 
 def test_rows_of_unequal_tokens_have_starts() -> None:
     case = make_case([Row(4, 2), Row(9, 1)], SMALL)
     with pytest.raises(ValueError, match=r"3 tokens are not equally many of 2 rows: PageLocations\.starts says whose"):
-        append_and_attend(case.qkv, case.cache, case.locations(decode=True), scoring=Scoring(1.0))
+        append_and_attend(jnp.asarray(case.qkv), case.cache, case.locations(decode=True), scoring=Scoring(1.0))
 
 
 HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)

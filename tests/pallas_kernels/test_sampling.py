@@ -238,7 +238,9 @@ def test_a_greedy_row_takes_the_lowest_of_the_likeliest_ids(choose: str) -> None
     logits = make_logits("normal", 4099)
     for row in logits:
         row[rng.integers(0, 256) + 256 * rng.choice(15, 3, replace=False)] = 20  # what one lane of a kernel may see
-    tokens = sampling.greedy(logits) if choose == "greedy" else draw(logits, make_wishes(temperature=0), choose)
+    tokens = (
+        sampling.greedy(jnp.asarray(logits)) if choose == "greedy" else draw(logits, make_wishes(temperature=0), choose)
+    )
     np.testing.assert_array_equal(tokens, logits.argmax(-1))
 
 
@@ -246,7 +248,7 @@ def test_a_greedy_row_takes_the_lowest_of_the_likeliest_ids(choose: str) -> None
 def test_logits_of_the_same_program_have_a_likeliest_token(temperature: float) -> None:
     """As after a soft cap: the product that ends it may be contracted with a difference, and rounded once less."""
     hidden = make_logits("normal", 257)
-    wishes = make_wishes(temperature, top_k=1)
+    wishes = jax.tree.map(jnp.asarray, make_wishes(temperature, top_k=1))
 
     @jax.jit
     def capped_draw(hidden: jax.Array) -> jax.Array:

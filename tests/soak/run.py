@@ -189,11 +189,11 @@ def main() -> None:
             report = soak(server, options.seconds, options.clients, options.seed, growth=16 << 20)
         if server.process.returncode:
             report.wrong.append(f"the server ended with exit code {server.process.returncode}")
-    tell(report)
+    print_report(report)
     sys.exit(1 if report.wrong else 0)
 
 
-def tell(report: Report) -> None:
+def print_report(report: Report) -> None:
     """The figures, then what is wrong."""
     kinds = sorted({kind for kind, _ in report.seen})
     for kind in kinds:

@@ -1,4 +1,4 @@
-"""A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder, and what transformers makes of it."""
+"""A tiny random Llama with a byte-level tokenizer, as a Hugging Face folder, and its results by transformers."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +12,7 @@ EOS = 256
 
 @pytest.fixture(scope="session")
 def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder as transformers writes it; every byte is a token, so that text can be cut inside a character."""
+    """A folder written by transformers; every byte is a token, so that text can be cut inside a character."""
     import torch
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
@@ -43,12 +43,12 @@ def tiny_torch(tiny_llama: Path) -> Any:
 
 @pytest.fixture(scope="session")
 def generate_by_transformers(tiny_torch: Any) -> Callable[..., list[int]]:
-    """Greedy ids of the tiny Llama by transformers: (prompt, how many, further arguments of its generate) -> ids."""
+    """Greedy ids of the tiny Llama by transformers: (prompt, count, further arguments of its generate) -> ids."""
     import torch
 
     def generate(prompt: list[int], count: int, **more: Any) -> list[int]:
         ids = torch.tensor([prompt])
-        # Without a mask, generate would take a prompt's pad ids for padding.
+        # Without a mask, generate would treat ids of the prompt that equal the pad id as padding.
         more = {"eos_token_id": None, "pad_token_id": 0, **more}
         out = tiny_torch.generate(
             ids, attention_mask=torch.ones_like(ids), max_new_tokens=count, do_sample=False, **more
@@ -60,13 +60,13 @@ def generate_by_transformers(tiny_torch: Any) -> Callable[..., list[int]]:
 
 @pytest.fixture(scope="session")
 def greedy_by_transformers(generate_by_transformers: Callable[..., list[int]]) -> Callable[[list[int], int], list[int]]:
-    """Greedy ids of the tiny Llama by transformers: (prompt, how many) -> ids."""
+    """Greedy ids of the tiny Llama by transformers: (prompt, count) -> ids."""
     return generate_by_transformers
 
 
 @pytest.fixture(scope="session")
 def logits_by_transformers(tiny_torch: Any) -> Callable[[list[int]], np.ndarray]:
-    """The tiny Llama's logits [ids, vocab] after each of some ids, by transformers."""
+    """The tiny Llama's logits by transformers: (ids) -> [ids, vocab], after each id."""
     import torch
 
     def logits(tokens: list[int]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""An engine of the tiny Llama in the sizes that tests share, so that its programs are compiled once a session."""
+"""An engine of the tiny Llama with sizes that tests share, so that its programs are compiled once a session."""
 
 from __future__ import annotations
 
@@ -20,31 +20,31 @@ CACHE: dict[str, Any] = {"max_tokens": 2048, "tokens_per_block": 8}
 
 
 def tiny_engine(folder: Path, **more: Any) -> LLM:
-    """Arguments beyond these change the programs only where they change a size."""
+    """An engine with `SIZES` and `CACHE`; of further arguments only sizes lead to new compilations."""
     return LLM(folder, **{"kv_cache_config": KvCacheConfig(**CACHE), **SIZES, **more})
 
 
 FIRST_TOKENS = 2
-"""Dispatches that bring the first tokens of what was there before: the second is sent before the first is read."""
+"""Dispatches after which the first tokens of waiting requests are read: the second is sent before the first is read."""
 
 
 @contextmanager
 def held(llm: LLM, after: int = 0) -> Iterator[threading.Event]:
-    """After so many steps the engine computes nothing until the event is set, at the latest by the block's end.
+    """Pause the engine after `after` steps, until the event is set or the block ends.
 
-    So nothing that the test does before is too late, however slow the machine.
+    A test can thus act while requests are in a known state, however slow the machine.
     """
-    packer, go_on, numbers = llm._engine._packer, threading.Event(), itertools.count()
+    packer, resume, numbers = llm._engine._packer, threading.Event(), itertools.count()
     step = packer.step
 
     def gated(plan: StepPlan) -> list[Dispatch]:
         if next(numbers) >= after:
-            go_on.wait()
+            resume.wait()
         return step(plan)
 
     packer.step = gated
     try:
-        yield go_on
+        yield resume
     finally:
-        go_on.set()
+        resume.set()
         packer.step = step

@@ -1,1 +1,1 @@
-"""The command-line programs. They use the public API only, and import nothing heavy before they run."""
+"""The command-line programs. They use only the public API, and import heavy packages only once they run."""

@@ -1,4 +1,4 @@
-"""`trtllm-convert`: a model from one format to another. Nothing heavy is imported before the options are read."""
+"""`trtllm-convert`: converts a model between formats. Heavy packages are imported only after the options are read."""
 
 import os
 from pathlib import Path
@@ -9,15 +9,15 @@ from trtllm_jax.commands.click_options import SETTINGS
 from trtllm_jax.commands.user_errors import readable_errors
 
 # Click rewraps paragraphs, except those that begin with a backspace.
-HELP = """Convert a model: SOURCE becomes the folder OUTPUT.
+HELP = """Convert the model SOURCE and write it to the folder OUTPUT.
 
 \b
 trtllm-convert model.gguf smollm2 --dtype bfloat16
 trtllm-convert org/name llama-orbax --format orbax
 trtllm-convert trained llama-hf --config org/name
 
-SOURCE is a Hugging Face or Orbax folder, a .gguf file, a llama2.c .bin file or a hub name. Memory holds a piece of one
-weight at a time. OUTPUT appears when it is complete: run the command again if it was interrupted.
+SOURCE is a Hugging Face or Orbax folder, a .gguf file, a llama2.c .bin file or a hub name. Only a piece of one weight
+is in memory at a time. OUTPUT appears once it is complete: if the command was interrupted, run it again.
 
 Options are written with _ or with -.
 """
@@ -34,7 +34,7 @@ Options are written with _ or with -.
 @click.option("--tokenizer", help="Another tokenizer: folder, .gguf file, llama2.c file or hub name.")
 @click.option("--config", help="The model whose config.json and tokenizer go with Orbax arrays that have none.")
 @click.option("--revision", help="Of a hub name.")
-@click.option("--overwrite", is_flag=True, help="Replace the model that OUTPUT already is.")
+@click.option("--overwrite", is_flag=True, help="Replace the model at OUTPUT, if there is one.")
 def main(
     source: str,
     output: Path,
@@ -46,8 +46,8 @@ def main(
     revision: str | None,
     overwrite: bool,
 ) -> None:
-    """Convert, and say how large the result is."""
-    # Nothing is computed, and another process may use the GPU.
+    """Convert, and print the size of the result."""
+    # A conversion does not need the GPU, which another process may be using.
     os.environ["JAX_PLATFORMS"] = "cpu"
     from trtllm_jax import convert_checkpoint
 

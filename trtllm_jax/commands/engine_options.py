@@ -1,11 +1,11 @@
-"""TensorRT-LLM's options of an engine for commands other than `trtllm-bench`, and the arguments of `LLM`."""
+"""TensorRT-LLM's engine options, for commands other than `trtllm-bench`, and their mapping to arguments of `LLM`."""
 
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, TypeVar
 
 import click
 
-from trtllm_jax.commands.click_options import BACKENDS, LOG_LEVELS, POSITIVE, PRESENT, option
+from trtllm_jax.commands.click_options import BACKENDS, EXISTING_FILE, LOG_LEVELS, POSITIVE, option
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -26,9 +26,14 @@ _OPTIONS = (
         section="Model",
         is_flag=True,
         default=None,
-        help="Accepted; a model's code is never run.",
+        help="Accepted, but a model's code is never run.",
     ),
-    option("--backend", section="Model", type=click.Choice(BACKENDS), help="Accepted for compatibility: it is JAX."),
+    option(
+        "--backend",
+        section="Model",
+        type=click.Choice(BACKENDS),
+        help="Accepted; JAX is always used.",
+    ),
     option(
         "--tensor_parallel_size --tp_size", section="Engine", type=POSITIVE, help="Devices that share the model  [1]"
     ),
@@ -46,12 +51,12 @@ _OPTIONS = (
         help="Part of the free memory that the KV cache takes  [0.9]",
     ),
     option("--kv_cache_dtype", section="Engine", help="Of the KV cache  [the weights']"),
-    option("--enable_chunked_prefill", section="Engine", is_flag=True, default=None, help="Accepted: it always is."),
+    option("--enable_chunked_prefill", section="Engine", is_flag=True, default=None, help="Accepted; always on."),
     option(
         "--config --extra_llm_api_options",
         section="Engine",
-        type=PRESENT,
-        help="YAML file of this command's options and of LLM(...) arguments; options given here win.",
+        type=EXISTING_FILE,
+        help="YAML file of this command's options and of LLM(...) arguments; command-line options override it.",
     ),
 )
 
@@ -59,11 +64,13 @@ NOT_FOR_LLM = {"config", "log_level"}
 CACHE_FIELDS = {"kv_cache_free_gpu_memory_fraction": "free_gpu_memory_fraction", "kv_cache_dtype": "dtype"}
 """Options that are fields of `kv_cache_config`."""
 
-LOG_LEVEL = option("--log_level", section="Logs", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="How much.")
+LOG_LEVEL = option(
+    "--log_level", section="Logs", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="Log level."
+)
 
 
 def engine_options(command: Command) -> Command:
-    """Give `command` the options of an engine."""
+    """Add the engine's options to `command`."""
     for add in reversed(_OPTIONS):
         command = add(command)
     return command
@@ -72,7 +79,7 @@ def engine_options(command: Command) -> Command:
 def split_options(
     options: Mapping[str, Any], file: Mapping[str, Any], model: str, own_names: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A command's own options, and the arguments of `LLM`: an option that was given outweighs the file's."""
+    """A command's own options, and the arguments of `LLM`; options of the command line override those of the file."""
     given = {name: value for name, value in options.items() if value not in (None, ())}
     own = {name: value for name, value in {**file, **given}.items() if name in own_names}
     engine = {name: value for name, value in given.items() if name not in own_names and name not in NOT_FOR_LLM}

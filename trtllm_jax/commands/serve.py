@@ -1,4 +1,4 @@
-"""`trtllm-serve`: an OpenAI server. Nothing heavy is imported before the options are read."""
+"""`trtllm-serve`: an OpenAI-compatible server. Heavy packages are imported only after the options are read."""
 
 import os
 import sys
@@ -13,15 +13,15 @@ from trtllm_jax.commands.user_errors import readable_errors
 from trtllm_jax.commands.yaml_file import read_yaml
 
 # Click rewraps paragraphs, except those that begin with a backspace.
-HELP = """Serve MODEL to OpenAI's clients.
+HELP = """Serve MODEL over an OpenAI-compatible API.
 
 \b
 trtllm-serve Qwen/Qwen3-0.6B
 trtllm-serve --model model.gguf --host 0.0.0.0 --port 8000 --api_key "$KEY"
 curl http://localhost:8000/v1/models
 
-MODEL is a Hugging Face or Orbax folder, a .gguf file or a hub name. SIGTERM, or Ctrl-C, takes no more requests and ends
-once those that run have; the second ends at once.
+MODEL is a Hugging Face or Orbax folder, a .gguf file or a hub name. On SIGTERM or Ctrl-C the server accepts no more
+requests and exits once the running ones have finished; a second signal makes it exit at once.
 
 Options are written with _ or with -.
 """
@@ -31,18 +31,18 @@ FILE = click.Path(exists=True, dir_okay=False)
 
 _SERVER_OPTIONS = (
     option("--host", section="Server", help="Address to listen on  [localhost]"),
-    option("--port", section="Server", type=click.IntRange(0, 65535), help="Port; 0 for any that is free  [8000]"),
+    option("--port", section="Server", type=click.IntRange(0, 65535), help="Port; 0 for any free port  [8000]"),
     option(
         "--served_model_name",
         section="Server",
         multiple=True,
         default=None,
-        help="The model's name in requests; may be given again.",
+        help="The model's name in requests; may be repeated.",
     ),
     option(
         "--num_serve_frontends", section="Server", type=click.IntRange(1, 64), help="Processes for HTTP and text  [1]"
     ),
-    option("--num_postprocess_workers", section="Server", type=COUNT, help="As many more of them  [0]"),
+    option("--num_postprocess_workers", section="Server", type=COUNT, help="Further such processes  [0]"),
     option(
         "--max_queue_size", section="Server", type=COUNT, help="Sequences that may wait; further ones get 429  [1024]"
     ),
@@ -55,18 +55,20 @@ _SERVER_OPTIONS = (
         multiple=True,
         default=None,
         envvar="TRTLLM_API_KEY",
-        help="Asked of clients; may be given again.",
+        help="Bearer token that clients must send; may be repeated.",
     ),
     option("--ssl_keyfile", section="Security", type=FILE, help="TLS: the private key."),
     option("--ssl_certfile", section="Security", type=FILE, help="TLS: the certificate."),
-    option("--ssl_ca_certs", section="Security", type=FILE, help="TLS: clients must show a certificate of these."),
+    option(
+        "--ssl_ca_certs", section="Security", type=FILE, help="TLS: CAs that clients' certificates must be signed by."
+    ),
     option("--chat_template", section="Text", help="File or Jinja text in place of the model's."),
     option(
         "--allow_request_chat_template",
         section="Text",
         is_flag=True,
         default=None,
-        help="Let requests bring templates.",
+        help="Let requests pass their own template.",
     ),
     option("--reasoning_parser", section="Text", help="The format of the model's reasoning; 'auto' detects it."),
     option("--tool_parser", section="Text", help="The format of the model's tool calls; 'auto' detects it."),
@@ -74,7 +76,7 @@ _SERVER_OPTIONS = (
 
 
 def server_options(command: Any) -> Any:
-    """Give `command` the server's options."""
+    """Add the server's options to `command`."""
     for add in reversed(_SERVER_OPTIONS):
         command = add(command)
     return command
@@ -105,7 +107,7 @@ def command(model: str | None, named_model: str | None, **options: Any) -> None:
 
 
 def _name_of(model: str) -> str:
-    """A hub name as it is; of a path its last part, as TensorRT-LLM does."""
+    """The default name in requests, as in TensorRT-LLM: a hub name as it is, or a path's last part."""
     return Path(model).resolve().name if os.path.exists(model) else model
 
 

@@ -1,4 +1,4 @@
-"""A server from its start to its end: the port, the engine, the frontends, and how they stop."""
+"""Runs a server: opens the port, starts the engine and the frontends, and stops them."""
 
 import contextlib
 import json
@@ -16,14 +16,13 @@ from trtllm_jax.serve.processes.frontends import Frontends
 POLL_INTERVAL = 0.2
 """Seconds between two checks of the engine and the frontends."""
 FAILURE_DRAIN_TIMEOUT = 5.0
-"""Seconds for a server whose engine failed to send its error answers."""
+"""Seconds in which a server whose engine has failed may still send its error answers."""
 
 
 def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
-    """Serve until SIGTERM or SIGINT, and return the exit code: 0 then, 1 where the engine or the frontends failed.
+    """Serve until SIGTERM or SIGINT, and return the exit code: 0, or 1 if the engine or the frontends failed.
 
-    `llm_arguments` are those of `LLM`. ValueError where one is wrong, or the port is taken, before a model is
-    loaded.
+    `llm_arguments` are those of `LLM`. ValueError before the model is loaded if one is invalid or the port is in use.
     """
     configuration = json.dumps({"llm": dict(llm_arguments), "server": options.model_dump()}).encode()
     with _listening_socket(options.host, options.port) as listening:
@@ -41,9 +40,9 @@ def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
                 if failed:
                     logger.error("the server ends: %s", failed)
                 seconds = FAILURE_DRAIN_TIMEOUT if failed else options.drain_timeout + 1
-                # The frontends close theirs as well: connections are refused now, and a proxy tries another server.
+                # The frontends close theirs too, so that connections are refused and a proxy tries another server.
                 listening.close()
-                logger.info("no more connections are taken; %d sequences are under way", host.unfinished)
+                logger.info("no more connections are accepted; %d sequences have not finished", host.unfinished)
                 if not frontends.drain(seconds, stop.forced) and not failed:
                     logger.warning(
                         "requests were cut off: they took longer than drain_timeout, or a second signal came"
@@ -54,13 +53,13 @@ def run(options: ServerOptions, llm_arguments: Mapping[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
-    """A socket at the address, before the model is loaded: a port in use is an error at once."""
+    """A socket bound to the address. It is bound before the model is loaded, so that a port in use fails early."""
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = min(found, key=lambda one: one[0] != socket.AF_INET)
         listening = socket.socket(family, kind, protocol)
     except OSError as error:
-        raise ValueError(f"--host = {host!r} is no address of this machine: {error}") from error
+        raise ValueError(f"--host = {host!r} is not an address of this machine: {error}") from error
     with listening:
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -71,7 +70,7 @@ def _listening_socket(host: str, port: int) -> Iterator[socket.socket]:
 
 
 class _StopSignals:
-    """SIGTERM and SIGINT while the server runs: the first one stops it, the second one forces it to stop at once."""
+    """Handles SIGTERM and SIGINT: the first signal stops the server, a second one forces it to stop at once."""
 
     def __init__(self) -> None:
         self._count = 0
@@ -81,7 +80,7 @@ class _StopSignals:
         return self._count > 1
 
     def wait(self, seconds: float) -> bool:
-        """Wait for a signal for so many seconds at most; whether one came."""
+        """Wait for a signal for at most `seconds`, and return whether one has come."""
         return self._received.wait(seconds)
 
     def __enter__(self) -> "_StopSignals":
@@ -98,7 +97,7 @@ class _StopSignals:
 
 
 def _wait_until_stopped(llm: Any, frontends: Frontends, stop: _StopSignals) -> str | None:
-    """Return once a signal asks to stop, or what failed."""
+    """Wait for a signal or a failure; the failure's message, or None after a signal."""
     while not stop.wait(POLL_INTERVAL):
         if llm.failure is not None:
             return str(llm.failure)

@@ -9,7 +9,7 @@ import click
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """A context in which a user's error becomes one line; the log levels from VERBOSE on show the traceback."""
+    """A context in which ValueError and MemoryError are shown on one line; log level VERBOSE shows the traceback."""
     try:
         yield
     except (ValueError, MemoryError) as error:

@@ -1,1 +1,1 @@
-"""What every room may use: errors that callers catch by name, and records that refuse wrong values."""
+"""What every package may use: errors that callers catch by name, and records that reject invalid values."""

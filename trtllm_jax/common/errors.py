@@ -1,29 +1,29 @@
-"""Failures that a caller may want to catch by name."""
+"""Exceptions that callers may catch by name."""
 
 import traceback
 
 
 class RequestError(ValueError):
-    """One request cannot be done as it is asked; others are not touched. TensorRT-LLM's name for it."""
+    """One request is invalid; others are not affected. The name is TensorRT-LLM's."""
 
 
 class EngineDeadError(RuntimeError):
-    """The engine ended by a failure, which is this error's cause; nothing it held can be completed."""
+    """The engine ended with a failure, which is this error's cause; its requests cannot be completed."""
 
 
 class EngineBusyError(RuntimeError):
-    """The engine's queue is full: the request was not taken, and may be sent again later."""
+    """The engine's queue is full: the request was not accepted, and may be sent again later."""
 
 
 def detached(failure: BaseException) -> Exception:
-    """The failure without the frames that it was raised in, which hold steps and sequences; a note tells where it was.
+    """The failure without its traceback, whose frames refer to steps and sequences; a note has the traceback's text.
 
-    Its owner keeps it for as long as the result, and so would keep those. What is no `Exception`, such as SystemExit or
-    a panic of a library in Rust, is told by one: it would end whoever waits.
+    A result keeps its failure, and would keep those frames alive with it. A failure that is no `Exception`, such as
+    SystemExit or a panic of a Rust library, becomes a RuntimeError, because raising it would end the waiting thread.
     """
-    told = failure if isinstance(failure, Exception) else RuntimeError(f"{failure!r} was raised for this request")
+    reported = failure if isinstance(failure, Exception) else RuntimeError(f"{failure!r} was raised for this request")
     where = "".join(traceback.format_tb(failure.__traceback__))
-    if where and not isinstance(failure, RequestError):  # whose message says all
-        told.add_note(f"Raised in the engine's process:\n{where}")
-    told.__context__ = None
-    return told.with_traceback(None)
+    if where and not isinstance(failure, RequestError):  # a RequestError's message is enough
+        reported.add_note(f"Raised in the engine's process:\n{where}")
+    reported.__context__ = None
+    return reported.with_traceback(None)

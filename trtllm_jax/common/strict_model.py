@@ -1,4 +1,4 @@
-"""Records that are valid at any time, whose errors name the field, the value and the remedy; and their field types."""
+"""Records that are always valid, whose errors name the field, the value and the remedy; and common field types."""
 
 import difflib
 import re
@@ -18,25 +18,25 @@ DType = Literal["auto", "float32", "bfloat16", "float16"]
 
 
 class StrictModel(BaseModel):
-    """A record that is valid at any time: no unknown names, no coerced types, checked when built and when changed.
+    """A record that is always valid: no unknown names, no coerced types, checked when built and when changed.
 
-    ``_later`` is the one list of what this release cannot do: an argument, and the values that do not ask for it.
-    ``_accepted`` names arguments that are TensorRT's alone: any value is right, none has an effect. Either kind is
-    dropped unless it is also a field. Everything else that is wrong is a ValueError of one line an argument.
+    ``_unavailable`` lists the arguments that this release does not support, with the values that are still allowed.
+    ``_ignored`` names arguments that only TensorRT uses: any value is allowed and has no effect. Arguments of either
+    kind are dropped unless they are also fields. Any other error is a ValueError with one line for each argument.
     """
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
     _owner: ClassVar[str]
-    _later: ClassVar[Mapping[str, tuple[object, ...]]] = {}
-    _accepted: ClassVar[frozenset[str]] = frozenset()
+    _unavailable: ClassVar[Mapping[str, tuple[object, ...]]] = {}
+    _ignored: ClassVar[frozenset[str]] = frozenset()
 
     def __init_subclass__(cls, *, owner: str | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         cls._owner = owner or cls.__name__
 
     def __init__(self, /, **arguments: Any) -> None:
-        known = self._meaningful(self._prepare(arguments))
+        known = self._without_ignored(self._prepare(arguments))
         try:
             super().__init__(**known)
         except ValidationError as error:
@@ -56,19 +56,19 @@ class StrictModel(BaseModel):
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """The arguments under their own names, before any is checked."""
+        """Convert the arguments to the fields' names and types, before they are checked."""
         return arguments
 
     @classmethod
-    def _meaningful(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        for name, neutral in cls._later.items():
+    def _without_ignored(cls, arguments: dict[str, Any]) -> dict[str, Any]:
+        for name, neutral in cls._unavailable.items():
             if name in arguments and not any(_same(arguments[name], value) for value in neutral):
                 raise ValueError(
                     f"{cls._owner}.{name} = {shown_value(arguments[name])} is not available in this release: "
                     f"leave it out or use {_listed([shown_value(value) for value in neutral])}"
                 )
-        ignored = (cls._later.keys() | cls._accepted) - cls.model_fields.keys()
-        for name in cls._accepted & arguments.keys():
+        ignored = (cls._unavailable.keys() | cls._ignored) - cls.model_fields.keys()
+        for name in cls._ignored & arguments.keys():
             logger.debug(
                 "%s.%s = %s is accepted and has no effect here", cls._owner, name, shown_value(arguments[name])
             )
@@ -76,14 +76,14 @@ class StrictModel(BaseModel):
 
 
 def _same(value: object, other: object) -> bool:
-    # Arrays compare elementwise and True equals 1: only plain values of one kind are compared.
+    # Only plain values are compared, because arrays compare elementwise; and True does not count as 1.
     return value is other or (
         isinstance(value, int | float | str) and isinstance(value, bool) == isinstance(other, bool) and value == other
     )
 
 
 def refuse_two_values(name: str, value: object, other_name: str, other: object) -> None:
-    """ValueError where both spellings of one argument are given, with different values."""
+    """ValueError if an argument is given under both of its names with different values."""
     if value is not None and other is not None and value != other:
         raise ValueError(
             f"{name} = {shown_value(value)} and {other_name} = {shown_value(other)} disagree: give one of them"
@@ -101,17 +101,17 @@ def _explain(cls: type[StrictModel], arguments: Mapping[str, Any], error: Valida
 def _line(
     cls: type[StrictModel], arguments: Mapping[str, Any], loc: tuple[int | str, ...], problems: list[ErrorDetails]
 ) -> str:
-    if not loc:  # a check of several fields, which words its own error
+    if not loc:  # a validator of several fields, whose message is complete
         return ", ".join(_remedy(problem) for problem in problems)
     name = str(loc[0])
     if problems[0]["type"] == "missing":
         return f"{cls._owner}.{name} is missing: pass {name}=..."
     if problems[0]["type"] == "extra_forbidden":
-        names = sorted({*cls.model_fields, *cls._later, *cls._accepted})
+        names = sorted({*cls.model_fields, *cls._unavailable, *cls._ignored})
         close = difflib.get_close_matches(name, names)
         hint = f"did you mean {_listed(close)}?" if close else f"it takes {', '.join(names)}"
         return f"{cls._owner} got invalid argument: {name} (= {shown_value(arguments[name])}); {hint}"
-    # A union reports every alternative; the one that got furthest into the value is the one that was meant.
+    # A union reports an error for each alternative; the deepest location belongs to the one that fits best.
     depth = max(len(problem["loc"]) for problem in problems)
     first, *others = dict.fromkeys(_remedy(problem) for problem in problems if len(problem["loc"]) == depth)
     remedy = _listed([first, *(other.removeprefix("it should be ") for other in others)])
@@ -125,7 +125,7 @@ def _remedy(problem: ErrorDetails) -> str:
 
 
 def shown_value(value: object) -> str:
-    """A value as errors show it: short, and a name of an enumeration as the user writes it."""
+    """A value as errors show it: abbreviated, and an enumeration's member as its string."""
     return repr(str(value)) if isinstance(value, StrEnum) else reprlib.repr(value)
 
 

@@ -79,13 +79,7 @@ def build_engine(
     try:
         programs.compile(compilation(config.eager, model.platform), progress)
         compile_seconds = time.perf_counter() - started
-        groups = [
-            Group(BlockPool(count, spec.page_size, reuse=config.reuse), group.window)
-            for count, group in zip(pages, spec.groups, strict=True)
-        ]
-        pool = counted_group(groups).pool
-        events = CacheEvents(config.event_buffer, pool.capacity) if config.event_buffer else None
-        pool.observer = events
+        groups, pool, events = _page_pools(config, spec, pages)
         engine = Engine(
             Scheduler(limits, KVCacheManager(limits, groups, model.rope_stretch), config.policy),
             Packer(programs),
@@ -113,6 +107,19 @@ def build_engine(
         compile_seconds=compile_seconds,
     )
     return engine, start_up
+
+
+def _page_pools(
+    config: EngineConfig, spec: CacheSpec, pages: Sequence[int]
+) -> tuple[list[Group], BlockPool, CacheEvents | None]:
+    """The groups with so many pages each, the pool that statistics are about, and its events if they are kept."""
+    groups = [
+        Group(BlockPool(count, spec.page_size, reuse=config.reuse), group.window)
+        for count, group in zip(pages, spec.groups, strict=True)
+    ]
+    pool = counted_group(groups).pool
+    pool.observer = events = CacheEvents(config.event_buffer, pool.capacity) if config.event_buffer else None
+    return groups, pool, events
 
 
 def _sizes(model: Model, limits: SchedulerLimits, spec: CacheSpec) -> Sizes:

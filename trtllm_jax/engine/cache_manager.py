@@ -25,9 +25,33 @@ def pages_per_dispatch(limits: SchedulerLimits, page_size: int) -> int:
     return -(-limits.max_decode_tokens // page_size)
 
 
-def window_pages(window: int, step_tokens: int, page_size: int) -> int:
-    """The most pages that a sequence holds at once of which a token reads a window, in steps of so many tokens."""
-    return 1 - (-(window - 1 + step_tokens) // page_size)
+def window_pages(window: int, tokens: int, page_size: int) -> int:
+    """The most pages that so many consecutive tokens read, of which each reads a window."""
+    return 1 - (-(window - 1 + tokens) // page_size)
+
+
+def steady_pages(window: int, limits: SchedulerLimits, page_size: int) -> int:
+    """The most pages of a window's group that a sequence holds when it computes no prompt."""
+    # Between the bounds of a dispatch in flight lie tokens that may or may not be computed, and a fork of the sequence
+    # reads from the last token but one on. One page is for a chunk of a prompt that does not fill whole pages.
+    in_flight = limits.max_decode_tokens - limits.max_decode_steps
+    return window_pages(window, limits.max_decode_tokens + in_flight + 1, page_size) + 1
+
+
+def prompt_pages(limits: SchedulerLimits, page_size: int) -> int:
+    """The most pages that all sequences together hold beyond that, for the prompts of one step."""
+    return -(-limits.max_num_tokens // page_size)
+
+
+def pool_pages(window: int | None, columns: int, limits: SchedulerLimits, page_size: int) -> int:
+    """The pages of a group, the padding page included, beside so many of a group that keeps all tokens.
+
+    A group of a window has no more than all sequences together hold at once, which does not grow with their length.
+    """
+    if window is None:
+        return columns
+    most = limits.max_batch_size * steady_pages(window, limits, page_size) + prompt_pages(limits, page_size)
+    return min(columns, 1 + most)
 
 
 class Prefix(NamedTuple):
@@ -70,7 +94,9 @@ class Group:
         self.window = window
         self.table = np.zeros((0, 0), np.int32)
         self.reserved = 0
-        """Pages promised to running sequences: those still to come where all are kept, else the most held at once."""
+        """Pages promised to running sequences: those still to come where all are kept, else their steady pages."""
+        self.unreserved = 0
+        """Where there is a window, the other pages of running sequences, of which prompts need some for a step."""
 
     def first_column(self, position: int) -> int:
         """The column of the first page that the token at a position reads."""
@@ -78,9 +104,15 @@ class Group:
 
     def peak(self, tokens: int, step_tokens: int) -> int:
         """The most pages that a sequence of so many tokens holds at once, with steps of at most `step_tokens`."""
-        page_size = self.pool.page_size
-        every = -(-tokens // page_size)
-        return every if self.window is None else min(every, window_pages(self.window, step_tokens, page_size))
+        every = -(-tokens // self.pool.page_size)
+        return every if self.window is None else min(every, window_pages(self.window, step_tokens, self.pool.page_size))
+
+    def promise(self, tokens: int, limits: SchedulerLimits, sign: int = 1) -> tuple[int, int]:
+        """What is reserved and not, once a sequence of so many tokens joins those of a window's group, or leaves."""
+        assert self.window is not None
+        every = -(-tokens // self.pool.page_size)
+        steady = min(every, steady_pages(self.window, limits, self.pool.page_size))
+        return self.reserved + sign * steady, self.unreserved + sign * (every - steady)
 
 
 class KVCacheManager:
@@ -99,7 +131,9 @@ class KVCacheManager:
         self._page_size = groups[0].pool.page_size
         self._reuse = groups[0].pool.reuse
         self._rope_stretch = rope_stretch
-        self._step_tokens = limits.max_step_tokens
+        self._limits = limits
+        self._with_chunks: list[Request] = []
+        """Sequences that hold more than steady pages of some window since the last plan."""
         self._pages_per_dispatch = pages_per_dispatch(limits, self._page_size)
         self._weights = 0
         self._allocated = self._reused = self._missed = 0
@@ -171,7 +205,7 @@ class KVCacheManager:
                 group.reserved += self._pages_for(request.limit) - len(known)
                 self._hold(request, index, self._pages_for(request.total))
             else:
-                group.reserved += group.peak(request.limit, self._step_tokens)
+                group.reserved, group.unreserved = group.promise(request.limit, self._limits)
             if prefix.partial is not None:
                 column = prefix.tokens // self._page_size
                 self._hold(request, index, column + 1)
@@ -186,13 +220,14 @@ class KVCacheManager:
     def _group_admits(self, group: Group, request: Request, known: Sequence[int], to_its_end: bool, spare: int) -> bool:
         held = [page for page in known if page != PADDING_PAGE]
         room = group.pool.available - group.pool.idle(held)
-        now = group.peak(request.total, self._step_tokens) - len(held)
+        now = group.peak(request.total, self._limits.max_step_tokens) - len(held)
         if not to_its_end:
             return room >= now + spare
         if group.window is None:
             return room >= group.reserved + self._pages_for(request.limit) - len(known)
-        # Whatever sequences share, each holds no more than its own peak.
-        return group.reserved + group.peak(request.limit, self._step_tokens) <= group.pool.capacity
+        # Whatever sequences share, each holds no more than its own pages.
+        reserved, unreserved = group.promise(request.limit, self._limits)
+        return reserved + min(unreserved, prompt_pages(self._limits, self._page_size)) <= group.pool.capacity
 
     def _fork(self, request: Request) -> Prefix | None:
         """What the first of several samples has of their prompt, where it still holds all that the others read."""
@@ -232,6 +267,16 @@ class KVCacheManager:
 
     # ---- a running sequence ----
 
+    def begin_plan(self) -> None:
+        """Take back what prompts of the last plan needed for one step."""
+        for request in self._with_chunks:
+            if request.blocks is not None:
+                for index, group in enumerate(self._groups):
+                    if group.window is not None:
+                        # A fork of it reads from its last token but one on.
+                        self._give_back(request, index, group.first_column(max(request.computed_min - 1, 0)))
+        self._with_chunks.clear()
+
     def grow(self, request: Request, first: int, end: int) -> bool:
         """Hold pages for positions up to `end`, of which `first` is the next to be computed; False, and none, if short.
 
@@ -252,6 +297,8 @@ class KVCacheManager:
         for request, index, pages in short:
             assert request.blocks is not None
             self._hold(request, index, len(request.blocks.pages[index]) + pages)
+            if request.prefilling and self._groups[index].window is not None:
+                self._with_chunks.append(request)
         for request in goals:
             self._cover(_held(request))
         return True
@@ -277,7 +324,7 @@ class KVCacheManager:
             if group.window is None:
                 group.reserved -= self._pages_for(request.limit) - len(pages)
             else:
-                group.reserved -= group.peak(request.limit, self._step_tokens)
+                group.reserved, group.unreserved = group.promise(request.limit, self._limits, -1)
             group.pool.release([page for page in pages if page != PADDING_PAGE])
         request.blocks = None
 

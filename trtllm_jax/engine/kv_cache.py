@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from pallas_kernels.devices import Platform
 from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
-from trtllm_jax.engine.cache_manager import window_pages
+from trtllm_jax.engine.cache_manager import pool_pages
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.nn.cache_group import CacheGroup, PageArray
 
@@ -60,18 +60,8 @@ class CacheSpec:
         return tuple(of_layer[layer] for layer in sorted(of_layer))
 
     def pages(self, columns: int, limits: SchedulerLimits) -> tuple[int, ...]:
-        """The pages of each group, the padding page included, beside so many columns of a group that keeps all tokens.
-
-        A group of a window has no more than all sequences together can hold.
-        """
-
-        def of_group(group: CacheGroup) -> int:
-            if group.window is None:
-                return columns
-            each = window_pages(group.window, limits.max_step_tokens, self.page_size)
-            return min(columns, 1 + limits.max_batch_size * each)
-
-        return tuple(map(of_group, self.groups))
+        """The pages of each group, beside so many of a group that keeps all tokens; with the padding pages."""
+        return tuple(pool_pages(group.window, columns, limits, self.page_size) for group in self.groups)
 
     def bytes_of(self, pages: Sequence[int]) -> int:
         """Bytes of so many pages of each group on one device."""

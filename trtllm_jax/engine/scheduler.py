@@ -86,6 +86,7 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The next dispatch, or None when nothing can run before a step in flight is committed."""
+        self.cache.begin_plan()
         ready = [r for r in self.running if not r.prefilling and not r.exhausted]
         # What the host draws must be known before it can be computed.
         decoding = self._grow([r for r in ready if not (r.needs_host_token and r.in_flight)])

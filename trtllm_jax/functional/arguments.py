@@ -1,4 +1,4 @@
-"""The checks of what users give to a model's functions, while these are traced."""
+"""Checks of the arguments of a model's functions, which run while these are traced."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ def checked_tokens(tokens: ArrayLike, ndim: int | None = None) -> jax.Array:
     array = jnp.asarray(tokens)
     if array.ndim < 1 or array.size == 0 or (ndim is not None and array.ndim != ndim):
         wanted = "[..., tokens]" if ndim is None else "[rows, tokens]"
-        raise ValueError(f"tokens have the shape {array.shape}; want {wanted}, none of them 0")
+        raise ValueError(f"tokens have the shape {array.shape}; want {wanted}, with no dimension of 0")
     if not jnp.issubdtype(array.dtype, jnp.integer):
         raise ValueError(f"tokens have the dtype {array.dtype}; want integers")
     return array
@@ -31,11 +31,11 @@ def checked_lengths(lengths: ArrayLike, tokens: jax.Array) -> jax.Array:
 
 
 def refuse_explicit_axes(params: Any) -> None:
-    """ValueError if a weight lies on a mesh of explicit axes, where operations want shardings that no layer names."""
+    """ValueError if a weight is on a mesh of explicit axes, where operations need shardings that layers do not name."""
     for leaf in jax.tree.leaves(params):
         mesh = jax.typeof(leaf).sharding.mesh
         if AxisType.Explicit in mesh.axis_types:
             raise ValueError(
-                f"the weights lie on a mesh with explicit axes, {dict(mesh.shape)}: make it with "
-                "axis_types=(jax.sharding.AxisType.Auto,) * n, which jax.make_mesh does not do by itself"
+                f"the weights are on a mesh with explicit axes, {dict(mesh.shape)}: make it with "
+                "axis_types=(jax.sharding.AxisType.Auto,) * n, which is not the default of jax.make_mesh"
             )

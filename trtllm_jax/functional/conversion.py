@@ -1,4 +1,4 @@
-"""Converts checkpoints from one format or dtype to another, a piece at a time."""
+"""Converts checkpoints between formats and dtypes, reading a piece of a weight at a time."""
 
 import re
 import shutil
@@ -42,27 +42,27 @@ def convert_checkpoint(
     revision: str | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """The folder `output`, which holds the model that `source` is, in another format or dtype.
+    """Convert the model at `source` to another format or dtype, and return the path of the folder `output`.
 
-    Weights pass through memory a piece at a time, whatever the model's size. `output` appears when it is complete: a
-    conversion that fails or is killed leaves the name free, and the next one cleans up after it.
+    Memory holds only a piece of a weight at a time, whatever the model's size. `output` appears once it is complete: a
+    conversion that fails or is killed leaves nothing under that name, and the next one removes its temporary files.
 
     Args:
         source: a Hugging Face or Orbax folder, a .gguf file, a llama2.c .bin file or a hub name.
-        output: the folder to make.
-        format: "hf" (config.json, safetensors, tokenizer) or "orbax" (our parameters, with the same files beside them).
-        dtype: "float32", "bfloat16" or "float16" for all floating point weights; None keeps each as it is stored, and
-            float32 for what was quantised.
+        output: the folder to create.
+        format: "hf" (config.json, safetensors, tokenizer) or "orbax" (this library's parameter tree, config.json and
+            tokenizer).
+        dtype: "float32", "bfloat16" or "float16" for all floating-point weights. With None each keeps its stored
+            dtype, and quantised weights become float32.
         max_shard_size: of a safetensors file, in bytes or as "5GB" or "500MiB".
-        tokenizer: another tokenizer than the source's own: a folder, a .gguf file, a llama2.c file or a hub name.
-        config: for a `source` that Orbax saved and that has no config.json: the model whose configuration and tokenizer
-            go with it.
+        tokenizer: a tokenizer to use instead of the source's: a folder, a .gguf file, a llama2.c file or a hub name.
+        config: the model whose configuration and tokenizer to use, for a `source` that Orbax saved without config.json.
         revision: of a hub name.
-        overwrite: whether a model that `output` already is may be replaced.
+        overwrite: whether `output` may replace a model that exists there.
 
     Raises:
-        ValueError: an argument is wrong, the source cannot be read or does not fit its configuration, or `output`
-            exists, has no room or cannot be written.
+        ValueError: an argument is invalid, the source cannot be read or does not fit its configuration, or `output`
+            exists, does not fit on the disk or cannot be written.
     """
     if format not in FORMATS:
         raise ValueError(f"format = {format!r} is unknown: use one of {', '.join(FORMATS)}")
@@ -75,7 +75,7 @@ def convert_checkpoint(
     target = Path(output).expanduser().resolve()
     _check_not_nested(checkpoint, target)
     if dtype is not None and "quantization_config" in checkpoint.config:
-        raise ValueError(f"dtype = {dtype!r}: {source} holds quantised weights, which are only kept as they are")
+        raise ValueError(f"dtype = {dtype!r}: {source} holds quantised weights, which cannot be cast: leave dtype out")
     weights = read_weights(checkpoint, unchanged=format == "hf" and is_safetensors(checkpoint))
     loaded = tokenizer_to_save(checkpoint, tokenizer)
     with new_folder(target, overwrite=overwrite) as folder:
@@ -92,7 +92,7 @@ def _write(
     shard_bytes: int,
     tokenizer: "PreTrainedTokenizerBase | None",
 ) -> None:
-    # Orbax and tensorstore are imported only where they are needed.
+    # Imported here, because Orbax and tensorstore are slow to import.
     from checkpoints.safetensors_writer import tensor_infos, write_safetensors
 
     infos = tensor_infos(weights.source, weights.names, dtype)
@@ -115,7 +115,7 @@ def _write(
         if format == "hf":
             write_safetensors(weights.source, folder, infos=infos, max_shard_bytes=shard_bytes, progress=show)
         else:
-            # Orbax initialises JAX, after which the share of the GPU that a model needs could not be set any more.
+            # Before Orbax initialises JAX, after which the fraction of GPU memory could no longer be set.
             device_memory.claim()
             write_orbax(
                 weights.rows,
@@ -132,14 +132,14 @@ def _bytes(size: int | str) -> int:
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?I?B?)", str(size).strip().upper())
     unit = _UNITS.get(found[2]) if found else None
     if found is None or unit is None or float(found[1]) * unit < 1:
-        raise ValueError(f'max_shard_size = {size!r} is no size: write bytes, or for example "5GB" or "500MiB"')
+        raise ValueError(f'max_shard_size = {size!r} is not a size: give bytes, or for example "5GB" or "500MiB"')
     return int(float(found[1]) * unit)
 
 
 def _check_not_nested(checkpoint: Checkpoint, output: Path) -> None:
     for path in (checkpoint.path.resolve(), *((checkpoint.orbax.resolve(),) if checkpoint.orbax else ())):
         if path.is_relative_to(output) or output.is_relative_to(path):
-            raise ValueError(f"output = {output} and the source {path} lie in each other: choose another output")
+            raise ValueError(f"output = {output} and the source {path} contain one another: choose another output")
 
 
 def _check_room(folder: Path, needed: int) -> None:
@@ -147,5 +147,5 @@ def _check_room(folder: Path, needed: int) -> None:
     if needed > free:
         raise ValueError(
             f"output: the converted weights take {needed / 1e9:.1f} GB, and {folder.parent} has {free / 1e9:.1f} GB "
-            "left: free some, or choose another place"
+            "left: free some space, or choose another disk"
         )

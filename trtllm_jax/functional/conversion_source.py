@@ -19,7 +19,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SourceWeights:
-    """A checkpoint's tensors under Hugging Face's names, with the rows of the model's table if these are needed."""
+    """A checkpoint's tensors under Hugging Face's names, and the rows of the model's weight table if they are needed.
+
+    Attributes:
+        source: the tensors.
+        names: of the tensors to convert.
+        rows: of the weight table; empty if tensors are copied unchanged.
+        sizes: the extent of each logical axis; empty if tensors are copied unchanged.
+    """
 
     source: TensorSource
     names: tuple[str, ...]
@@ -28,7 +35,7 @@ class SourceWeights:
 
 
 def open_source(source: str | Path, config: str | Path | None, revision: str | None) -> Checkpoint:
-    """The checkpoint `source`; with a `config` the arrays of `source` and the remainder of the checkpoint `config`."""
+    """The checkpoint `source`; with `config`, the Orbax arrays of `source` and the other files of `config`."""
     known = gguf_architectures()
     if config is None:
         return open_checkpoint(source, revision=revision, gguf_architectures=known)
@@ -41,14 +48,14 @@ def open_source(source: str | Path, config: str | Path | None, revision: str | N
 
 
 def is_safetensors(checkpoint: Checkpoint) -> bool:
-    """Whether the weights are a Hugging Face folder's."""
+    """Whether the weights are stored as safetensors."""
     return checkpoint.gguf is None and checkpoint.llama2c is None and checkpoint.orbax is None
 
 
 def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
-    """The weights to convert: all tensors if they stay `unchanged`, else those that the architecture's table needs.
+    """The weights to convert: all tensors if `unchanged`, else those in the architecture's weight table.
 
-    ValueError where they do not fit the table.
+    ValueError if they do not fit the table.
     """
     source = checkpoint.tensors
     if unchanged:
@@ -63,7 +70,7 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
 
 
 def tokenizer_to_save(checkpoint: Checkpoint, override: str | Path | None) -> "PreTrainedTokenizerBase | None":
-    """The tokenizer to save; None where the source's own files are copied, and where it has none."""
+    """The tokenizer to save; None if the source's tokenizer files are copied, or if it has no tokenizer."""
     if override is not None:
         return checkpoint.load_tokenizer(override)
     if checkpoint.path.is_dir():

@@ -1,4 +1,4 @@
-"""The loop of a generation: a token a row from the residual stream, then a step of every row, until all have ended."""
+"""The decode loop of a generation: each step draws a token for every row, until all rows have ended."""
 
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -15,16 +15,16 @@ from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.model import Caches
 
 PAD_ID = -1
-"""What follows the last token of a row: no vocabulary has it, so that the tokens that were generated can be counted."""
+"""Fills a row after its last token; not in any vocabulary, so that the generated tokens can be counted."""
 
 
 class Generated(NamedTuple):
-    """What a generation gave.
+    """The result of a generation.
 
     Attributes:
-        tokens: int32 [b, max_new_tokens], an end id included, then padding.
-        logprobs: float32 [b, max_new_tokens], of these tokens by the softmax of the logits, before temperature and
-            cuts, as the engine reports them; 0 for padding.
+        tokens: int32 [b, max_new_tokens], including an end id, then padding.
+        logprobs: float32 [b, max_new_tokens], the tokens' log-probabilities before temperature, top-k, top-p and min-p,
+            as the engine reports them; 0 for padding.
     """
 
     tokens: jax.Array
@@ -32,7 +32,16 @@ class Generated(NamedTuple):
 
 
 class State(NamedTuple):
-    """A step of the loop: the newest token of each row, its place, whether the row goes on, and what was generated."""
+    """The state of the loop.
+
+    Attributes:
+        step: int32 scalar, the number of tokens generated for each row.
+        token: int32 [b], the newest token of each row.
+        position: int32 [b], the newest token's position in its sequence.
+        active: bool [b], whether the row has not ended.
+        caches: the KV caches.
+        out: what was generated.
+    """
 
     step: jax.Array
     token: jax.Array
@@ -44,17 +53,17 @@ class State(NamedTuple):
 
 @dataclass(frozen=True)
 class DecodeLoop:
-    """What every step of one generation shares.
+    """The functions of a decode loop, and what all its steps share.
 
     Attributes:
         model: the pure functions.
         params: the weights.
-        draw: what chooses a token a row.
-        lengths: int32 [b], tokens of each prompt; a row without any generates nothing.
-        table: int32 [b, p], every row's pages.
-        max_new_tokens: how many tokens a row gains at most.
+        draw: chooses the next token of each row.
+        lengths: int32 [b], tokens of each prompt; a row with an empty prompt generates nothing.
+        table: int32 [b, p], the page table.
+        max_new_tokens: most tokens to generate for a row.
         end_ids: ids that end a row.
-        pad_id: what follows a row's last token.
+        pad_id: fills a row after its last token.
     """
 
     model: Model
@@ -67,7 +76,7 @@ class DecodeLoop:
     pad_id: int
 
     def first(self, x: jax.Array, caches: Caches) -> State:
-        """The state with the first token of each row, after the residual stream [b, embed] of its prompt."""
+        """The state after the first token of each row, drawn from its prompt's residual stream `x` [b, embed]."""
         rows = self.lengths.shape[0]
         active = self.lengths > 0
         token, logprob = self._choose(x, self.lengths, active)
@@ -84,25 +93,27 @@ class DecodeLoop:
         )
 
     def unfinished(self, state: State) -> jax.Array:
-        """Whether a row goes on."""
+        """Whether any row has not ended: the loop's condition."""
         return (state.step < self.max_new_tokens) & state.active.any()
 
     def step(self, state: State) -> State:
-        """The state with another token of each row that goes on."""
+        """The state after one more token of each active row: the loop's body."""
         x, caches = self.model.hidden(self.params, self._batch(state), state.caches)
         token, logprob = self._choose(x, state.position + 1, state.active)
-        put = lax.dynamic_update_index_in_dim
+        update = lax.dynamic_update_index_in_dim
         return State(
             step=state.step + 1,
             token=token,
             position=state.position + 1,
             active=state.active & ~self._ended(token),
             caches=caches,
-            out=Generated(put(state.out.tokens, token, state.step, 1), put(state.out.logprobs, logprob, state.step, 1)),
+            out=Generated(
+                update(state.out.tokens, token, state.step, 1), update(state.out.logprobs, logprob, state.step, 1)
+            ),
         )
 
     def _batch(self, state: State) -> Batch:
-        """The newest token of each row; a row that has ended writes to the page of padding."""
+        """The batch of each row's newest token; a row that has ended writes to the padding page."""
         positions = jnp.where(state.active, state.position, 0)
         return Batch.of_decoding_rows(
             state.token,
@@ -114,7 +125,7 @@ class DecodeLoop:
         )
 
     def _choose(self, x: jax.Array, positions: jax.Array, active: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Tokens [b] to stand at `positions`, and their log-probabilities, after the residual stream [b, embed]."""
+        """Tokens [b] for `positions` [b], and their log-probabilities [b], from the residual stream `x` [b, embed]."""
         logits = self.model.logits(self.params, x)
         drawn = self.draw(logits, positions)
         scores = jax.nn.log_softmax(logits.astype(jnp.float32), axis=-1)
@@ -122,5 +133,5 @@ class DecodeLoop:
         return jnp.where(active, drawn, self.pad_id), jnp.where(active, own, 0.0)
 
     def _ended(self, token: jax.Array) -> jax.Array:
-        # Without ends an id that no token has: jax 0.11.2 dies where an array without elements enters a shard_map.
+        # Without end ids, an id that no token has: jax 0.11.2 crashes if an empty array enters a shard_map.
         return (token[:, None] == np.array(self.end_ids or [-1], np.int32)).any(-1)

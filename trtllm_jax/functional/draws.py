@@ -1,4 +1,4 @@
-"""What chooses a token a row from its logits in a generation."""
+"""How a generation draws the next token of each row from its logits."""
 
 from typing import Protocol
 
@@ -11,10 +11,10 @@ from trtllm_jax.nn.execution import Execution
 
 
 class Draw(Protocol):
-    """What chooses a token a row."""
+    """A function that draws the next token of each row."""
 
     def __call__(self, logits: jax.Array, positions: jax.Array) -> jax.Array:
-        """Tokens [b] to stand at `positions` [b], from logits [b, vocab]."""
+        """Tokens int32 [b] for `positions` [b], from logits [b, vocab]."""
 
 
 def greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
@@ -23,7 +23,10 @@ def greedy(logits: jax.Array, positions: jax.Array) -> jax.Array:
 
 
 def sampler(key: jax.Array, rows: int, how: Execution, **settings: ArrayLike | None) -> Draw:
-    """What draws a token a row by its sampling parameters, from noise that the key and the row's number seed."""
+    """A function that samples each row by its parameters, with noise seeded by the key and the row's number.
+
+    ValueError if a parameter is neither a number nor of shape [rows], or if top_k is not an integer.
+    """
     defaults = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0}
     each = {}
     for name, default in defaults.items():

@@ -1,4 +1,4 @@
-"""Whole generations as one pure function, to jit or to call inside a program of one's own."""
+"""Generation as one pure function, for `jax.jit` or for use inside another function."""
 
 from collections.abc import Collection
 from dataclasses import replace
@@ -38,15 +38,17 @@ class Generate(Protocol):
             params: the weights.
             prompts: integers [b, s], padded on the right.
             lengths: integers [b], tokens of each prompt, from 0 (the row generates nothing) to s; None for s.
-            key: a `jax.random` key. None for greedy decoding, which takes none of the parameters below. A draw depends
-                on the key, the row's number, the token's place in its sequence and the logits only, so not on padding.
-            temperature: numbers or [b], 1 by default; 0 takes the likeliest token.
-            top_k: integers or [b], how many of the likeliest tokens to keep; 0, the default, keeps all.
-            top_p: numbers or [b], the share of the probability to keep; 1, the default, keeps all.
-            min_p: numbers or [b], keeps tokens at least so many times as likely as the likeliest; 0 by default.
+            key: a `jax.random` key; None for greedy decoding, which takes none of the parameters below. A draw depends
+                only on the key, the row's number, the token's position in its sequence and the logits, so not on
+                padding.
+            temperature: number or [b], 1 by default; 0 takes the likeliest token.
+            top_k: integer or [b], how many of the likeliest tokens to keep; 0, the default, keeps all.
+            top_p: number or [b], the probability mass to keep; 1, the default, keeps all.
+            min_p: number or [b], the least probability of a token as a fraction of the likeliest one's; 0 by default.
 
         Raises:
-            ValueError: the shapes do not fit each other or the model.
+            ValueError: a shape or dtype does not fit, the prompts are too long for the model, or a sampling parameter
+                is given without a key.
         """
 
 
@@ -58,21 +60,21 @@ def generate_fn(
     pad_id: int = PAD_ID,
     kernels: bool | None = None,
 ) -> Generate:
-    """A pure function that generates: jit it, or call it inside a program of your own.
+    """A pure function that generates, for `jax.jit` or for use inside another function.
 
-    Its loop ends when every row has ended. The cache is its own, float32 on a CPU and of the weights' dtype elsewhere,
-    and is freed with it. With a mesh it runs by automatic partitioning, or inside your `shard_map`, which is faster.
+    Its loop ends when every row has ended. It allocates its own KV cache, float32 on a CPU and in the weights' dtype
+    elsewhere. On a mesh it runs by automatic partitioning, or inside your `shard_map`, which is faster.
 
     Args:
-        model: as `load_model` gives it.
-        max_new_tokens: how many tokens a row gains at most.
+        model: from `load_model`.
+        max_new_tokens: most tokens to generate for a row.
         end_ids: ids that end a row; the model's by default, () for none.
-        pad_id: what follows a row's last token.
-        kernels: whether a GPU runs our kernels, which automatic partitioning and `jax.vmap` do not take. None for yes
-            where the process has one GPU and no other device.
+        pad_id: fills a row after its last token.
+        kernels: whether a GPU runs this library's kernels, which support neither automatic partitioning nor `jax.vmap`.
+            None means True if the process has exactly one device and that is a GPU.
 
     Raises:
-        ValueError: an argument is of another kind, or max_new_tokens is less than 1.
+        ValueError: an argument has the wrong type, or max_new_tokens is less than 1.
     """
     _check(model, max_new_tokens, end_ids)
     ends = tuple(sorted(model.end_ids if end_ids is None else end_ids))
@@ -93,7 +95,7 @@ def generate_fn(
     ) -> Generated:
         settings = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "min_p": min_p}
         if key is None and (given := [name for name, value in settings.items() if value is not None]):
-            raise ValueError(f"generate got {given[0]} and no key: give a jax.random key, or leave {given[0]} out")
+            raise ValueError(f"generate got {given[0]} without a key: give a jax.random key, or leave {given[0]} out")
         refuse_explicit_axes(params)
         prompts, lengths = _checked_prompts(prompts, lengths, max_new_tokens, model.config.max_position)
         draw = greedy if key is None else sampler(key, len(prompts), runs.execution, **settings)
@@ -106,9 +108,9 @@ def generate_fn(
 
 def _check(model: object, max_new_tokens: object, end_ids: object) -> None:
     if not isinstance(model, Model):
-        raise ValueError(f"generate_fn.model is a {type(model).__name__}; give the first of what load_model returns")
+        raise ValueError(f"generate_fn.model is a {type(model).__name__}; give the Model that load_model returns first")
     if not _is_int(max_new_tokens) or max_new_tokens < 1:
-        raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens!r}; it must be at least 1, and an integer")
+        raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens!r}; it must be an integer of at least 1")
     if not isinstance(end_ids, Collection | None) or not all(map(_is_int, end_ids or ())):
         raise ValueError(f"generate_fn.end_ids = {end_ids!r}; give a list of token ids, () for none")
 
@@ -118,7 +120,7 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def _checked_prompts(prompts: ArrayLike, lengths: ArrayLike | None, new: int, most: int) -> tuple[jax.Array, jax.Array]:
-    """Prompts [b, s] and the tokens of each, int32 [b] from 0 to s, that leave room for `new` tokens among `most`."""
+    """Prompts [b, s] and their lengths, int32 [b] from 0 to s. ValueError if s + `new` exceeds `most` positions."""
     tokens = checked_tokens(prompts, ndim=2)
     rows, width = tokens.shape
     if width + new > most:

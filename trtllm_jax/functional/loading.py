@@ -1,4 +1,4 @@
-"""From an opened checkpoint to weights on the devices."""
+"""Loads the weights of an opened checkpoint onto the devices."""
 
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,10 @@ from trtllm_jax.logger import progress
 
 
 def resolve_dtype(dtype: str, config: dict[str, Any], platform: Platform) -> jnp.dtype:
-    """The dtype of the weights: what was asked for, or what suits the checkpoint and what computes.
+    """The dtype of the weights: `dtype`, or for "auto" the checkpoint's, as far as the platform supports it.
 
-    "auto" is the checkpoint's own, bfloat16 where it names none (GGUF). A CPU computes in bfloat16 only where its
-    instructions know it, and never in float16: there it is float32.
+    A checkpoint that names no dtype (GGUF) counts as bfloat16. On a CPU "auto" is float32 if the checkpoint's dtype is
+    float32 or the CPU has no bfloat16 instructions, else bfloat16; it is never float16.
     """
     if dtype != "auto":
         return jnp.dtype(dtype)
@@ -42,9 +42,9 @@ def _cpu_has_bfloat16() -> bool:
 
 
 def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> Any:
-    """The weights of a model that was opened from a checkpoint, placed on `mesh` by the default sharding rules.
+    """The weights of a model's checkpoint, placed on `mesh` by the default sharding rules.
 
-    `dtype` as `resolve_dtype` takes it; `load_format` "dummy" draws them at random. MemoryError where they do not fit.
+    `dtype` is as for `resolve_dtype`; `load_format` "dummy" gives random weights. MemoryError if they do not fit.
     """
     checkpoint, table = model.files, model.module.table(model.config)
     rules = ShardingRules(mesh)

@@ -1,4 +1,4 @@
-"""A model that users call: a differentiable forward pass, and log-probabilities, over a pytree of weights."""
+"""`Model`: a differentiable forward pass, and log-probabilities, as pure functions of a pytree of weights."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -16,11 +16,11 @@ from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.execution import Execution
 
 LOGITS_AT_ONCE = 1 << 25
-"""Logits that `Model.logprobs` holds at a time, of which a backward pass needs a few times four bytes each."""
+"""Logits that `Model.logprobs` computes at a time; a backward pass takes a few times four bytes for each."""
 
 
 class Scores(NamedTuple):
-    """For each of n targets its log-probability, float32 [n], and whether it is the likeliest token, bool [n]."""
+    """For each of n targets, its log-probability, float32 [n], and whether it is the likeliest token, bool [n]."""
 
     logprobs: jax.Array
     likeliest: jax.Array
@@ -30,16 +30,17 @@ class Scores(NamedTuple):
 class Model(nn_model.Model):
     """A model's pure functions of its weights; hashable, so that it may be a static argument of `jax.jit`.
 
-    A call, `logprobs` and `score` are computed in plain XLA: `jax.grad`, `jax.vmap`, `jax.jit` and automatic
-    partitioning over a mesh of `AxisType.Auto` axes apply. The engine's programs are made of the same object.
+    Calling it, `logprobs` and `score` use XLA without this library's kernels, so that `jax.grad`, `jax.vmap`,
+    `jax.jit` and automatic partitioning over a mesh of `AxisType.Auto` axes apply. The engine's programs use the same
+    class.
 
     Attributes:
-        module: the architecture, a file in `trtllm_jax/models`.
-        config: its facts.
-        end_ids: the ids that end a sequence, as the checkpoint states or names them.
-        attention: "xla", "cudnn" (16-bit on a GPU; no forward-mode and no second derivative), or None: cuDNN where it
-            can.
-        checkpoint: the files it came from.
+        module: the architecture, a module of `trtllm_jax.models`.
+        config: the architecture's configuration.
+        end_ids: the ids that end a sequence, from the checkpoint's configuration and tokenizer.
+        attention: "xla", "cudnn" (16-bit on a GPU; neither forward-mode nor second derivatives), or None for cuDNN
+            where it is supported.
+        checkpoint: the files that the model was opened from.
     """
 
     end_ids: frozenset[int] = frozenset()
@@ -48,14 +49,14 @@ class Model(nn_model.Model):
 
     @property
     def files(self) -> Checkpoint:
-        """The checkpoint; ValueError where the model was not opened from one."""
+        """The checkpoint; ValueError if the model was not opened from one."""
         if self.checkpoint is None:
             raise ValueError("this model was not loaded from a checkpoint, so it has no tokenizer and no weights")
         return self.checkpoint
 
     @cached_property
     def tokenizer(self) -> Any:
-        """The checkpoint's transformers tokenizer, read when it is first used; ValueError where there is none."""
+        """The checkpoint's transformers tokenizer, loaded at its first use; ValueError if there is none."""
         return self.files.load_tokenizer()
 
     def __call__(
@@ -64,14 +65,14 @@ class Model(nn_model.Model):
         """The logits of every position, float32 [..., s, vocab]: row i scores the token after tokens 0 to i.
 
         Args:
-            params: the weights, as `load_model` gave them, or trained since.
+            params: the weights from `load_model`, or trained weights of the same structure.
             tokens: integers [..., s], padded on the right; an id outside the vocabulary has an embedding of zeros.
-            lengths: integers [...], tokens of each sequence that are not padding; None for all. No token sees the
-                padding behind it, so only ropes that depend on a sequence's length (dynamic) look at them.
-            remat: a backward pass computes each layer again instead of keeping what is inside it.
+            lengths: integers [...], tokens of each sequence without padding; None for all. They matter only to ropes
+                that depend on a sequence's length (dynamic), because attention is causal and padding is on the right.
+            remat: rematerialise each layer's activations in the backward pass instead of storing them.
 
         Raises:
-            ValueError: the shapes or dtypes do not fit, or the weights lie on a mesh of explicit axes.
+            ValueError: the shapes or dtypes do not fit, or the weights are on a mesh of explicit axes.
         """
         x = self._dense(params, tokens, lengths, remat)
         return self._scores(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
@@ -79,11 +80,11 @@ class Model(nn_model.Model):
     def logprobs(
         self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None = None, *, remat: bool = False
     ) -> jax.Array:
-        """The log-probability of every token after those before it, float32 [..., s]; their sum is the sequence's.
+        """The log-probability of every token given those before it, float32 [..., s]; their sum is the sequence's.
 
-        0 for the first token, which nothing predicts, for padding, and for negative ids, which `generate_fn` pads with;
-        NaN for ids beyond the vocabulary. Arguments and errors as for a call; logits are made a part at a time, and
-        again in a backward pass, so that they never are in memory together.
+        It is 0 for the first token, for padding and for negative ids, with which `generate_fn` pads; and NaN for ids
+        beyond the vocabulary. Arguments and errors are those of a call. Logits are computed in parts, and again in the
+        backward pass, so that they are never all in memory.
         """
         x = self._dense(params, tokens, lengths, remat)
         tokens = jnp.asarray(tokens)
@@ -114,15 +115,15 @@ class Model(nn_model.Model):
     def score(
         self, params: Any, tokens: ArrayLike, places: ArrayLike, targets: ArrayLike, lengths: ArrayLike | None = None
     ) -> Scores:
-        """How likely each of `targets` is as the token after one place of `tokens`; only these places have logits made.
+        """Score each of `targets` as the token after one position of `tokens`; computes logits only there.
 
         Args:
             params, tokens, lengths: as for a call.
-            places: integers [n], indices into `tokens` as if it were flat.
+            places: integers [n], indices into the flattened `tokens`.
             targets: integers [n], ids of the vocabulary.
 
         Raises:
-            ValueError: the shapes or dtypes do not fit, or the weights lie on a mesh of explicit axes.
+            ValueError: the shapes or dtypes do not fit, or the weights are on a mesh of explicit axes.
         """
         places, targets = jnp.asarray(places), jnp.asarray(targets)
         if places.ndim != 1 or places.shape != targets.shape or places.size == 0:
@@ -150,15 +151,15 @@ class Model(nn_model.Model):
         *lead, width = tokens.shape
         length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
         flat = tokens.reshape(-1, width).astype(jnp.int32)
-        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self._by_xla)
+        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self._xla_execution)
         none = (None,) * len(params["layers"])
         x, _ = self.hidden(params, batch, none, remat=remat)
         return x.reshape(*lead, width, -1)
 
     def _scores(self, params: Any, x: jax.Array) -> jax.Array:
-        scores: jax.Array = self.module.head(self.config, params, x, self._by_xla)
+        scores: jax.Array = self.module.head(self.config, params, x, self._xla_execution)
         return scores.astype(jnp.float32)
 
     @property
-    def _by_xla(self) -> Execution:
+    def _xla_execution(self) -> Execution:
         return replace(self.execution, xla_only=True, attention=self.attention)

@@ -1,4 +1,4 @@
-"""A model as a `flax.nnx.Module`, so that optax trains the arrays that an engine serves."""
+"""A model as a `flax.nnx.Module`, for training with optax the weights that an engine serves."""
 
 from typing import Any
 
@@ -10,10 +10,10 @@ from trtllm_jax.functional.model import Model
 
 
 class CausalLM(nnx.Module):
-    """A view of `params` as `nnx.Param`s: the same arrays until the first step of an optimiser makes new ones.
+    """A model whose weights are `nnx.Param`s; it shares the arrays of `params` until an optimiser step replaces them.
 
-    `CausalLM(*load_model(...))` trains with `nnx.Optimizer` like any module; `params` is the tree for everything else.
-    `nnx.jit` and `jax.jit` with donation would delete arrays that an engine still holds: donate copies only.
+    `CausalLM(*load_model(...))` trains with `nnx.Optimizer` like any module. `nnx.jit` or `jax.jit` with donation would
+    delete arrays that an engine still uses: donate copies only.
     """
 
     def __init__(self, model: Model, params: Any) -> None:
@@ -22,7 +22,7 @@ class CausalLM(nnx.Module):
 
     @property
     def params(self) -> Any:
-        """The arrays as `load_model` arranges them: for the model's functions and `LLM.update_weights`."""
+        """The weights in `load_model`'s tree, for the model's functions and `LLM.update_weights`."""
         return jax.tree.map(lambda weight: weight.get_value(), self.weights, is_leaf=lambda x: isinstance(x, nnx.Param))
 
     def __call__(self, tokens: ArrayLike, lengths: ArrayLike | None = None, *, remat: bool = False) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The prompts of a generation, computed at once over a paged cache that is made for it."""
+"""Prefill of a generation: all prompts in one batch, with a paged KV cache allocated for it."""
 
 from typing import Any
 
@@ -19,10 +19,10 @@ NO_TOKEN = -1
 def prefill(
     model: Model, params: Any, prompts: jax.Array, lengths: jax.Array, new: int
 ) -> tuple[jax.Array, Caches, jax.Array]:
-    """The residual stream [b, embed] of each prompt's last token, the caches, and every row's pages [b, p].
+    """The residual stream [b, embed] of each prompt's last token, the caches, and the page table, int32 [b, p].
 
-    Padding is computed like tokens, from embeddings of zeros, which are finite whatever the weights hold: none sees it,
-    and its keys and values are overwritten by what is generated.
+    `prompts` are [b, s], `lengths` [b], and `new` tokens a row are reserved. Padding is computed too, from embeddings
+    of zeros. No token attends to it, and generated tokens overwrite its keys and values.
     """
     rows, width = prompts.shape
     pages = -(-(width + new) // PAGE_SIZE)
@@ -38,7 +38,7 @@ def prefill(
 
 
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
-    """A cache a layer, for the key-value heads that this device holds, padding included."""
+    """The cache of each layer, for the key-value heads in `params`, including padded ones."""
     dtype = activation_dtype(model.weight_dtype(params), model.platform)
     heads = _extent_in(params, model, "kv_heads")
 
@@ -54,7 +54,7 @@ def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
 
 
 def _extent_in(params: Any, model: Model, axis: str) -> int:
-    """The extent that a logical axis has in the weights."""
+    """The extent of a logical axis in `params`: inside a `shard_map`, that of this device's part."""
     rows = expand(model.module.table(model.config), model.config.num_layers)
     row = next(row for row in rows if axis in row.axis_names)
     extent: int = leaf_of(params, row.path).shape[row.axis_names.index(axis)]

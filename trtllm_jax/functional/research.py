@@ -1,4 +1,4 @@
-"""A model without an engine: from what a user calls it to its pure functions and its weights."""
+"""`load_model`: a model's pure functions and its weights, without an engine."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +15,7 @@ from trtllm_jax.text.tokenizer_loading import stated_end_ids
 
 
 class LoadModelArgs(StrictModel, owner="load_model"):
-    """The arguments of `load_model` that can be wrong without a look at the devices."""
+    """The arguments of `load_model` that can be checked without the devices."""
 
     model: str | Path
     dtype: DType = "auto"
@@ -35,29 +35,28 @@ def load_model(
 ) -> tuple[Model, Any]:
     """A model's pure functions and its weights, without an engine.
 
-    The weights are a dict of arrays, the layers a tuple of dicts. They are the arrays that `LLM` would hold: nothing
-    of the files' layout is left to undo.
+    The weights are a dict of arrays, with "layers" a tuple of dicts, as in `LLM.params`.
 
     Args:
         model: a folder with a Hugging Face checkpoint, a .gguf file, or the name of a model on the hub.
         dtype: of the weights; "auto" as for `LLM`.
-        mesh: where the weights go: heads, feed-forward channels and vocabulary are split over its axis "tp", padded
-            where that does not divide them, and everything is repeated over its other axes. None for one device, from
-            where `jax.device_put` moves them to any mesh.
+        mesh: where to place the weights: heads, feed-forward channels and vocabulary are split over its axis "tp",
+            padded if its size does not divide them; everything is replicated over its other axes. None for one device,
+            from which `jax.device_put` can move them to any mesh.
         load_format: "dummy" for random weights.
         revision: of a model on the hub.
         attention: as `Model.attention`.
 
     Raises:
-        ValueError: an argument is wrong, or the checkpoint is; names it, its value, the remedy.
-        MemoryError: the weights do not fit the devices.
+        ValueError: an argument or the checkpoint is invalid; the message names it, its value and the remedy.
+        MemoryError: the weights do not fit on the devices.
     """
     args = LoadModelArgs(model=model, dtype=dtype, load_format=load_format, revision=revision, attention=attention)
-    if mesh is not None and not _takes_weights(mesh):
+    if mesh is not None and not _can_hold_weights(mesh):
         raise ValueError(
-            f"load_model.mesh = {mesh} must be a Mesh that has an axis named 'tp', and whose axes are all automatic: "
-            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or place the "
-            "weights yourself without mesh"
+            f"load_model.mesh = {mesh} must be a Mesh with an axis named 'tp', and with automatic axes only: use "
+            "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names)), or leave mesh out "
+            "and place the weights yourself"
         )
     found = open_model(args.model, revision=args.revision, attention=args.attention)
     return found, load_weights(found, mesh or make_mesh(), dtype=args.dtype, load_format=args.load_format)
@@ -66,7 +65,7 @@ def load_model(
 def open_model(
     model: str | Path, *, revision: str | None = None, attention: Literal["xla", "cudnn"] | None = None
 ) -> Model:
-    """A model's pure functions without weights, for instance for those of an engine: `LLM.params`.
+    """A model's pure functions without weights, for example to call them with `LLM.params`.
 
     Arguments and errors as for `load_model`.
     """
@@ -76,5 +75,5 @@ def open_model(
     return Model(module, config, stated_end_ids(checkpoint), attention, checkpoint)
 
 
-def _takes_weights(mesh: object) -> bool:
+def _can_hold_weights(mesh: object) -> bool:
     return isinstance(mesh, Mesh) and "tp" in mesh.shape and set(mesh.axis_types) == {AxisType.Auto}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trtllm_jax.requests.sampling_params import SamplingParams as SamplingParams
     from trtllm_jax.structured.params import GuidedDecodingParams as GuidedDecodingParams
 
-_HOME_OF = {
+_MODULE_OF = {
     "LoRARequest": "trtllm_jax.executor",
     "LLM": "trtllm_jax.llmapi.llm",
     "BuildConfig": "trtllm_jax.llmapi.llm_args",
@@ -39,6 +39,6 @@ _HOME_OF = {
     "GuidedDecodingParams": "trtllm_jax.structured.params",
 }
 
-__all__ = [*_HOME_OF]
+__all__ = [*_MODULE_OF]
 
-__getattr__, __dir__ = lazy_names(__name__, _HOME_OF)
+__getattr__, __dir__ = lazy_names(__name__, _MODULE_OF)

@@ -1,4 +1,4 @@
-"""What every `LLM` offers, wherever its engine runs: prompts in, text out. Knows no jax."""
+"""The API that every `LLM` has, whether its engine runs in this process or in another; imports no jax."""
 
 import asyncio
 from abc import ABC, abstractmethod
@@ -17,7 +17,7 @@ from trtllm_jax.text.tokenizer import Tokenizer
 
 
 class EnginePort(Protocol):
-    """Where sequences are sent; their updates come back to their owners."""
+    """The interface of an engine: it takes sequences, and passes their updates to their owners."""
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue sequences, all or none."""
@@ -26,7 +26,7 @@ class EnginePort(Protocol):
         """End a sequence soon; no effect if it has ended."""
 
     def refuse_own_thread(self) -> None:
-        """RuntimeError in a thread that fills results, where waiting for one would be for ever."""
+        """RuntimeError if called in a thread that delivers results, where waiting for one would deadlock."""
 
 
 class BaseLLM(ABC):
@@ -35,9 +35,9 @@ class BaseLLM(ABC):
     _tokenizer: Tokenizer | None
     _chat: Chat
     builder: RequestBuilder
-    """Makes those of prompts."""
+    """Makes results and sequences from prompts."""
     port: EnginePort
-    """For those who bring sequences of their own."""
+    """The engine, for callers that build their own sequences."""
 
     def _connect(self, tokenizer: Tokenizer | None, chat: Chat, facts: EngineFacts, port: EnginePort) -> None:
         self._tokenizer = tokenizer
@@ -47,7 +47,7 @@ class BaseLLM(ABC):
 
     @property
     def facts(self) -> EngineFacts:
-        """What requests must fit: the vocabulary, the lengths, and what ends a sequence."""
+        """The engine's limits: vocabulary size, lengths, batch size, end ids."""
         return self.builder.facts
 
     @property
@@ -57,7 +57,7 @@ class BaseLLM(ABC):
 
     @property
     def chat_template(self) -> str | None:
-        """The Jinja text that writes conversations, those with tools where it is not the same; None without one."""
+        """The chat template's Jinja text, that for tools if the model has a separate one; None without a template."""
         return self._chat.template_for_tools
 
     @overload
@@ -91,17 +91,17 @@ class BaseLLM(ABC):
         streaming: bool = False,
         lora_request: None = None,
     ) -> RequestOutput | list[RequestOutput]:
-        """The finished output of one prompt, or the outputs of a list of prompts in their order.
+        """The finished output of one prompt, or the outputs of a list of prompts in the same order.
 
         Args:
             inputs: a str, a list of token ids, a dict with "prompt" or "prompt_token_ids", or a list of those.
-            sampling_params: for all prompts, or one each; greedy decoding of 32 tokens by default.
-            use_tqdm: show progress on a terminal.
-            streaming: return at once; iterating an output gives it after every step.
+            sampling_params: one for all prompts, or a list with one for each; greedy decoding of 32 tokens by default.
+            use_tqdm: show a progress bar on a terminal.
+            streaming: return at once; iterating over an output yields it after every step.
             lora_request: not available in this release.
 
         Raises:
-            ValueError, TypeError: an input or a parameter is wrong; nothing was started.
+            ValueError, TypeError: an input or a parameter is invalid; no request was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
         _refuse_lora(lora_request)
@@ -120,7 +120,7 @@ class BaseLLM(ABC):
         streaming: bool = False,
         lora_request: None = None,
     ) -> RequestOutput:
-        """The output of one prompt, at once: call `result()`, await it, or iterate it with `for` or `async for`."""
+        """The output of one prompt, returned at once: call `result()`, await it, or use `for` or `async for`."""
         _refuse_lora(lora_request)
         if not is_single(inputs):
             raise TypeError("generate_async takes one prompt; call it for each, or use generate for a list")
@@ -141,21 +141,21 @@ class BaseLLM(ABC):
         chat_template_kwargs: Mapping[str, Any] | None = None,
         lora_request: None = None,
     ) -> Any:
-        """`generate` for a conversation, or for a list of them: the model's chat template makes the prompt of each.
+        """`generate` for a conversation or a list of them, each made into a prompt by the model's chat template.
 
         Args:
             messages: dicts with "role" and "content" (a str, or OpenAI's text parts), or a list of such lists.
-            sampling_params: as in `generate`, and so are `use_tqdm`, `streaming` and `lora_request`.
-            tools: for the template: JSON schemas, or functions with type hints and a docstring that names arguments.
-            documents: for the template: dicts with "title" and "text".
-            chat_template: the name of one of the model's templates, where it has several; or a Jinja text in place of
-                the model's, where allow_request_chat_template=True was set.
-            add_generation_prompt: whether the prompt ends with the beginning of an answer.
-            continue_final_message: whether the answer goes on with the last message.
-            chat_template_kwargs: the template's further variables.
+            sampling_params, use_tqdm, streaming, lora_request: as in `generate`.
+            tools: JSON schemas, or functions with type hints and a docstring that documents the arguments.
+            documents: dicts with "title" and "text", for templates that support them.
+            chat_template: the name of one of the model's templates, if it has several; or a Jinja text to use instead,
+                if the LLM has allow_request_chat_template=True.
+            add_generation_prompt: whether the prompt ends with the header of an assistant message.
+            continue_final_message: whether the answer continues the last message.
+            chat_template_kwargs: further variables of the template.
 
         Raises:
-            ValueError: a message or an argument is wrong, or the template refuses; nothing was started.
+            ValueError: a message or an argument is invalid, or the template raises; no request was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
         prompts = self._chat_prompts(
@@ -197,21 +197,21 @@ class BaseLLM(ABC):
         add_special_tokens: bool = True,
         truncate_prompt_tokens: int | None = None,
     ) -> RequestOutput | list[RequestOutput]:
-        """The output of one prompt, or of a list of prompts, whose `embedding` is set.
+        """The output of one prompt, or of a list of prompts, with `embedding` set.
 
-        An embedding is the model's last hidden state after its final norm, at the prompt's last token, divided by its
-        length: float32 [embed]. Embedding models are trained for that; whether they want an end-of-sequence token is
-        their tokenizer's to add. The engine computes prompts as it always does: in chunks, beside other requests, and
-        from what its prefix cache has.
+        An embedding is the hidden state after the model's final norm at the prompt's last token, divided by its L2
+        norm: float32 [embed]. Embedding models are trained for that. If they need an end-of-sequence token, their
+        tokenizer has to add it. Prompts are computed like any others: in chunks, beside other requests, and with the
+        prefix cache.
 
         Args:
-            inputs: as `generate` takes them.
-            use_tqdm: show progress on a terminal.
-            add_special_tokens: whether a text gets those that the tokenizer adds.
+            inputs: as for `generate`.
+            use_tqdm: show a progress bar on a terminal.
+            add_special_tokens: whether the tokenizer adds its special tokens to a text.
             truncate_prompt_tokens: keep that many of the last tokens.
 
         Raises:
-            ValueError, TypeError: an input is wrong; nothing was started.
+            ValueError, TypeError: an input is invalid; no request was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
         single = is_single(inputs)
@@ -222,21 +222,21 @@ class BaseLLM(ABC):
     def embed_async(
         self, inputs: PromptInputs, *, add_special_tokens: bool = True, truncate_prompt_tokens: int | None = None
     ) -> RequestOutput:
-        """`embed` of one prompt, at once: call `result()` or await it."""
+        """The output of `embed` for one prompt, returned at once: call `result()` or await it."""
         if not is_single(inputs):
             raise TypeError("embed_async takes one prompt; call it for each, or use embed for a list")
         return self._embed([inputs], add_special_tokens, truncate_prompt_tokens)[0]
 
     def chat_prompt(self, messages: Conversation, **how: Any) -> dict[str, Any]:
-        """The prompt that `chat` makes of one conversation, with its arguments: `generate_async` takes it."""
+        """The prompt that `chat` makes of one conversation, for `generate_async`; takes the arguments of `chat`."""
         if not messages or not isinstance(messages[0], Mapping):
-            raise ValueError("messages is no conversation: give a list of at least one message")
+            raise ValueError("messages is not a conversation: give a list of at least one message")
         prompt = self._chat_prompts(messages, **how)
         assert isinstance(prompt, dict)
         return prompt
 
     def _chat_prompts(self, messages: Any, **how: Any) -> dict[str, Any] | list[dict[str, Any]]:
-        """What the chat template makes of conversations. ValueError where the model does not have its tokens."""
+        """The chat template's prompts. ValueError if a token id is not in the model's vocabulary."""
         prompts = self._chat.prompts(messages, **how)
         for prompt in [prompts] if isinstance(prompts, dict) else prompts:
             check_ids("messages", prompt["prompt_token_ids"], self.facts.vocab, self._tokenizer)
@@ -248,7 +248,7 @@ class BaseLLM(ABC):
 
     @abstractmethod
     def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+        """The KV cache events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
 
     @abstractmethod
     def get_kv_cache_capacity(self) -> dict[str, int]:
@@ -257,18 +257,18 @@ class BaseLLM(ABC):
     @property
     @abstractmethod
     def failure(self) -> EngineDeadError | None:
-        """What ended the engine, None while it lives or where it was shut down."""
+        """The failure that ended the engine; None while it runs and after a shutdown."""
 
     async def get_stats_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """`get_stats` for callers that await."""
+        """`get_stats` for async callers."""
         return await asyncio.to_thread(self.get_stats, timeout)
 
     async def get_kv_cache_events_async(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """`get_kv_cache_events` for callers that await."""
+        """`get_kv_cache_events` for async callers."""
         return await asyncio.to_thread(self.get_kv_cache_events, timeout)
 
     def _submit(self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool) -> list[RequestOutput]:
-        """Check every prompt, then queue them all; nothing is queued if one is wrong."""
+        """Check every prompt, then queue them all; nothing is queued if one is invalid."""
         return self._queue(self.builder.requests(inputs, params, streaming))
 
     def _embed(self, inputs: Sequence[Any], special: bool, truncated: int | None) -> list[RequestOutput]:
@@ -287,7 +287,7 @@ class BaseLLM(ABC):
 
     @staticmethod
     def _wait(outputs: Sequence[RequestOutput], show_progress: bool) -> None:
-        """Wait for all; if this is interrupted or one fails, none of them goes on."""
+        """Wait for all outputs; abort all of them if one fails or the wait is interrupted."""
         try:
             if not show_progress:
                 for output in outputs:
@@ -306,7 +306,7 @@ class BaseLLM(ABC):
 def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, prompts: int) -> list[SamplingParams]:
     if isinstance(params, Sequence):
         if len(params) != prompts:
-            raise ValueError(f"sampling_params has {len(params)} entries for {prompts} prompts; give one or one each")
+            raise ValueError(f"sampling_params has {len(params)} entries for {prompts} prompts; give one, or one each")
         return list(params)
     return [SamplingParams() if params is None else params] * prompts
 

@@ -19,17 +19,17 @@ from trtllm_jax.text.chat import Chat, read_template
 
 
 class LLM(BaseLLM):
-    """A language model ready to generate; a context manager. All methods may be called from any thread.
+    """A language model with its engine and tokenizer; a context manager. All methods are thread-safe.
 
     Args:
         model: a folder with a Hugging Face checkpoint, a .gguf file, or the name of a model on the hub.
-        tokenizer: a tokenizer or where to load one; the model's own by default.
+        tokenizer: a transformers tokenizer, or the path or name of one; the model's own by default.
         kwargs: TensorRT-LLM's arguments; `trtllm_jax.llmapi.llm_args.LlmArgs` lists them.
 
     Raises:
-        ValueError: an argument is wrong, unknown or not available in this release; names it, its value, the remedy.
-        RuntimeError: there are fewer devices than the sizes ask for.
-        MemoryError: model or cache do not fit the device; names the knob.
+        ValueError: an argument is invalid, unknown or not available in this release; the message says how to fix it.
+        RuntimeError: there are fewer devices than tensor_parallel_size.
+        MemoryError: the model or the cache does not fit the device; the message names the argument to change.
     """
 
     @compilation_cache.kept()
@@ -75,61 +75,61 @@ class LLM(BaseLLM):
 
     @property
     def args(self) -> LlmArgs:
-        """The arguments, checked."""
+        """The validated arguments."""
         return self._args
 
     @property
     def llm_id(self) -> str:
-        """A name that tells this object from others of the process."""
+        """A name that is unique among the LLMs of this process."""
         return f"{self._args.model}-{id(self):x}"
 
     @property
     def compile_seconds(self) -> float:
-        """How long the start took to size the cache and to compile what the first request needs."""
+        """Seconds that the start took to size the cache and to compile the programs of the first request."""
         return self._start_up.compile_seconds
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """What ended the engine, None while it lives or where it was shut down."""
+        """The failure that ended the engine; None while it runs and after a shutdown."""
         return self._engine.failure
 
     @property
     def params(self) -> Any:
-        """The weights that the engine reads, in `load_model`'s tree. They are its own: do not donate them."""
+        """The weights that the engine reads, in `load_model`'s tree. The engine owns them: do not donate them."""
         return self._engine.params
 
     def warm_up(self) -> None:
-        """Return when every program is compiled: from then on no request waits for the compiler.
+        """Compile all programs that are not compiled yet, so that no later request waits for the compiler.
 
-        A GPU's are compiled before the first request anyway. On a CPU only what the smallest request runs with is; the
-        rest is compiled beside the first requests, or with enforce_eager=True when one needs it. RuntimeError where
-        this LLM is shut down, EngineDeadError where the engine failed.
+        On a GPU the constructor has compiled all of them. On a CPU it compiles those of the smallest request; the
+        others are compiled in the background, or with enforce_eager=True when a request needs them. RuntimeError if
+        this LLM was shut down, EngineDeadError if the engine failed.
         """
         self._engine.compile_rest()
 
     def update_weights(self, params: Any, *, copy: bool = False) -> None:
-        """Other weights are in place when this returns; nothing is copied to the host, and nothing is compiled.
+        """Replace the engine's weights; nothing is copied to the host or compiled.
 
-        They are waited for if they are still being computed. Whatever starts afterwards is computed with them alone:
-        prefixes that were cached before are not found again. Requests that are running go on with them from their next
-        step on, and keep the keys and values that they have; wait for the requests first where an answer must come from
-        one set of weights.
+        The call waits until `params` are computed, and returns once the engine uses them. Requests that start
+        afterwards use only the new weights, and no prefix that was cached before. Requests that are running use them
+        from their next step on, and keep the keys and values computed before. If an answer must come from one set of
+        weights, wait for the running requests before this call.
 
-        Without `copy` the engine reads your arrays, in the same buffers. A program of yours that takes them by donation
-        deletes them: let it do so only while no request runs, and call this again before the next one. A step that
-        finds them deleted ends the engine. With `copy` the engine has its own, at the price of their memory, and for
-        the time of this call of another set.
+        Without `copy` the engine reads the buffers of your arrays. Donating these to another program deletes them: do
+        so only while no request runs, and call this method again before the next request. A step that finds them
+        deleted ends the engine. With `copy` the engine reads copies. They take as much memory again, and during this
+        call the old weights are held as well.
 
         Args:
-            params: the tree that `load_model`, `CausalLM.params` or `LLM.params` gives, in the shapes, dtypes and
-                shardings of `LLM.params`. Numpy arrays and arrays that are not committed to a device may lie anywhere.
-            copy: whether the engine takes copies on its devices.
+            params: the tree of `load_model`, `CausalLM.params` or `LLM.params`, with the shapes, dtypes and shardings
+                of `LLM.params`. Numpy arrays, and arrays not committed to a device, are placed as needed.
+            copy: whether the engine copies the arrays on its devices.
 
         Raises:
-            ValueError: names every array that is missing, unexpected, deleted, or of another shape, dtype or sharding;
-                the engine goes on with what it has.
+            ValueError: an array is missing, unexpected, deleted, or of another shape, dtype or sharding; the message
+                names all of them, and the engine keeps its weights.
             EngineDeadError: the engine failed; its cause is the failure.
-            RuntimeError: this LLM is shut down.
+            RuntimeError: this LLM was shut down.
         """
         self._engine.update_weights(params, copy=copy)
 
@@ -138,7 +138,7 @@ class LLM(BaseLLM):
         return self._engine.drain_stats()
 
     def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """The prefix cache's events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
+        """The KV cache events since the last call; [] unless kv_cache_config.event_buffer_max_size is set."""
         events = self._engine.cache_events
         return events.drain() if events else []
 
@@ -148,9 +148,9 @@ class LLM(BaseLLM):
         return {"maxNumBlocks": blocks, "tokensPerBlock": size, "maxNumTokens": blocks * size}
 
     def shutdown(self) -> None:
-        """End every request as cancelled, stop the threads and free the device's memory; may be called again.
+        """Cancel all requests, stop the threads and free the device memory; may be called more than once.
 
-        A program's end does the same. A logits processor that calls it has it done after this step.
+        This also happens when Python exits. If a logits processor calls it, it takes effect after the current step.
         """
         if self._engine.close():
             self._postprocessor.join()
@@ -164,7 +164,7 @@ class LLM(BaseLLM):
         self.shutdown()
 
     def __del__(self) -> None:
-        # Not waiting: the garbage collector may call this in any thread, the engine's own and one with a lock included.
+        # Must not wait: the garbage collector may call this in any thread, even the engine's or one that holds a lock.
         if (engine := self.__dict__.get("_engine")) is not None:
             engine.abandon()
 
@@ -183,7 +183,7 @@ class LLM(BaseLLM):
 
 
 def _engine_config(args: LlmArgs) -> EngineConfig:
-    """The engine's settings; sizes that nobody named are the engine's to choose, within TensorRT-LLM's defaults."""
+    """The engine's settings; sizes that were not given are None: the engine chooses them, up to `LlmArgs`' defaults."""
     named = args.model_fields_set
     cache = args.kv_cache_config
     stats = args.max_stats_len if args.iter_stats_max_iterations is None else args.iter_stats_max_iterations

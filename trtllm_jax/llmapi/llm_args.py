@@ -1,4 +1,4 @@
-"""The configuration a user hands to ``LLM``: strict records whose errors name the field, the value and the remedy."""
+"""The arguments of ``LLM``, as strict records whose errors name the field, the value and the remedy."""
 
 from collections.abc import Callable, Mapping
 from enum import StrEnum
@@ -19,20 +19,20 @@ from trtllm_jax.logger import logger
 Size = Annotated[int, Field(ge=1, le=INT32_MAX)]
 Length = Annotated[int, Field(ge=0, le=INT32_MAX)]
 BatchSize = Annotated[int, Field(ge=1, le=1 << 14)]
-"""Sequences at once: each number of them up to the largest is a program or shares one."""
+"""Most sequences that run at once; bounded, because the number of programs to compile grows with it."""
 StepTokens = Annotated[int, Field(ge=1, le=1 << 20)]
 PageSize = Annotated[int, Field(ge=1, le=1 << 12)]
 
 
 class BuildConfig(StrictModel):
-    """Upper bounds of the compiled engine, in rows and tokens, and TensorRT's build switches.
+    """TensorRT-LLM's build configuration: upper bounds of the engine, in sequences and tokens, and build switches.
 
-    XLA tunes shapes and precision itself, so the fields below ``max_num_tokens`` change nothing.
+    The fields below ``max_num_tokens`` have no effect, because XLA chooses shapes and precision itself.
     """
 
-    _accepted: ClassVar = frozenset({"plugin_config", "auto_parallel_config", "monitor_memory", "visualize_network"})
+    _ignored: ClassVar = frozenset({"plugin_config", "auto_parallel_config", "monitor_memory", "visualize_network"})
 
-    _later: ClassVar = {
+    _unavailable: ClassVar = {
         "max_prompt_embedding_table_size": (0,),
         "kv_cache_type": (None, "paged"),
         "gather_context_logits": (False,),
@@ -68,14 +68,14 @@ class BuildConfig(StrictModel):
 class KvCacheConfig(StrictModel):
     """Size, page size and reuse of the KV cache.
 
-    ``max_tokens`` (TensorRT-LLM once called it ``max_tokens_in_paged_kv_cache``) bounds the cache in tokens, besides
-    ``free_gpu_memory_fraction`` of the memory left after loading. ``tokens_per_block`` is the page size in tokens.
+    The cache takes ``free_gpu_memory_fraction`` of the memory that is free after loading, and at most ``max_tokens``
+    tokens (formerly ``max_tokens_in_paged_kv_cache``). ``tokens_per_block`` is the page size in tokens.
     """
 
-    _accepted: ClassVar = frozenset(
+    _ignored: ClassVar = frozenset(
         {"sink_token_length", "attention_dp_events_gather_period_ms", "mamba_ssm_philox_rounds", "max_util_for_resume"}
     )
-    _later: ClassVar = {
+    _unavailable: ClassVar = {
         "max_attention_window": (None,),
         "host_cache_size": (None, 0),
         "disk_cache_size": (None, 0),
@@ -126,7 +126,7 @@ class KvCacheConfig(StrictModel):
 
 
 class CapacitySchedulerPolicy(StrEnum):
-    """Who is admitted: requests whose whole cache is reserved, or as many as fit now, at the price of preemption."""
+    """Which requests are admitted: those whose whole KV cache can be reserved; or all that fit now, with preemption."""
 
     GUARANTEED_NO_EVICT = "GUARANTEED_NO_EVICT"
     MAX_UTILIZATION = "MAX_UTILIZATION"
@@ -134,7 +134,7 @@ class CapacitySchedulerPolicy(StrEnum):
 
 
 class ContextChunkingPolicy(StrEnum):
-    """How several long prompts share one step's token budget."""
+    """How long prompts share the token budget of one step."""
 
     FIRST_COME_FIRST_SERVED = "FIRST_COME_FIRST_SERVED"
     EQUAL_PROGRESS = "EQUAL_PROGRESS"
@@ -142,10 +142,10 @@ class ContextChunkingPolicy(StrEnum):
 
 
 class SchedulerConfig(StrictModel):
-    """Which requests run next."""
+    """How the scheduler chooses the requests of a step."""
 
-    _accepted: ClassVar = frozenset({"use_python_scheduler", "enable_prefix_aware_scheduling"})
-    _later: ClassVar = {
+    _ignored: ClassVar = frozenset({"use_python_scheduler", "enable_prefix_aware_scheduling"})
+    _unavailable: ClassVar = {
         "capacity_scheduler_policy": (
             CapacitySchedulerPolicy.GUARANTEED_NO_EVICT,
             CapacitySchedulerPolicy.MAX_UTILIZATION,
@@ -162,7 +162,7 @@ class SchedulerConfig(StrictModel):
 
 
 class QuantAlgo(StrEnum):
-    """How weights, activations or the KV cache are quantised, by TensorRT-LLM's names."""
+    """TensorRT-LLM's names of quantisation methods for weights, activations and the KV cache."""
 
     W8A16 = "W8A16"
     W4A16 = "W4A16"
@@ -191,7 +191,7 @@ class QuantAlgo(StrEnum):
 
 
 class QuantConfig(StrictModel):
-    """How a model is quantised; this release loads it only where neither algorithm asks for anything."""
+    """How a model is quantised; in this release neither algorithm may be set."""
 
     quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
     kv_cache_quant_algo: Annotated[QuantAlgo, Strict(False)] | None = None
@@ -205,29 +205,29 @@ class QuantConfig(StrictModel):
     mamba_ssm_cache_dtype: str | None = None
 
     def require_none(self) -> None:
-        """ValueError where an algorithm is asked for."""
+        """ValueError if an algorithm is set."""
         for name in ("quant_algo", "kv_cache_quant_algo"):
-            if (asked := getattr(self, name)) not in (None, QuantAlgo.NO_QUANT):
+            if (algorithm := getattr(self, name)) not in (None, QuantAlgo.NO_QUANT):
                 raise ValueError(
-                    f"LLM.quant_config.{name} = {shown_value(asked)} is not available in this release: leave it out or "
-                    "use None or 'NO_QUANT'"
+                    f"LLM.quant_config.{name} = {shown_value(algorithm)} is not available in this release: leave it "
+                    "out or use None or 'NO_QUANT'"
                 )
 
 
 class LlmArgs(StrictModel, owner="LLM"):
-    """The arguments of ``LLM(...)``, with the sizes that a BuildConfig sets taken over.
+    """The arguments of ``LLM(...)``; sizes that ``build_config`` sets apply as if given directly.
 
-    ``model``: a checkpoint's directory or file, or a hub name. ``tokenizer``: a transformers tokenizer or where to load
-    one; None means the model's. Sizes are upper bounds in rows (``max_batch_size``) and tokens (``max_*_len``,
-    ``max_num_tokens``); ``max_input_len`` is enforced only when set. ``stream_interval`` and ``max_stats_len`` count
-    iterations. ``disable_overlap_scheduler`` makes the host wait for each step before it plans the next.
-    ``enforce_eager`` compiles a program when a request needs it, and none before: for a quick look.
-    ``chat_template``: a file or a Jinja text in place of the model's. ``allow_request_chat_template``: whether a call
-    of ``chat`` may bring its own.
+    ``model``: a checkpoint's directory or file, or a hub name. ``tokenizer``: a transformers tokenizer, or the path or
+    name of one; None for the model's. Sizes are upper bounds in sequences (``max_batch_size``) and tokens
+    (``max_*_len``, ``max_num_tokens``); ``max_input_len`` is enforced only if set. ``stream_interval`` and
+    ``max_stats_len`` count iterations. ``disable_overlap_scheduler`` makes the host wait for each step before it plans
+    the next. ``enforce_eager`` compiles each program when a request first needs it, for a short start.
+    ``chat_template``: a file or a Jinja text that replaces the model's template. ``allow_request_chat_template``:
+    whether a call of ``chat`` may pass its own template.
     """
 
-    # What XLA does by itself, or what only TensorRT's and PyTorch's backends have.
-    _accepted: ClassVar = frozenset(
+    # Either XLA does this by itself, or only TensorRT's and PyTorch's backends have it.
+    _ignored: ClassVar = frozenset(
         {
             "allreduce_strategy",
             "attn_backend",
@@ -254,7 +254,7 @@ class LlmArgs(StrictModel, owner="LLM"):
             "workspace",
         }
     )
-    _later: ClassVar = {
+    _unavailable: ClassVar = {
         "tokenizer_mode": ("auto",),
         "custom_tokenizer": (None,),
         "post_processor_hook": (None,),
@@ -360,7 +360,7 @@ class LlmArgs(StrictModel, owner="LLM"):
         if isinstance(quant := arguments.get("quant_config"), QuantConfig):
             quant.require_none()
             arguments = arguments | {"quant_config": None}
-        # As in TensorRT-LLM, None asks for the default wherever None means nothing else.
+        # As in TensorRT-LLM, None stands for the default of fields that do not accept None.
         given = {name: value for name, value in arguments.items() if value is not None}
         unknown = arguments.keys() - cls.model_fields.keys()
         build = given.get("build_config")
@@ -383,7 +383,7 @@ class LlmArgs(StrictModel, owner="LLM"):
 
 
 def parse_llm_args(**arguments: Any) -> LlmArgs:
-    """The checked arguments of ``LLM(**arguments)``. ValueError names each wrong one, its value and the remedy."""
+    """The validated arguments of ``LLM(**arguments)``. ValueError names each invalid one, its value and the remedy."""
     args = LlmArgs(**arguments)
     if args.trust_remote_code:
         logger.warning(

@@ -1,4 +1,4 @@
-"""From the arguments of an `LLM` to what its engine needs: a model, its weights on the devices, a tokenizer."""
+"""Loads what the arguments of an `LLM` name: a model, its weights on the devices, a tokenizer."""
 
 from dataclasses import dataclass, replace
 from typing import Any
@@ -19,12 +19,12 @@ class LoadedModel:
     """A model ready for an engine.
 
     Attributes:
-        model: its pure functions.
-        params: its weights on the mesh.
+        model: the model's pure functions.
+        params: the weights on the mesh.
         mesh: the devices.
-        tokenizer: None if none was wanted.
-        end_ids: every id of the model that ends a sequence, by the generation config and the tokenizer.
-        model_type: the configuration's name of the architecture; "" where it has none.
+        tokenizer: None with skip_tokenizer_init=True.
+        end_ids: the ids that end a sequence, from the generation config and the tokenizer.
+        model_type: config.json's "model_type"; "" if it has none.
     """
 
     model: Model
@@ -36,12 +36,12 @@ class LoadedModel:
 
 
 def load(args: LlmArgs) -> LoadedModel:
-    """Everything `args` names, read and placed; configuration and lengths are checked before any weight is read."""
+    """Load everything that `args` names. Configuration and lengths are checked before any weight is read."""
     model = open_model(args.model, revision=args.revision)
     if args.max_seq_len is not None and args.max_seq_len > model.config.max_position:
         raise ValueError(
             f"LLM.max_seq_len = {args.max_seq_len} exceeds the {model.config.max_position} positions of the model: use "
-            "at most these, or leave it out"
+            "at most that many, or leave it out"
         )
     mesh = sharding.make_mesh(args.tensor_parallel_size)
     tokenizer = None
@@ -53,7 +53,7 @@ def load(args: LlmArgs) -> LoadedModel:
         params=load_weights(model, mesh, dtype=args.dtype, load_format=args.load_format),
         mesh=mesh,
         tokenizer=tokenizer,
-        # Others, which an embedding without their rows never draws, could not be forbidden either.
+        # An id outside the vocabulary is never drawn, and logit edits such as min_tokens could not index it.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(model.files.config.get("model_type") or ""),
     )

@@ -1,1 +1,1 @@
-"""What models are computed from: layers, rope, batches, caches, and the forward pass of any architecture."""
+"""The parts that models are made of: layers, rope, batches, caches, and the forward pass of any architecture."""

@@ -1,42 +1,47 @@
-"""The record that tells a model's layers which tokens they see and where their keys and values live."""
+"""The batch that a model computes: its tokens, and where their keys and values are in the cache."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
-import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels.attention import PageLocations, Rotation
 from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 
-Cache = jax.Array | None
-"""One layer's cache; None where there is none."""
+Cache = Float[Array, "..."] | None
+"""A layer's cache; None if the batch has none."""
 
 _UNKEPT = 0
-"""The page of a token whose key and value must not be kept."""
+"""The page of a token whose key and value are not to be kept."""
 
 
 class RaggedRows(NamedTuple):
-    """Rows (sequences) of any number of consecutive tokens each, in a flat batch of t tokens.
+    """The rows (sequences) of a flat batch, with any number of consecutive tokens each.
 
     Attributes:
-        starts: int32 [r + 1], where each row's tokens begin.
-        lengths: int32 [r], tokens of each row, those before the batch's included; 0 for a row that is padding.
-        row: int32 [t], each token's row; padding has any.
-        inside: bool [t], whether the token is one of a row that is no padding.
-        positions: int32 [t], each token's place in its sequence; 0 for padding.
+        starts: where each row's tokens begin, and where the last row's end.
+        lengths: the tokens of each row, those before the batch included; 0 for a padding row.
+        row: the row of each token; any row for padding.
+        inside: whether the token belongs to a row that is not padding.
+        positions: each token's place in its sequence; 0 for padding.
     """
 
-    starts: jax.Array
-    lengths: jax.Array
-    row: jax.Array
-    inside: jax.Array
-    positions: jax.Array
+    starts: Int32[Array, " r+1"]
+    lengths: Int32[Array, " r"]
+    row: Int32[Array, " t"]
+    inside: Bool[Array, " t"]
+    positions: Int32[Array, " t"]
 
     @classmethod
-    def of(cls, tokens: int, starts: jax.Array, first: jax.Array, active: jax.Array) -> "RaggedRows":
-        """Rows in a batch of so many tokens, whose first ones are at positions `first` [r]; padding is not `active`."""
+    def of(
+        cls, tokens: int, starts: Int32[Array, " _"], first: Int32[Array, " r"], active: Bool[Array, " r"]
+    ) -> "RaggedRows":
+        """The rows of a batch of `tokens` tokens, from their `starts` [r + 1] and the positions of their first tokens.
+
+        Rows that are not `active` are padding.
+        """
         lengths = jnp.where(active, first + (starts[1:] - starts[:-1]), 0)
         places = jnp.arange(tokens)
         row = jnp.searchsorted(starts[1:], places, side="right", method="compare_all")
@@ -47,38 +52,38 @@ class RaggedRows(NamedTuple):
 
 @flax.struct.dataclass
 class Batch:
-    """A flat batch of t tokens over a paged cache, or without one.
+    """A flat batch of t tokens, with a paged cache or without one.
 
     Attributes:
-        tokens: int32 [t], the ids; padding may hold any valid id.
-        positions: int32 [t], each token's place in its sequence.
-        rope_lengths: int32 [t], tokens the sequence had when the token entered it (some ropes depend on it).
-        locations: where keys and values live in the layer's cache group, and which tokens are whose; None without a
-            cache. The forward pass fills it in for each layer.
-        groups: the same for every cache group; empty without a cache.
-        lengths: int32 [b], without a cache: tokens of each sequence that are not padding. A sequence owns t / b tokens.
-        embeddings: [t, embed], what stands in the place of some tokens' embeddings; None for none.
-        embedded: bool [t], of which tokens.
-        rotations: one of each rope the model names in `ropes`; the forward pass fills them in.
+        tokens: the token ids; padding may have any valid id.
+        positions: each token's place in its sequence.
+        rope_lengths: how long each token's sequence was when the token was added to it, for ropes that depend on it.
+        locations: where the tokens' keys and values are in the cache group of a layer; None without a cache. The
+            forward pass sets it for each layer.
+        groups: the locations in every cache group; empty without a cache.
+        lengths: without a cache, the tokens of each sequence that are not padding; each has t / b tokens with padding.
+        embeddings: embeddings that replace those of some tokens; None for none.
+        embedded: which tokens those are.
+        rotations: the rotation of each rope that the model names in `ropes`; the forward pass sets them.
         execution: how and where the layers are computed; static.
-        dtype: of activations, None for the embeddings' own; the forward pass fills it in; static.
+        dtype: the dtype of activations, None for that of the embeddings; the forward pass sets it; static.
     """
 
-    tokens: jax.Array
-    positions: jax.Array
-    rope_lengths: jax.Array
+    tokens: Int32[Array, " t"]
+    positions: Int32[Array, " t"]
+    rope_lengths: Int32[Array, " t"]
     locations: PageLocations | None = None
     groups: tuple[PageLocations, ...] = ()
-    lengths: jax.Array | None = None
-    embeddings: jax.Array | None = None
-    embedded: jax.Array | None = None
+    lengths: Int32[Array, " b"] | None = None
+    embeddings: Float[Array, "t embed"] | None = None
+    embedded: Bool[Array, " t"] | None = None
     rotations: tuple[Rotation, ...] = ()
     execution: Execution = flax.struct.field(pytree_node=False, default=DEFAULT_EXECUTION)
     dtype: jnp.dtype | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def of_sequences(cls, tokens: jax.Array, lengths: jax.Array, execution: Execution) -> "Batch":
-        """Whole sequences [b, s] of `lengths` [b] without a cache."""
+    def of_sequences(cls, tokens: Int32[Array, "b s"], lengths: Int32[Array, " b"], execution: Execution) -> "Batch":
+        """Whole sequences without a cache, each padded after its first `lengths` tokens."""
         count, width = tokens.shape
         return cls(
             tokens=tokens.reshape(-1),
@@ -91,17 +96,17 @@ class Batch:
     @classmethod
     def of_ragged_rows(
         cls,
-        tokens: jax.Array,
+        tokens: Int32[Array, " t"],
         rows: RaggedRows,
-        page_tables: Sequence[jax.Array],
-        prompt_lengths: jax.Array,
+        page_tables: Sequence[Int32[Array, "r _"]],
+        prompt_lengths: Int32[Array, " r"],
         page_size: int,
         *,
         execution: Execution = DEFAULT_EXECUTION,
     ) -> "Batch":
-        """Rows of any number of tokens; `prompt_lengths` [r] are those of whole prompts.
+        """Rows of any number of tokens over a paged cache.
 
-        `page_tables` are those of every cache group, int32 [r, p].
+        There is a page table [r, p] for each cache group; `prompt_lengths` are the lengths of the whole prompts.
         """
         positions = rows.positions
         return cls(
@@ -124,18 +129,18 @@ class Batch:
     @classmethod
     def of_decoding_rows(
         cls,
-        tokens: jax.Array,
-        positions: jax.Array,
-        active: jax.Array,
-        page_tables: Sequence[jax.Array],
+        tokens: Int32[Array, " t"],
+        positions: Int32[Array, " r"],
+        active: Bool[Array, " r"],
+        page_tables: Sequence[Int32[Array, "r _"]],
         page_size: int,
         *,
         execution: Execution = DEFAULT_EXECUTION,
     ) -> "Batch":
-        """Equally many new tokens a row, t / r, the first at `positions` [r].
+        """Rows with t / r new tokens each, the first at `positions`, over a paged cache.
 
-        Rows that are not `active` [r] are padding, at 0. Tokens past the end of their row's page table are not kept.
-        `page_tables` are those of every cache group, int32 [r, p].
+        Rows that are not `active` are padding, at position 0. There is a page table [r, p] for each cache group; tokens
+        past the end of their row's page table are not kept.
         """
         rows = active.shape[0]
         each = tokens.shape[0] // rows
@@ -145,8 +150,8 @@ class Batch:
             row, active = jnp.repeat(row, each), jnp.repeat(active, each)
             positions = (positions[:, None] + jnp.arange(each, dtype=positions.dtype)).reshape(-1)
 
-        def kept(table: jax.Array) -> jax.Array:
-            # A single new token has a page; of several, the last may have none.
+        def kept(table: Array) -> Array:
+            # A single new token always has a page; of several, the last may have none.
             return active if each == 1 else active & (positions < table.shape[1] * page_size)
 
         return cls(

@@ -1,4 +1,4 @@
-"""Cache groups: which layers' caches are allocated, freed and reused together, and what a page of them holds."""
+"""Cache groups: the layers whose caches are allocated, freed and reused together, and the contents of their pages."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -8,12 +8,12 @@ from pallas_kernels.attention import cache_shape
 
 
 class PageArray(NamedTuple):
-    """What a page has of one array of a layer's cache; on the devices an axis of pages comes first.
+    """One page of an array of a layer's cache; the array itself has an axis of pages before these.
 
     Attributes:
-        shape: of one page.
-        axes: the logical axis of each dimension, by which it is split over devices.
-        dtype: its name; None for the cache's own.
+        shape: the shape of a page.
+        axes: the logical axis of each dimension, which decides how it is sharded.
+        dtype: the dtype's name; None for the cache's own dtype.
     """
 
     shape: tuple[int, ...]
@@ -22,29 +22,29 @@ class PageArray(NamedTuple):
 
 
 class LayerCache(Protocol):
-    """What one layer's cache is made of: a pytree of arrays whose pages are copied whole."""
+    """The description of a layer's cache, which is a pytree of arrays that are copied page by page."""
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """The model's own extents of the logical axes that a mesh may split."""
+        """The model's sizes of the logical axes that a mesh may shard."""
         ...
 
     def resized(self, sizes: Mapping[str, int]) -> Self:
-        """The same with the extents that the arrays have on a mesh, padded or repeated as those of the weights are."""
+        """The same cache with the sizes that its arrays have on a mesh, padded or repeated as those of the weights."""
         ...
 
     def page(self, page_size: int) -> Any:
-        """A pytree of `PageArray`: what a page of so many tokens holds."""
+        """The arrays of a page of `page_size` tokens, as a pytree of `PageArray`."""
         ...
 
 
 @dataclass(frozen=True)
 class KeysAndValues:
-    """Keys and values of every token in one array, in the layout that `pallas_kernels.attention` reads.
+    """The keys and values of every token in one array, in the layout that `pallas_kernels.attention` reads.
 
     Attributes:
-        kv_heads: key-value heads.
-        head_dim: channels of a head.
+        kv_heads: the number of key-value heads.
+        head_dim: the number of channels of a head.
     """
 
     kv_heads: int
@@ -52,15 +52,15 @@ class KeysAndValues:
 
     @property
     def sizes(self) -> Mapping[str, int]:
-        """Heads may be split."""
+        """The heads, which a mesh may shard."""
         return {"kv_heads": self.kv_heads}
 
     def resized(self, sizes: Mapping[str, int]) -> "KeysAndValues":
-        """With the heads that the arrays have on a mesh."""
+        """The same cache with the number of heads that its arrays have on a mesh."""
         return KeysAndValues(sizes["kv_heads"], self.head_dim)
 
     def page(self, page_size: int) -> PageArray:
-        """One array."""
+        """The one array of a page."""
         _, *shape = cache_shape(1, self.kv_heads, page_size, self.head_dim)
         return PageArray(tuple(shape), ("both", "kv_heads", "page_size", "head_dim"))
 
@@ -70,10 +70,10 @@ class CacheGroup:
     """Layers whose caches are allocated, freed and reused together.
 
     Attributes:
-        layers: indices of the layers.
-        cache: what each of these layers keeps.
-        window: tokens that a token reads, its own included; None for all before it. It decides when a page is given
-            back, and which pages make a cached prefix.
+        layers: the indices of the layers.
+        cache: the cache of each of these layers.
+        window: how many tokens a token attends to, itself included; None for no limit. It decides when a page is freed,
+            and which pages a cached prefix needs.
     """
 
     layers: tuple[int, ...]

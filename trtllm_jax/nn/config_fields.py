@@ -1,4 +1,4 @@
-"""Careful reading of the fields of a config.json, for every architecture."""
+"""Checked access to the fields of a config.json, for every architecture."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,19 +11,28 @@ MAX_HEAD_DIM = 65_536
 
 
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
-    """`config[field]` as an int from 1 to `most`, `default` where it is absent or null."""
+    """`config[field]` as an int from 1 to `most`; `default` if it is absent or null."""
+    return count(config, field, default=default, least=1, most=most)
+
+
+def count(
+    config: Mapping[str, Any], field: str, *, default: int | None = None, least: int = 0, most: int = INT32_MAX
+) -> int:
+    """`config[field]` as an int from `least` to `most`; `default` if it is absent or null."""
     value = config.get(field)
     if value is None:
         value = default
     if value is None:
         raise ValueError(f"config.json lacks {field}; the model folder is incomplete or of another architecture")
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a whole number from 1 to {most}")
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise ValueError(
+            f"config.json has {field}={short_repr(value)}; it must be a whole number from {least} to {most}"
+        )
     return value
 
 
 def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
-    """`config[field]` as a finite float of at least 0, `default` where it is absent or null."""
+    """`config[field]` as a finite float of at least 0; `default` if it is absent or null."""
     value = config.get(field)
     if value is None:
         return default
@@ -32,8 +41,18 @@ def number(config: Mapping[str, Any], field: str, *, default: float) -> float:
     return float(value)
 
 
+def above_zero(config: Mapping[str, Any], field: str) -> float | None:
+    """`config[field]` as a finite float above 0; None if it is absent or null."""
+    value = config.get(field)
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 1e-30 <= value < FLOAT32_MAX:
+        raise ValueError(f"config.json has {field}={short_repr(value)}; it must be a number above 0")
+    return float(value)
+
+
 def flag(config: Mapping[str, Any], field: str) -> bool:
-    """`config[field]` as a bool, False where it is absent or null."""
+    """`config[field]` as a bool; False if it is absent or null."""
     value = config.get(field)
     if value is not None and not isinstance(value, bool):
         raise ValueError(f"config.json has {field}={short_repr(value)}; it must be true or false")
@@ -41,7 +60,7 @@ def flag(config: Mapping[str, Any], field: str) -> bool:
 
 
 def require(config: Mapping[str, Any], **allowed: tuple[Any, ...]) -> None:
-    """Refuse a configuration whose field holds something that the layers do not compute; absent means the first."""
+    """Raise ValueError for a field whose value is not among those allowed; an absent field has the first of them."""
     for field, values in allowed.items():
         value = config.get(field, values[0])
         if value not in values:

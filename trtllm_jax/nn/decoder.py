@@ -13,7 +13,7 @@ from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
 from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
-from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, flag, number, positive, require
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.rope import context_stretch
 
 LAYER = "model.layers.{i}"
@@ -131,6 +131,19 @@ def layer_windows(
     return tuple(window if kind == SLIDING else None for kind in kinds)
 
 
+def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
+    """`layer_windows` as Qwen's configurations state them: none at all unless `use_sliding_window`.
+
+    Without `layer_types` the first `max_window_layers` layers have none.
+    """
+    if not flag(config, "use_sliding_window"):
+        if SLIDING in (config.get("layer_types") or ()):
+            raise ValueError(f"config.json has layer_types with {SLIDING!r}, but use_sliding_window=False")
+        return layer_windows({**config, "sliding_window": None}, num_layers)
+    first = count(config, "max_window_layers", default=28)
+    return layer_windows(config, num_layers, lambda index: index >= first)
+
+
 def cache_groups(config: DecoderConfig, windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
     """A group for the layers of each window, those that see everything first."""
     ordered = sorted(set(windows), key=lambda window: (window is not None, window or 0))
@@ -181,6 +194,12 @@ def attention(
     if output_bias:
         weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
     return weights
+
+
+def head_norms(module: str = ATTENTION) -> list[Weight]:
+    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`."""
+    names = ("q_norm", "k_norm")
+    return [row for name in names for row in norm(f"layers.{{i}}.{name}", f"{module}.{name}", axis="head_dim")]
 
 
 def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:

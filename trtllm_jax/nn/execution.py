@@ -11,13 +11,13 @@ from sharding import ShardingRules
 
 @dataclass(frozen=True)
 class Execution:
-    """How and where layers are computed; hashable, so that it may be static in jit.
+    """How and where layers are computed; hashable, so that it can be a static argument of jit.
 
     Attributes:
-        platform: what computes; None for JAX's default backend.
-        rules: how arrays are split; None for the default rules, on the mesh of the running `shard_map`.
-        xla_only: whether XLA computes everything, which can be differentiated, mapped and partitioned.
-        attention: what computes attention without a cache, as `pallas_kernels.attention.attend` takes it.
+        platform: the platform that computes them; None for JAX's default backend.
+        rules: how arrays are sharded; None for the default rules, on the mesh of the enclosing `shard_map`.
+        xla_only: whether no kernel is used, so that everything can be differentiated, mapped and partitioned.
+        attention: the implementation of attention without a cache (`pallas_kernels.attention.attend`).
     """
 
     platform: Platform | None = None
@@ -27,14 +27,14 @@ class Execution:
 
     @classmethod
     def on(cls, mesh: Mesh) -> "Execution":
-        """With kernels, on the devices of a mesh and by the default rules."""
+        """Execution on the devices of a mesh, with kernels and the default sharding rules."""
         return cls(Platform.of(mesh), ShardingRules(mesh))
 
     @property
     def implementation(self) -> Literal["xla"] | None:
-        """What the operations that have kernels are told."""
+        """The `implementation` argument of operations that have kernels."""
         return "xla" if self.xla_only else None
 
 
 DEFAULT_EXECUTION = Execution()
-"""With kernels where there are any, on JAX's default backend."""
+"""Execution on JAX's default backend, with kernels where it has any."""

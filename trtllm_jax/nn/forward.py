@@ -7,6 +7,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 import jax
+from jaxtyping import Array, Float
 
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.dtypes import activation_dtype, weight_dtype
@@ -17,7 +18,7 @@ C = TypeVar("C", jax.Array, None)
 
 @memoize
 def _traced_once(layer: Callable[..., Any], remat: bool) -> Callable[..., Any]:
-    """`layer` such that equal layers are traced and lowered only once a program; with `remat` only inputs are saved."""
+    """`layer` jitted, so that equal layers of a program are traced and lowered once; `remat` saves only its inputs."""
     if remat:
         layer = jax.checkpoint(layer, static_argnums=(0, 1))
     return jax.jit(layer, static_argnums=(0, 1))
@@ -25,11 +26,11 @@ def _traced_once(layer: Callable[..., Any], remat: bool) -> Callable[..., Any]:
 
 def hidden_states(
     model: ModuleType, config: Any, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
-) -> tuple[jax.Array, tuple[C, ...]]:
-    """The residual stream [t, embed] after the last layer, and every layer's cache with this batch's tokens.
+) -> tuple[Float[Array, "t embed"], tuple[C, ...]]:
+    """The residual stream after the last layer, and every layer's cache with the keys and values of this batch.
 
-    With `remat` a backward pass computes each layer again instead of keeping what is inside it.
-    Layers are unrolled: a scan over stacked weights copies each layer's weights and decodes 2.8 times slower.
+    With `remat` the backward pass computes each layer again instead of keeping its intermediate values.
+    Layers are unrolled: a scan over stacked weights copies each layer's weights, and decoding was 2.8 times slower.
     """
     rotations = tuple(rotation(rope, batch.positions, batch.rope_lengths) for rope in model.ropes(config))
     dtype = activation_dtype(weight_dtype(model.table(config), params), batch.execution.platform)

@@ -1,9 +1,8 @@
-"""The functions that architectures are made of; each is pure and works on one device's part of its weights.
+"""The pure functions that architectures are made of, each working on one device's part of the weights.
 
-Axes: t tokens, h key-value heads, g query heads of a key-value head, d head_dim. Inside `shard_map` a weight's split
-axes are local; the axis names passed to `linear` say which contraction needs a sum over devices.
-
-Every layer takes the batch, which says how and where it is computed (`Batch.execution`).
+Inside `shard_map` the sharded axes of a weight have their local size; the logical axis names passed to `linear` tell
+which contractions must be summed over devices. Every layer takes the batch, whose `execution` says how and where the
+layer is computed.
 """
 
 from typing import Any, NamedTuple
@@ -12,6 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jaxtyping import Array, Float, Float32
 
 import sharding
 from pallas_kernels import matmul
@@ -22,35 +22,35 @@ from pallas_kernels.weights import QuantizedWeight
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.execution import Execution
 
-AnyWeight = jax.Array | QuantizedWeight
-"""What a product takes as its weight."""
+AnyWeight = Float[Array, "..."] | QuantizedWeight
+"""A weight of a product: an array, or the record that stands for a quantised one."""
 
 
 @flax.struct.dataclass
 class Residual:
-    """The residual stream [t, embed]: x, plus what the last block added where no kernel has summed it yet."""
+    """The residual stream: `x`, plus the last block's output `added` where the two have not been summed yet."""
 
-    x: jax.Array
-    added: jax.Array | None = None
+    x: Float[Array, "t embed"]
+    added: Float[Array, "t embed"] | None = None
 
     @property
-    def total(self) -> jax.Array:
+    def total(self) -> Float[Array, "t embed"]:
         """The stream as one array."""
         return self.x if self.added is None else self.x + self.added
 
 
 class Normed(NamedTuple):
-    """Rows [t, embed] that their product with a weight normalises first; with norm None they are normalised."""
+    """Rows and the normalisation that their next product applies first; None if they are already normalised."""
 
-    x: jax.Array
+    x: Float[Array, "t embed"]
     norm: Norm | None
 
 
-def embed(batch: Batch, table: jax.Array, scale: float | None = None) -> Residual:
-    """The stream that starts as the tokens' embeddings, from a `table` [vocab, embed] split by vocabulary.
+def embed(batch: Batch, table: Float[Array, "vocab embed"], scale: float | None = None) -> Residual:
+    """The residual stream before the first layer: the tokens' embeddings, from a table sharded by vocabulary.
 
-    An id outside the vocabulary has an embedding of zeros. Those of the table are multiplied by `scale`, which is
-    rounded to their dtype as Gemma does; those that the batch brings are not.
+    An id outside the vocabulary has an embedding of zeros. Embeddings from the table are multiplied by `scale`, rounded
+    to their dtype as in Gemma; embeddings that the batch supplies (`Batch.embeddings`) are not.
     """
     rules = batch.execution.rules
     local = batch.tokens - sharding.shard_index("vocab", rules) * table.shape[0]
@@ -65,23 +65,23 @@ def embed(batch: Batch, table: jax.Array, scale: float | None = None) -> Residua
 
 
 def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
-    """`table[rows]`, kept where it stands.
+    """`table[rows]`, in a form that XLA cannot hoist out of a loop.
 
-    XLA's CPU backend gathers bfloat16 as float32 and would hoist the conversion of the whole table out of a decode
-    loop, 4 ms a dispatch for 49,152 rows; it cannot once the table depends on the loop's own rows.
+    XLA's CPU backend gathers bfloat16 as float32 and would convert the whole table before a decode loop, which takes
+    4 ms a dispatch for 49,152 rows. The barrier makes the table depend on the rows, which change with every iteration.
     """
     table, rows = lax.optimization_barrier((table, rows))
     return table.at[rows].get(mode="promise_in_bounds")
 
 
-def norm(x: jax.Array, norm: Norm, batch: Batch) -> jax.Array:
-    """Rows or heads [..., n], normalised over their channels."""
+def norm(x: Float[Array, "*lead n"], norm: Norm, batch: Batch) -> Float[Array, "*lead n"]:
+    """`x`, rows or heads, normalised over the last axis."""
     how = batch.execution
     return normalise(x, norm, how.implementation, how.platform)
 
 
 def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, Normed]:
-    """The stream, summed, and its rows as the next product normalises them."""
+    """The residual stream as one sum, and its rows for the next product, which may be left to normalise them."""
     if residual.added is None:
         return residual, Normed(residual.x, norm)
     how = batch.execution
@@ -90,12 +90,16 @@ def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, 
 
 
 def linear(
-    x: jax.Array | Normed, weight: AnyWeight, batch: Batch, *contracted: str, bias: jax.Array | None = None
-) -> jax.Array:
-    """`x` times `weight`, contracted along the logical axes `contracted`: the last ones of both, in order.
+    x: Float[Array, "t ..."] | Normed,
+    weight: AnyWeight,
+    batch: Batch,
+    *contracted: str,
+    bias: Float[Array, "*out"] | None = None,
+) -> Float[Array, " t *out"]:
+    """`x` [t, *contracted] times `weight` [*out, *contracted], plus `bias`, in x's dtype.
 
-    x [t, *contracted], weight [*out, *contracted], bias [*out]; the result is [t, *out] in x's dtype, accumulated in
-    float32 and summed over the devices that split a contracted axis.
+    `contracted` names the logical axes of the contraction, which are the last ones of both operands, in order. The
+    product is accumulated in float32 and summed over the devices that shard a contracted axis.
     """
     product = _product(x, weight, contracted, batch.execution)
     return product if bias is None else product + bias.astype(product.dtype)
@@ -103,13 +107,13 @@ def linear(
 
 def add_linear(
     residual: Residual,
-    x: jax.Array,
+    x: Float[Array, "t ..."],
     weight: AnyWeight,
     batch: Batch,
     *contracted: str,
-    bias: jax.Array | None = None,
+    bias: Float[Array, " embed"] | None = None,
 ) -> Residual:
-    """The stream after a block whose last product is `linear(x, weight, batch, *contracted)` [t, embed]."""
+    """The residual stream plus `linear(x, weight, batch, *contracted, bias=bias)`, the last product of a block."""
     how = batch.execution
     if bias is None and not sharding.is_split(*contracted, rules=how.rules):
         flat, matrix = _flat(x, weight)
@@ -118,8 +122,8 @@ def add_linear(
     return add(residual, linear(x, weight, batch, *contracted, bias=bias))
 
 
-def add(residual: Residual, rows: jax.Array) -> Residual:
-    """The stream after a block that gives `rows` [t, embed]; the next norm sums both."""
+def add(residual: Residual, rows: Float[Array, "t embed"]) -> Residual:
+    """The residual stream plus a block's output `rows`; the sum is left to the next `normalised`."""
     return Residual(residual.total, rows)
 
 
@@ -137,16 +141,29 @@ def _for_products(how: Execution) -> dict[str, Any]:
 
 
 def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
-    """Both as matrices whose last axis is contracted."""
+    """Both operands as matrices, the contracted axes flattened into the last one."""
     flat = x.reshape(x.shape[0], -1)
     return flat, weight.reshape(-1, flat.shape[1])
 
 
-def normalised_across_heads(qkv: jax.Array, weight: jax.Array, batch: Batch, *, heads: int, eps: float) -> jax.Array:
-    """Projections [t, h, g + 2, d] whose queries are divided by the root mean square of all heads' channels, and keys.
+def normalised_heads(
+    qkv: Float[Array, "t h qkv d"], q_norm: Norm, k_norm: Norm, batch: Batch
+) -> Float[Array, "t h qkv d"]:
+    """Fused projections with every query and every key normalised over its channels.
 
-    The `weight` is [h, g + 1, d], that of the queries and of the key. `heads` are the model's query heads, without the
-    padding, whose channels are zeros and add nothing to the sums.
+    (Dehghani et al. 2023, arXiv:2302.05442.)
+    """
+    queries, keys = norm(qkv[:, :, :-2], q_norm, batch), norm(qkv[:, :, -2:-1], k_norm, batch)
+    return jnp.concatenate([queries, keys, qkv[:, :, -1:]], axis=2)
+
+
+def normalised_across_heads(
+    qkv: Float[Array, "t h qkv d"], weight: Float[Array, "h _ d"], batch: Batch, *, heads: int, eps: float
+) -> Float[Array, "t h qkv d"]:
+    """Fused projections whose queries are divided by the root mean square over all heads, and whose keys are too.
+
+    The `weight` is [h, g + 1, d], of the queries and of the key. `heads` is the number of the model's query heads
+    without padding; padded heads are zeros and add nothing to the sums.
     """
     turned = qkv[:, :, :-1].astype(jnp.float32)
     squares = jnp.sum(turned**2, axis=-1)
@@ -162,7 +179,7 @@ def normalised_across_heads(qkv: jax.Array, weight: jax.Array, batch: Batch, *, 
 
 
 def attention(
-    qkv: jax.Array,
+    qkv: Float[Array, "t h qkv d"],
     batch: Batch,
     cache: Cache,
     *,
@@ -170,21 +187,21 @@ def attention(
     scale: float,
     window: int | None = None,
     soft_cap: float | None = None,
-    sinks: jax.Array | None = None,
+    sinks: Float[Array, "h g"] | None = None,
     causal: bool = True,
-) -> tuple[jax.Array, Cache]:
-    """Attention [t, h, g, d] of fused projections [t, h, g + 2, d], and the cache that holds their keys and values.
+) -> tuple[Float[Array, "t h g d"], Cache]:
+    """Attention of fused projections, and the cache after their keys and values have been written to it.
 
     Args:
-        qkv: the query heads of a key-value head, its key, its value; not rotated yet.
-        batch: whose tokens they are.
-        cache: the layer's; None without one.
-        rotation: one of the batch's, None for heads that are not rotated.
-        scale: factor on the product of query and key.
-        window: how many positions a query sees, its own and those before it; None for all.
-        soft_cap: scores become soft_cap * tanh(score / soft_cap); None for as they are.
-        sinks: [h, g], a score without a value for each query head; None for none.
-        causal: whether a query sees nothing behind its position; without a cache only it may be False.
+        qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2), before any rotation.
+        batch: the batch that the projections belong to.
+        cache: the layer's cache; None if the batch has none.
+        rotation: one of `Batch.rotations`; None if the heads are not rotated.
+        scale: the factor on the product of query and key.
+        window: how many positions a query attends to, its own included; None for no limit.
+        soft_cap: scores become soft_cap * tanh(score / soft_cap); None for no cap.
+        sinks: for each query head a score that joins its softmax without a value; None for none.
+        causal: whether a query attends to no later position; may be False only without a cache.
     """
     scoring = Scoring(scale, soft_cap, window, causal)
     how = batch.execution
@@ -204,12 +221,13 @@ def attention(
 
 
 def gated(
-    x: Normed, gate_up: AnyWeight, batch: Batch, activation: Activation = "silu", bias: jax.Array | None = None
-) -> jax.Array:
-    """The hidden channels [t, mlp] of a gated MLP: gate_up [2, mlp, embed], bias [2, mlp].
-
-    (Shazeer 2020, arXiv:2002.05202.)
-    """
+    x: Normed,
+    gate_up: Float[Array, "2 mlp embed"] | QuantizedWeight,
+    batch: Batch,
+    activation: Activation = "silu",
+    bias: Float[Array, "2 mlp"] | None = None,
+) -> Float[Array, "t mlp"]:
+    """The hidden layer of a gated MLP (Shazeer 2020, arXiv:2002.05202); `gate_up` holds the gate's weights first."""
     if bias is None:
         return matmul.gated_linear(x.x, gate_up, norm=x.norm, activation=activation, **_for_products(batch.execution))
     both = linear(x, gate_up, batch, "embed", bias=bias)
@@ -224,11 +242,16 @@ def activated(
 
 
 def logits(
-    x: Normed, table: AnyWeight, vocab: int, execution: Execution, *, soft_cap: float | None = None
-) -> jax.Array:
-    """Scores [n, vocab] in x's dtype of any rows [n, embed], by a `table` [padded vocab, embed] split by vocabulary.
+    x: Normed,
+    table: Float[Array, "part embed"] | QuantizedWeight,
+    vocab: int,
+    execution: Execution,
+    *,
+    soft_cap: float | None = None,
+) -> Float[Array, "n vocab"]:
+    """The logits of n rows, in x's dtype, from a table of which each device holds a part of the padded vocabulary.
 
-    With `soft_cap` they are soft_cap * tanh(score / soft_cap).
+    With `soft_cap` they are soft_cap * tanh(logit / soft_cap).
     """
     with jax.named_scope("logits"):
         parts = _product(x, table, ("embed",), execution)
@@ -238,8 +261,8 @@ def logits(
         return (soft_cap * jnp.tanh(scores.astype(jnp.float32) / soft_cap)).astype(scores.dtype)
 
 
-def unit_rows(rows: Normed) -> jax.Array:
-    """The rows [t, embed], normalised and then of length one, in float32 as everything on the way."""
+def unit_rows(rows: Normed) -> Float32[Array, "t embed"]:
+    """The rows, normalised as their record says and then scaled to length one, computed in float32."""
     x = rows.x.astype(jnp.float32)
     x = x if rows.norm is None else normalise(x, rows.norm, implementation="xla")
     return x / jnp.linalg.norm(x, axis=-1, keepdims=True)

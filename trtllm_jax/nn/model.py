@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array, Float, Float32
 
 from pallas_kernels.devices import Platform
 from trtllm_jax.nn import layers
@@ -20,9 +21,9 @@ Caches = tuple[jax.Array, ...]
 
 @dataclass(frozen=True)
 class Model:
-    """An architecture's module and one model's configuration, which together make the pure functions.
+    """The pure functions of a model, from its architecture's module and its configuration.
 
-    `execution` says how and where they compute; the batch that a function takes is made with it.
+    `execution` says how and where they compute; batches passed to them must be made with the same one.
     """
 
     module: ModuleType
@@ -31,7 +32,7 @@ class Model:
 
     @property
     def platform(self) -> Platform:
-        """What computes."""
+        """The platform that computes the functions."""
         return self.execution.platform or Platform.default()
 
     @property
@@ -42,28 +43,28 @@ class Model:
 
     @property
     def rope_stretch(self) -> int | None:
-        """The longest sequence whose keys depend on nothing but the tokens before them; None where all do."""
+        """The longest sequence whose rotations do not depend on its length (dynamic, longrope); None if all are so."""
         trained = [rope.longer.trained for rope in self.module.ropes(self.config) if rope.longer]
         return min(trained, default=None)
 
     def weight_dtype(self, params: Any) -> jnp.dtype:
-        """The dtype of the weights, but for those whose rows in the table state their own."""
+        """The dtype of every weight whose row in the table states none of its own."""
         return weight_dtype(self.module.table(self.config), params)
 
     def hidden(
         self, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
-    ) -> tuple[jax.Array, tuple[C, ...]]:
-        """The residual stream [t, embed] after the last layer, and the caches, if any, with this batch's tokens.
+    ) -> tuple[Float[Array, "t embed"], tuple[C, ...]]:
+        """The residual stream after the last layer, and the caches, if any, with the keys and values of this batch.
 
-        With `remat` a backward pass computes each layer again instead of keeping what is inside it.
+        With `remat` the backward pass computes each layer again instead of keeping its intermediate values.
         """
         return hidden_states(self.module, self.config, params, batch, caches, remat=remat)
 
-    def logits(self, params: Any, x: jax.Array) -> jax.Array:
-        """Scores [t, vocab], float32 on a CPU and in the weights' dtype elsewhere."""
-        scores: jax.Array = self.module.head(self.config, params, x, self.execution)
+    def logits(self, params: Any, x: Float[Array, "t embed"]) -> Float[Array, "t vocab"]:
+        """The logits, float32 on a CPU and in the weights' dtype elsewhere."""
+        scores: Array = self.module.head(self.config, params, x, self.execution)
         return scores
 
-    def embeddings(self, params: Any, x: jax.Array) -> jax.Array:
-        """The direction [t, embed] of what the scores are computed from: float32, of length one."""
+    def embeddings(self, params: Any, x: Float[Array, "t embed"]) -> Float32[Array, "t embed"]:
+        """The rows from which the logits are computed, scaled to length one."""
         return layers.unit_rows(self.module.last_rows(self.config, params, x))

@@ -5,15 +5,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jaxtyping import Array, Float32, Int32
 
 from checkpoints.error_text import short_repr
 from pallas_kernels.attention import Rotation
 
-MOST = 1e30  # of any number: what is computed from two of them stays within float64
+MOST = 1e30
+"""The largest number accepted in a configuration; products and quotients of two such numbers fit in float64."""
 
 
 @dataclass(frozen=True)
@@ -24,8 +25,8 @@ class GrowingBase:
     base: float
     factor: float
 
-    def frequencies(self, lengths: jax.Array, pairs: int) -> jax.Array:
-        """Radians a position, float32 [t, pairs], in sequences of `lengths` [t]."""
+    def frequencies(self, lengths: Int32[Array, " t"], pairs: int) -> Float32[Array, "t pairs"]:
+        """Radians per position in sequences of these lengths."""
         dim = 2 * pairs
         length = jnp.maximum(lengths, self.trained)[:, None].astype(jnp.float32)
         grown = self.base * (self.factor * length / self.trained - (self.factor - 1)) ** (dim / (dim - 2))
@@ -43,19 +44,19 @@ class LongFrequencies:
     trained: int
     values: tuple[float, ...]
 
-    def frequencies(self, lengths: jax.Array, pairs: int) -> jax.Array:
-        """Radians a position, float32 [1, pairs], in sequences of any lengths."""
+    def frequencies(self, lengths: Int32[Array, " t"], pairs: int) -> Float32[Array, "1 pairs"]:
+        """Radians per position, the same for all lengths."""
         return jnp.asarray(self.values, jnp.float32)[None]
 
 
 @dataclass(frozen=True)
 class Rope:
-    """Rotation frequencies of one attention head, resolved from a model's configuration.
+    """The rotation frequencies of an attention head, as a model's configuration gives them.
 
     Attributes:
-        frequencies: radians a position for each of the head_dim / 2 pairs.
-        attention_factor: factor on cosine and sine (yarn's temperature; 1 otherwise).
-        longer: what takes the frequencies' place in sequences longer than some length; None where nothing does.
+        frequencies: radians per position for each of the head_dim / 2 pairs of channels.
+        attention_factor: the factor on cosine and sine (YaRN's temperature; 1 for other types).
+        longer: the frequencies of sequences longer than the trained length; None if they are the same.
     """
 
     frequencies: tuple[float, ...]
@@ -64,9 +65,9 @@ class Rope:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any], head_dim: int, theta: float = 10000.0) -> "Rope":
-        """The rope that a Hugging Face configuration asks for; ValueError names what is unknown or missing.
+        """The rope of a Hugging Face configuration; ValueError names a field that is missing or not supported.
 
-        `theta` is what an absent `rope_theta` means.
+        `theta` is the default of `rope_theta`.
         """
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
@@ -113,18 +114,19 @@ def rotary_channels(config: Mapping[str, Any], head_dim: int, part: float = 1.0)
 
 
 def context_stretch(config: Mapping[str, Any]) -> float:
-    """How many times max_position_embeddings a sequence may be long: linear and dynamic scaling state what was trained.
+    """The factor by which a sequence may exceed max_position_embeddings.
 
-    The other types state the stretched length. TensorRT-LLM infers max_seq_len by the same rule.
+    With linear and dynamic scaling that field states the length that was trained, with the other types the length after
+    scaling. TensorRT-LLM infers max_seq_len by the same rule.
     """
     scaling = _scaling(config)
     return _number(scaling, "factor") if scaling["rope_type"] in ("linear", "dynamic") else 1.0
 
 
 def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The scaling record of either spelling, `rope_type` filled in.
+    """The configuration's rope_scaling or rope_parameters, with `rope_type` always present.
 
-    As in transformers, rope_scaling outweighs rope_parameters: people add it to a file to stretch a model's context.
+    As in transformers, rope_scaling takes precedence: people add it to a configuration to extend a model's context.
     """
     field = "rope_scaling" if config.get("rope_scaling") else "rope_parameters"
     scaling = config.get(field) or {}
@@ -134,7 +136,7 @@ def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(record: Mapping[str, Any], field: str, *, default: float | None = None, least: float = 1e-30) -> float:
-    """`record[field]` as a number that float32 holds, from `least`; `default` where it is absent, null or 0."""
+    """`record[field]` as a number from `least` to MOST; `default`, if there is one, for absent, null or 0."""
     value = record.get(field)
     if default is not None and not isinstance(value, bool) and value in (None, 0):
         return default
@@ -175,7 +177,7 @@ def _longrope(plain: np.ndarray, scaling: Mapping[str, Any], trained: int, longe
 
 
 def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:
-    """Llama 3.1's smoothed scaling: long wavelengths are slowed by the factor, short ones kept."""
+    """Llama 3.1's scaling: low frequencies are divided by the factor, high ones kept, those between interpolated."""
     factor, low, high = (_number(scaling, key) for key in ("factor", "low_freq_factor", "high_freq_factor"))
     if low >= high:
         raise ValueError(
@@ -187,7 +189,7 @@ def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.n
 
 
 def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, Any], trained: int) -> Rope:
-    """YaRN (Peng et al. 2023, arXiv:2309.00071): interpolate the slow pairs, keep the fast, blend between."""
+    """YaRN (Peng et al. 2023, arXiv:2309.00071): low frequencies are divided by the factor, high ones kept."""
     factor = _number(scaling, "factor")
     if base <= 1:
         raise ValueError(f"rope_theta={base} is too small for rope_type 'yarn'; it must be above 1")
@@ -215,19 +217,20 @@ def _yarn(plain: np.ndarray, base: float, head_dim: int, scaling: Mapping[str, A
     return Rope(tuple(frequencies), attention_factor)
 
 
-def rotation(rope: Rope, positions: jax.Array, lengths: jax.Array) -> Rotation:
-    """The rotation of tokens at `positions` [t], computed once for all layers and in float32.
+def rotation(rope: Rope, positions: Int32[Array, " t"], lengths: Int32[Array, " t"]) -> Rotation:
+    """The rotation of tokens at `positions`, computed in float32 and once for all layers.
 
-    `lengths` [t] are the sequence's tokens when the token entered it; only scaling of long sequences looks at them.
+    `lengths` is how long each token's sequence was when the token was added to it, which scaling of long sequences
+    depends on.
     """
     angles = positions[:, None].astype(jnp.float32) * _frequencies(rope, lengths)
     both = jnp.cos(angles) * rope.attention_factor, jnp.sin(angles) * rope.attention_factor
-    # XLA would otherwise compute cosines again in every layer and for every head: a tenth of a prefill on a CPU.
+    # Without the barrier XLA computes the cosines again in every layer and for every head: a tenth of a CPU's prefill.
     return Rotation(*lax.optimization_barrier(both))
 
 
-def _frequencies(rope: Rope, lengths: jax.Array) -> jax.Array:
-    """Radians a position: [pairs], or [t, pairs] where they depend on the sequence's length."""
+def _frequencies(rope: Rope, lengths: Array) -> Array:
+    """Radians per position: [pairs], or [t, pairs] if they depend on the sequence's length."""
     plain = jnp.asarray(rope.frequencies, jnp.float32)
     if rope.longer is None:
         return plain

@@ -1,1 +1,1 @@
-"""An `LLM` whose engine runs in another process: `EngineHost` beside the engine, `RemoteLLM` where the requests are."""
+"""An `LLM` whose engine runs in another process: `EngineHost` in the engine's process, `RemoteLLM` in its clients."""

@@ -1,4 +1,4 @@
-"""How many sequences of other processes an engine takes at once, running and waiting."""
+"""The limit on the sequences of other processes that run or wait in an engine."""
 
 import threading
 
@@ -6,7 +6,7 @@ from trtllm_jax.common.errors import EngineBusyError, RequestError
 
 
 class Admission:
-    """Room for `max_sequences` sequences; may be used from several threads."""
+    """Counts unfinished sequences, at most `max_sequences`; thread-safe."""
 
     def __init__(self, max_sequences: int) -> None:
         self.max_sequences = max_sequences
@@ -19,19 +19,19 @@ class Admission:
         return self._unfinished
 
     def reserve(self, count: int) -> None:
-        """Make room for `count` sequences. EngineBusyError where there is none, RequestError where there never is."""
+        """Admit `count` sequences. EngineBusyError if too many are unfinished, RequestError if `count` is too large."""
         if count > self.max_sequences:
             raise RequestError(
-                f"{count} sequences are asked for at once, and at most {self.max_sequences} may run and wait"
+                f"{count} sequences were sent at once, and at most {self.max_sequences} may run or wait: send fewer"
             )
         with self._lock:
             if self._unfinished + count > self.max_sequences:
                 raise EngineBusyError(
-                    f"{self._unfinished} sequences run or wait, and at most {self.max_sequences} may: try again later"
+                    f"{self._unfinished} sequences run or wait, of at most {self.max_sequences}: try again later"
                 )
             self._unfinished += count
 
     def release(self, count: int) -> None:
-        """Give back the room of `count` sequences."""
+        """Count `count` admitted sequences as finished."""
         with self._lock:
             self._unfinished -= count

@@ -1,4 +1,4 @@
-"""Failures as they cross from the engine's process to the requests': a kind and a message."""
+"""Exceptions as they are sent from the engine's process to a client's: a kind and a message."""
 
 from trtllm_jax.common.errors import EngineBusyError, EngineDeadError, RequestError
 
@@ -8,7 +8,7 @@ _KINDS: dict[str, type[Exception]] = {
     "invalid": RequestError,
     "failed": RuntimeError,
 }
-"""The first kind whose class fits a failure is the one that is sent."""
+"""The exception class of each kind; a failure is sent as the first kind whose class it is an instance of."""
 
 
 def encode_error(error: BaseException) -> tuple[str, str]:
@@ -18,6 +18,6 @@ def encode_error(error: BaseException) -> tuple[str, str]:
 
 
 def decode_error(encoded: tuple[str, str]) -> Exception:
-    """The exception for a kind and a message, which `encode_error` took from another one."""
+    """The exception for a kind and a message of `encode_error`."""
     kind, message = encoded
     return _KINDS[kind](message)

@@ -1,4 +1,4 @@
-"""`EngineHost`: the engine's side, which runs the sequences of other processes."""
+"""`EngineHost`: runs the sequences of other processes in this process's engine."""
 
 import socket
 import threading
@@ -10,13 +10,13 @@ from trtllm_jax.remote.host_connection import HostConnection
 
 
 class EngineHost:
-    """An `LLM` for other processes, one connected socket each.
+    """Serves an `LLM` to other processes, each with its own connected socket.
 
-    A connection that ends, however it ended, has its sequences ended at once.
+    When a connection ends for any reason, its sequences are cancelled.
 
     Args:
-        llm: generates; it may be used here as well.
-        max_queue_size: sequences that may wait besides those that run; further ones are refused as busy.
+        llm: the LLM; this process may use it as well.
+        max_queue_size: most sequences that may wait, besides those that run; more are refused with EngineBusyError.
     """
 
     def __init__(self, llm: BaseLLM, max_queue_size: int) -> None:
@@ -24,11 +24,11 @@ class EngineHost:
         self._admission = Admission(llm.facts.max_batch_size + max_queue_size)
         self._lock = threading.Lock()
         self._connections: set[HostConnection] = set()
-        # A constraint takes a while to compile, and requests without one do not wait for it.
+        # Grammars compile in these threads, so that requests without one do not wait.
         self._compilers = ThreadPoolExecutor(max_workers=4, thread_name_prefix="trtllm_jax-constraints")
 
     def connect(self, connected: socket.socket) -> None:
-        """Serve this socket in threads of its own until it is closed."""
+        """Serve this socket in new threads until it is closed."""
         connection = HostConnection(self._llm, self._admission, self._compilers, connected, self._remove)
         with self._lock:
             self._connections.add(connection)

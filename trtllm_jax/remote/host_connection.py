@@ -1,4 +1,4 @@
-"""One connection of an `EngineHost`: the sequences that another process sends, and their steps."""
+"""One connection of an `EngineHost`: receives the sequences of another process and sends back their steps."""
 
 import queue
 import socket
@@ -21,10 +21,10 @@ from trtllm_jax.structured.matcher import LLGuidanceMatcher
 
 
 class RemoteSequence:
-    """The owner of another process's request: sends its steps, and nothing after its end.
+    """The owner of a request of another process: sends its steps, and nothing after its end.
 
-    Several threads may call `take` at one moment: the engine's postprocessing, the connection's reader where the
-    client ends the request, and a compiler whose constraint fails.
+    Several threads may call `take` at once: the LLM's output thread, the connection's reader if the client ends the
+    request, and a compiler thread if the constraint is invalid.
     """
 
     def __init__(self, connection: "HostConnection", new: wire.NewSequence, prompt_logprobs: PromptLogprobs) -> None:
@@ -37,11 +37,11 @@ class RemoteSequence:
         self._ended = False
 
     def take(self, update: Update) -> None:
-        """Send what one engine step brought the sequence."""
+        """Send one engine step's update of the sequence."""
         with self._lock:
             if self._ended:
                 return
-            # Before anything is noted: an update that cannot be sent is followed by one with its failure.
+            # Sent before the end is recorded, so that the failure of an update that cannot be sent is still sent.
             self._send(update)
             self._ended = ended = update.finish is not None or update.error is not None
         if ended:
@@ -60,14 +60,14 @@ class RemoteSequence:
         )
 
     def _outputs(self, update: Update) -> dict[str, Sequence[Any]]:
-        """What an update carries, with log-probabilities of the prompt in the place of its logits."""
+        """An update's outputs, with log-probabilities of the prompt in place of its logits."""
         outputs = {name: entries for name, entries in update.outputs.items() if name != "context_logits"}
         if entries := self._prompt_logprobs(update):
             outputs["prompt_logprobs"] = entries
         return outputs
 
     def _prompt_logprobs(self, update: Update) -> Sequence[TokenLogprobs]:
-        """Those that the first sample computes; of every other sample the last, which scores its own first token."""
+        """The prompt's entries from a first sample; from any other only the last entry, for its own first token."""
         if self._is_first_sample:
             return self.prompt_logprobs.take(update)
         if not self._wants_prompt or not update.tokens:
@@ -77,14 +77,14 @@ class RemoteSequence:
 
 
 class HostConnection:
-    """One process that sends sequences, with a thread that reads and one that writes.
+    """The connection to one client process, with a reading and a writing thread.
 
     Args:
-        llm: whose engine runs them.
-        admission: how many it takes of all connections.
-        compilers: where constraints are compiled.
+        llm: runs the sequences.
+        admission: the limit that all connections share.
+        compilers: compiles constraints.
         connected: the socket.
-        ended: called once the connection has ended.
+        ended: called when the connection has ended.
     """
 
     def __init__(
@@ -104,20 +104,20 @@ class HostConnection:
         self._lock = threading.Lock()
         self._requests: dict[int, Request] = {}
         self._compiling: set[int] = set()
-        """Numbers of the sequences that the engine does not have yet."""
+        """Numbers of the sequences that are not submitted to the engine yet."""
 
     def start(self) -> None:
-        """Send the handshake, and start the threads."""
+        """Queue the handshake and start the threads."""
         self.enqueue(wire.Handshake(self._llm.facts))
         for task in (self._read, self._write):
             threading.Thread(target=task, name=f"trtllm_jax-host{task.__name__}", daemon=True).start()
 
     def enqueue(self, message: Any) -> None:
-        """Have a message sent by the writing thread; never blocks."""
+        """Queue a message for the writing thread; never blocks."""
         self._outgoing.put(message)
 
     def finished(self, number: int) -> None:
-        """Forget a sequence that has ended, and give back its room."""
+        """Remove a sequence that has ended, and release its admission."""
         with self._lock:
             known = self._requests.pop(number, None)
         if known is not None:
@@ -154,11 +154,11 @@ class HostConnection:
     def _finish(self, number: int, reason: FinishReason) -> None:
         with self._lock:
             request = self._requests.get(number)
-            unknown = number in self._compiling
+            compiling = number in self._compiling
             self._compiling.discard(number)
         if request is None:
             return
-        if unknown:
+        if compiling:
             request.finished = reason
             request.owner.take(Update(request, finish=reason))
         else:
@@ -183,7 +183,7 @@ class HostConnection:
             self._start(made)
 
     def _start(self, made: Mapping[int, Request]) -> None:
-        """Give the sequences their matchers, and submit those that have not ended meanwhile."""
+        """Give the sequences their matchers, and submit those that the client has not ended meanwhile."""
         try:
             matchers: dict[str | None, LLGuidanceMatcher | None] = {None: None}
             for request in made.values():
@@ -192,12 +192,12 @@ class HostConnection:
                     matchers[constraint] = self._llm.builder.matcher(request.edits)
                 matcher = matchers[constraint]
                 request.matcher = matcher and matcher.copy()
-            # Under the lock, so that the engine is not asked to finish a sequence before it has it.
+            # Under the lock, so that the engine never gets a request to finish a sequence before the sequence.
             with self._lock:
-                begun = [number for number in made if number in self._compiling]
-                self._compiling.difference_update(begun)
-                self._llm.port.submit([made[number] for number in begun])
-        except BaseException as failure:  # a library in Rust may panic, and nothing reads this thread's result
+                ready = [number for number in made if number in self._compiling]
+                self._compiling.difference_update(ready)
+                self._llm.port.submit([made[number] for number in ready])
+        except BaseException as failure:  # a Rust library may panic, and nothing reads this future's exception
             with self._lock:
                 self._compiling.difference_update(made)
             for request in made.values():
@@ -221,7 +221,7 @@ class HostConnection:
         )
 
     def _write(self) -> None:
-        """Send what is queued, all steps in one message."""
+        """Send queued messages until the connection ends; the steps queued at one time go out as one message."""
         while True:
             batch = [self._outgoing.get()]
             while not self._outgoing.empty():
@@ -235,10 +235,10 @@ class HostConnection:
                 if steps:
                     self._channel.send(wire.Steps(steps))
             except OSError:
-                return  # the reading thread notices the end as well
+                return  # the reading thread handles the end of the connection
             if None in others:
                 return
 
 
 QUERIES = {"stats": "get_stats", "events": "get_kv_cache_events", "capacity": "get_kv_cache_capacity"}
-"""The names of queries, and the methods of `LLM` that answer them."""
+"""The method of `LLM` that answers each query."""

@@ -1,4 +1,4 @@
-"""The requests' side: an `LLM` that sends its sequences to an engine in another process, without jax."""
+"""`RemoteLLM`: an `LLM` that sends its sequences to an engine in another process; imports no jax."""
 
 import asyncio
 import contextlib
@@ -25,16 +25,16 @@ from trtllm_jax.text.tokenizer_loading import load_tokenizer
 
 
 class RemoteLLM(BaseLLM):
-    """`LLM` without an engine of its own: everything but the weights. All methods may be called from any thread.
+    """An `LLM` whose engine runs in another process. All methods are thread-safe.
 
-    Text is made in this process, where it is received. What the engine's process refuses, its queue being full for one,
-    ends the request that it concerns: `result()` and iteration raise it.
+    Prompts are tokenised and answers detokenised in this process. If the engine's process refuses a request, for
+    example because its queue is full, `result()` and iteration raise the error.
 
     Args:
         connected: a socket whose other end an `EngineHost` serves.
-        args: what the engine's `LLM` was given.
-        loop: receives what the engine sends, if all who wait for results are its tasks; a thread does otherwise, which
-            costs more. Whatever blocks this loop waits for ever.
+        args: the arguments of the engine's `LLM`.
+        loop: an event loop that receives the engine's messages; possible if only its tasks wait for results, because
+            blocking it would deadlock. With None a thread receives them, which takes more processor time.
 
     Raises:
         EngineDeadError: there is no engine at the other end.
@@ -52,16 +52,16 @@ class RemoteLLM(BaseLLM):
 
     @property
     def failure(self) -> EngineDeadError | None:
-        """Why the engine is gone, None while it is there."""
+        """The failure that ended the engine or the connection; None while there is none."""
         return self._connection.failure
 
     def get_stats(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """The statistics of the engine's steps since anybody asked last; TimeoutError after `timeout` seconds."""
+        """The engine's statistics since the last call in any process; TimeoutError after `timeout` seconds."""
         stats: list[dict[str, Any]] = self._connection.query("stats", timeout)
         return stats
 
     def get_kv_cache_events(self, timeout: float | None = 2) -> list[dict[str, Any]]:
-        """The prefix cache's events since anybody asked last; TimeoutError after `timeout` seconds."""
+        """The KV cache events since the last call in any process; TimeoutError after `timeout` seconds."""
         events: list[dict[str, Any]] = self._connection.query("events", timeout)
         return events
 
@@ -71,7 +71,7 @@ class RemoteLLM(BaseLLM):
         return capacity
 
     def shutdown(self) -> None:
-        """End the connection, and with it every request; the engine goes on for others."""
+        """Close the connection, which cancels its requests; the engine keeps serving other connections."""
         self._connection.close()
 
 
@@ -80,7 +80,7 @@ def _checkpoint(args: LlmArgs) -> Any:
 
 
 class _EngineConnection:
-    """The connection to the engine's process: sequences and queries out, steps and results in."""
+    """The connection to the engine's process: sends sequences and queries, receives steps and query results."""
 
     def __init__(self, connected: socket.socket, loop: asyncio.AbstractEventLoop | None) -> None:
         self._channel = wire.Channel(connected, wire.FromEngine)
@@ -103,7 +103,7 @@ class _EngineConnection:
             loop.add_reader(self._channel.fileno(), self._on_readable, loop)
 
     def submit(self, requests: Sequence[Request]) -> None:
-        """Send sequences. EngineDeadError where the engine is gone, ValueError where one cannot be sent."""
+        """Send sequences. EngineDeadError if the engine has ended, ValueError if a request cannot be sent."""
         numbers = {id(request): next(self._numbers) for request in requests}
         message = wire.Submit([_encode_request(request, numbers) for request in requests])
         with self._lock:
@@ -116,14 +116,14 @@ class _EngineConnection:
         self._send(message)
 
     def finish(self, request: Request, reason: FinishReason) -> None:
-        """Have a sequence ended soon; no effect if it has ended."""
+        """End a sequence soon; no effect if it has ended."""
         with self._lock:
             number = self._number_of.get(id(request))
         if number is not None:
             self._send(wire.Finish(number, reason.value))
 
     def query(self, name: str, timeout: float | None) -> Any:
-        """The engine's answer to one of `host.QUERIES`; TimeoutError after `timeout` seconds."""
+        """The engine's answer to one of `host_connection.QUERIES`; TimeoutError after `timeout` seconds."""
         number, result = next(self._numbers), Future[Any]()
         with self._lock:
             if self.failure is not None:
@@ -140,12 +140,12 @@ class _EngineConnection:
         self._channel.close()
 
     def refuse_own_thread(self) -> None:
-        """RuntimeError in the thread that receives results, because it would wait for itself."""
+        """RuntimeError if called in the thread that receives results, which would wait for itself."""
         if self._receiver is threading.current_thread():
             raise RuntimeError("this runs in the thread that receives results, and would wait for itself")
 
     def _send(self, message: Any) -> None:
-        # Whoever receives notices the end as well, and fails all requests.
+        # The receiver handles the end of the connection, and fails all requests.
         with self._sending, contextlib.suppress(OSError):
             self._channel.send(message)
 
@@ -153,7 +153,7 @@ class _EngineConnection:
         try:
             while (message := self._channel.receive()) is not None:
                 self._handle([message])
-                del message  # an ended request is kept by its owner alone, also while this thread waits
+                del message  # so that the waiting thread keeps no finished request alive
         finally:
             self._disconnected()
 
@@ -183,10 +183,10 @@ class _EngineConnection:
 
     def _disconnected(self) -> None:
         self._channel.close()
-        self._fail_all(self.failure or EngineDeadError("the engine's process is gone"))
+        self._fail_all(self.failure or EngineDeadError("the engine's process has ended"))
 
     def _request_of(self, step: wire.SequenceStep) -> Request | None:
-        """The request of a step, None where it has ended here; the caller holds the lock."""
+        """The request of a step; None if it is not known here any more. The caller holds the lock."""
         if step.finish is None and step.error is None:
             return self._requests.get(step.number)
         request = self._requests.pop(step.number, None)
@@ -195,7 +195,7 @@ class _EngineConnection:
         return request
 
     def _decode_step(self, known: tuple[Request, wire.SequenceStep]) -> Update:
-        """A request's step as the `Update` that this process's postprocessing takes."""
+        """A request's step as an `Update`, which carries the exception if the step cannot be decoded."""
         request, step = known
         try:
             return self._update(request, step)

@@ -1,7 +1,7 @@
-"""The messages between an engine's process and those that send it requests, over a connected socket.
+"""The messages between an engine's process and its clients, over a connected socket.
 
-A message is its length in four bytes, then msgpack. Nothing in it is code, and a peer's end is seen at once, whatever
-ended it, because its socket closes.
+A message is its length in four bytes, big-endian, then msgpack; it never contains code. However a peer ends, the other
+notices at once, because the socket closes.
 """
 
 import contextlib
@@ -21,11 +21,11 @@ from trtllm_jax.requests.builder import EngineFacts
 
 
 class NewSequence(msgspec.Struct, array_like=True):
-    """The fields of an `engine.request.Request`; the sender numbers its sequences.
+    """The fields of an `engine.request.Request`.
 
-    `prompt` is int32; `parent` the number of the sample whose prompt it shares, -1 for none; `edits` what changes its
-    logits, by field; `prompt_logprobs` the alternatives to report for each token of the prompt; `reports`
-    the names of what else is.
+    `number` is chosen by the sender; `prompt` holds int32 ids; `parent` is the number of the sample whose prompt it
+    shares, -1 for none; `edits` has the fields of its `LogitEdits`; `prompt_logprobs` is the number of alternatives to
+    report for each prompt token; `reports` are the names of its other outputs.
     """
 
     number: int
@@ -49,21 +49,21 @@ class Submit(msgspec.Struct, array_like=True, tag="submit"):
 
 
 class Finish(msgspec.Struct, array_like=True, tag="finish"):
-    """A sequence that is to end soon, and why."""
+    """Ends a sequence soon, with a finish reason."""
 
     number: int
     reason: str
 
 
-class Query(msgspec.Struct, array_like=True, tag="ask"):
+class Query(msgspec.Struct, array_like=True, tag="query"):
     """A query about the engine, answered by the `QueryResult` of the same number."""
 
     number: int
     name: str
 
 
-class Handshake(msgspec.Struct, array_like=True, tag="welcome"):
-    """The engine's first message, with the facts of its model."""
+class Handshake(msgspec.Struct, array_like=True, tag="handshake"):
+    """The engine's first message, with its limits."""
 
     facts: EngineFacts
 
@@ -71,8 +71,8 @@ class Handshake(msgspec.Struct, array_like=True, tag="welcome"):
 class SequenceStep(msgspec.Struct, array_like=True):
     """One sequence's part of an engine step.
 
-    `error` is the kind of failure and its message; `admission` an `Admission`; `outputs` those of an
-    `Update`, encoded.
+    `error` is a kind and a message of `errors.encode_error`; `admission` the fields of an `Admission`; `outputs` those
+    of an `Update`, encoded.
     """
 
     number: int
@@ -84,12 +84,12 @@ class SequenceStep(msgspec.Struct, array_like=True):
 
 
 class Steps(msgspec.Struct, array_like=True, tag="steps"):
-    """The steps since the last message."""
+    """The steps that were queued since the last message."""
 
     steps: list[SequenceStep]
 
 
-class QueryResult(msgspec.Struct, array_like=True, tag="reply"):
+class QueryResult(msgspec.Struct, array_like=True, tag="query_result"):
     """The result of a `Query`."""
 
     number: int
@@ -112,30 +112,30 @@ class Channel:
         self._messages: deque[Any] = deque()
 
     def fileno(self) -> int:
-        """The socket's."""
+        """The socket's file descriptor."""
         return self._socket.fileno()
 
     def send(self, message: Any) -> None:
-        """Returns when the system has taken it. OSError if the other end is gone."""
+        """Send a message; blocks until the operating system has accepted it. OSError if the other end has closed."""
         payload = self._encoder.encode(message)
         self._socket.sendall(len(payload).to_bytes(4, "big") + payload)
 
     def receive(self) -> Any:
-        """The next message; None if the other end is gone, or this one is closed."""
+        """The next message; None once either end has closed."""
         while not self._messages:
             if not self._read(0):
                 return None
         return self._messages.popleft()
 
     def receive_all(self) -> list[Any] | None:
-        """The messages that are there, without waiting for any; None if the other end is gone, or this one closed."""
+        """All messages that have arrived, without blocking; None once either end has closed."""
         alive = self._read(socket.MSG_DONTWAIT)
         messages = list(self._messages)
         self._messages.clear()
         return messages if alive or messages else None
 
     def _read(self, flags: int) -> bool:
-        """Decode the bytes that are there; False once the connection has ended or its bytes cannot be decoded."""
+        """Receive and decode bytes; False once the connection has ended or its bytes cannot be decoded."""
         try:
             data = self._socket.recv(1 << 18, flags)
             self._bytes += data
@@ -157,14 +157,14 @@ class Channel:
         del self._bytes[:begin]
 
     def close(self) -> None:
-        """End the connection, which both ends notice."""
-        with contextlib.suppress(OSError):  # the other end has closed it already
+        """Close the connection; both ends notice."""
+        with contextlib.suppress(OSError):  # the other end has already closed it
             self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
 
 def encode_edits(edits: LogitEdits | None) -> dict[str, Any] | None:
-    """The fields of `edits`. ValueError if users' functions are among them: they cannot leave their process."""
+    """The fields of `edits`. ValueError if there are users' functions among them, which cannot be sent."""
     if edits is None:
         return None
     if edits.processors:
@@ -192,7 +192,7 @@ def decode_edits(named: dict[str, Any] | None) -> LogitEdits | None:
 
 
 def encode_outputs(outputs: Mapping[str, Sequence[Any]]) -> dict[str, list[Any]]:
-    """What updates carry besides tokens: log-probabilities as plain tuples, arrays of float32 as bytes."""
+    """The outputs of an update: log-probabilities as plain tuples, float32 arrays as bytes."""
     return {name: list(map(_encode_output, entries)) for name, entries in outputs.items()}
 
 

@@ -1,4 +1,4 @@
-"""From prompts and parameters to sequences for an engine: what is wrong with them is found here, before any runs."""
+"""From prompts and sampling parameters to sequences for an engine; all are validated here, before any sequence runs."""
 
 import itertools
 import secrets
@@ -22,17 +22,17 @@ from trtllm_jax.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class EngineFacts:
-    """What requests must fit, and what applies where they say nothing.
+    """The engine's limits, which requests are checked against, and its defaults for what requests leave out.
 
     Attributes:
-        vocab: ids of the model are 0 to vocab - 1.
-        end_ids: what ends a sequence.
-        max_batch_size: sequences that run at once.
-        max_seq_len: tokens of prompt and answer.
-        max_input_len: tokens of a prompt, None for no bound of its own.
+        vocab: the model's vocabulary size; ids are 0 to vocab - 1.
+        end_ids: ids that end a sequence.
+        max_batch_size: most sequences that run at once.
+        max_seq_len: most tokens of prompt and answer together.
+        max_input_len: most tokens of a prompt; None if only `max_seq_len` bounds it.
         stream_interval: steps between two updates of a stream.
         batched_processor: whether the engine has a `BatchedLogitsProcessor`.
-        model_type: as config.json names the architecture; "" where nothing does.
+        model_type: config.json's "model_type"; "" if it has none.
     """
 
     vocab: int
@@ -46,7 +46,7 @@ class EngineFacts:
 
 
 class _Rules(NamedTuple):
-    """What the sequences of one prompt follow: what ends them, what changes their logits, and where matchers begin."""
+    """What the sequences of one prompt share: stop ids, logit edits, and a grammar matcher in its initial state."""
 
     stop_ids: frozenset[int]
     edits: LogitEdits | None
@@ -54,13 +54,13 @@ class _Rules(NamedTuple):
 
 
 class RequestBuilder:
-    """Makes the result and the sequences of each prompt; may be called from any thread.
+    """Makes the result and the sequences of each prompt; thread-safe.
 
     Args:
-        facts: what they must fit.
-        tokenizer: None where prompts are ids and no text is wanted.
-        finish: ends a sequence of the engine early. Results hold it and `before_waiting`, nothing else of the engine's.
-        before_waiting: called where somebody is about to wait for a result; raises where that would be for ever.
+        facts: the engine's limits and defaults.
+        tokenizer: None if prompts are token ids and answers have no text.
+        finish: ends a running sequence early. Results refer to the engine by this and `before_waiting` only.
+        before_waiting: called before a thread or task waits for a result; raises if that would deadlock.
     """
 
     def __init__(
@@ -81,17 +81,17 @@ class RequestBuilder:
     def requests(
         self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool, *, embed: bool = False
     ) -> list[tuple[RequestOutput, list[Request]]]:
-        """For each prompt its result and the sequences that will fill it, with `embed` by its embedding alone.
+        """For each prompt, its result and the sequences that fill it; with `embed` they yield only an embedding.
 
-        ValueError or TypeError if one is wrong.
+        ValueError or TypeError if a prompt or a parameter is invalid.
         """
-        # Copies: who asked may change the record while the sequences run.
+        # Copies, because the caller may change a record while the sequences run.
         params = [self._checked(each) for each in params]
         for each in params:
             if streaming and each.sequences > each.n:
                 raise ValueError(
-                    f"SamplingParams.best_of = {each.best_of} is invalid with streaming: which n = {each.n} are "
-                    "the best is known at the end; leave best_of out or streaming"
+                    f"SamplingParams.best_of = {each.best_of} is invalid with streaming: the best n = {each.n} "
+                    "sequences are known only at the end; leave out best_of or streaming"
                 )
         prompts = [
             read_prompt(
@@ -100,9 +100,9 @@ class RequestBuilder:
             for one, each in zip(inputs, params, strict=True)
         ]
         interval = self.facts.stream_interval if streaming else None
-        # Before the lock: a constraint may take a while, and others do not wait for it.
+        # Outside the lock, because compiling a grammar may take a while and would block other threads.
         rules = self._rules(params)
-        # Last: whatever else is wrong, such as a text where there is no tokenizer, is nearer to what was meant.
+        # Checked last, because any other error, such as a text prompt without a tokenizer, is more specific.
         if self._tokenizer is None and any(each.end_id is None and not each.ignore_eos for each in params):
             raise ValueError("tokenizer is required to reset end_id: with skip_tokenizer_init=True give end_id")
         with self._lock:
@@ -112,7 +112,7 @@ class RequestBuilder:
             ]
 
     def matcher(self, edits: LogitEdits | None) -> LLGuidanceMatcher | None:
-        """What keeps a sequence with these edits to their constraint. RequestError where it cannot be followed."""
+        """A new grammar matcher for the constraint of `edits`; None without one. RequestError if it is invalid."""
         if edits is None or edits.constraint is None:
             return None
         if self._grammars is None:
@@ -120,23 +120,24 @@ class RequestBuilder:
         return self._grammars.start(edits.constraint)
 
     def _rules(self, params: Sequence[SamplingParams]) -> list[_Rules]:
-        """What each prompt's sequences follow. Each has its own matcher, because copies wait for each other's lexer."""
+        """The rules of each prompt. Each has its own matcher, because copies of one contend for its lexer's lock."""
         rules = []
         for each in params:
             stops = set(each.stop_token_ids or ())
             if not each.ignore_eos:
                 stops |= self.facts.end_ids if each.end_id is None else {each.end_id}
             if each.guided_decoding is not None:
-                stops |= self.facts.end_ids  # all that a complete text leaves
+                stops |= self.facts.end_ids  # the only tokens that the grammar allows after a complete text
             edits = each.edits(frozenset(stops), self._bad_ids(each))
             rules.append(_Rules(frozenset(stops), edits, self.matcher(edits)))
         return rules
 
     def _checked(self, params: Any) -> SamplingParams:
-        """A copy of parameters that this engine can follow."""
+        """A copy of `params`, checked against this engine. TypeError or ValueError if they are invalid."""
         if not isinstance(params, SamplingParams):
             raise TypeError(
-                f"sampling_params must be a SamplingParams or a list of them, one a prompt; got {type(params).__name__}"
+                "sampling_params must be a SamplingParams or a list with one for each prompt; got "
+                f"{type(params).__name__}"
             )
         if params.logprobs is not None and params.logprobs > MAX_LOGPROBS:
             raise ValueError(f"SamplingParams.logprobs = {params.logprobs} is invalid: use at most {MAX_LOGPROBS}")
@@ -147,13 +148,13 @@ class RequestBuilder:
             raise ValueError("SamplingParams.bad needs a tokenizer; use bad_token_ids with skip_tokenizer_init=True")
         if params.apply_batched_logits_processor and not self.facts.batched_processor:
             raise ValueError(
-                "SamplingParams.apply_batched_logits_processor = True needs a processor: give "
+                "SamplingParams.apply_batched_logits_processor = True needs a processor: set "
                 "LLM(batched_logits_processor=...)"
             )
         return params.model_copy()
 
     def _check_ids(self, params: SamplingParams) -> None:
-        """What speaks of the vocabulary must fit the model's."""
+        """ValueError if a token id or the length of `embedding_bias` does not fit the model's vocabulary."""
         named = {
             "bad_token_ids": params.bad_token_ids,
             "stop_token_ids": params.stop_token_ids,
@@ -169,7 +170,7 @@ class RequestBuilder:
             )
 
     def _bad_ids(self, params: SamplingParams) -> list[tuple[int, ...]]:
-        """The ids of each bad word, at the beginning of a text and within one."""
+        """The token ids of each bad word, encoded with and without a space before it."""
         if self._tokenizer is None:
             return []
         spellings = [spelling for word in params.bad_words for spelling in (word, f" {word}")]
@@ -181,15 +182,16 @@ class RequestBuilder:
     def _request(
         self, prompt: Prompt, params: SamplingParams, rules: _Rules, interval: int | None, embed: bool
     ) -> tuple[RequestOutput, list[Request]]:
-        """A result and the sequences that will fill it."""
-        max_tokens = self._fitting_max_tokens(prompt, params)
-        rule = params.resolved()
-        # Fresh from the system, so that neither processes nor forks of one draw alike.
-        seed = rule.seed if rule.seed is not None else secrets.randbits(64)
+        """A result and the sequences that fill it."""
+        max_tokens = self._clamped_max_tokens(prompt, params)
+        sampling = params.resolved()
+        # From the system's entropy, so that two processes, or a process and its fork, do not draw the same samples.
+        seed = sampling.seed if sampling.seed is not None else secrets.randbits(64)
         best_of_more = params.sequences > params.n
         requests: list[Request] = []
         running: weakref.WeakSet[Request] = weakref.WeakSet()
-        # The result must not keep the LLM alive, only the engine that fills it; and a sequence holds its result.
+        # A local, so that the result refers to the engine but not to the LLM. The set above is weak because a sequence
+        # refers to its result.
         end = self._finish
 
         def abort() -> None:
@@ -206,11 +208,11 @@ class RequestBuilder:
             keep=params.n,
         )
         if not params.exclude_input_from_output:
-            output._begin_with(prompt.ids, shown_prompt(prompt, params, self._tokenizer))
+            output._prepend_prompt(prompt.ids, shown_prompt(prompt, params, self._tokenizer))
         prompt_logprobs = PromptLogprobs(prompt.ids, params.prompt_logprobs)
         ids = tuple(prompt.ids)
         for index in range(params.sequences):
-            stream = OutputProcessor(
+            processor = OutputProcessor(
                 output,
                 index,
                 params,
@@ -223,9 +225,9 @@ class RequestBuilder:
                 Request(
                     prompt=ids,
                     max_tokens=max_tokens,
-                    sampling=replace(rule, seed=(seed + index) % (1 << 64)),
+                    sampling=replace(sampling, seed=(seed + index) % (1 << 64)),
                     stop_ids=rules.stop_ids,
-                    # The best are chosen by log-probabilities.
+                    # best_of ranks the sequences by their log-probabilities.
                     num_logprobs=0 if params.logprobs is None and best_of_more else params.logprobs,
                     edits=rules.edits,
                     matcher=rules.matcher.copy() if rules.matcher else None,
@@ -233,13 +235,14 @@ class RequestBuilder:
                     id=output.request_id,
                     salt=prompt.salt,
                     parent=requests[0] if requests else None,
-                    owner=stream,
+                    owner=processor,
                 )
             )
         running.update(requests)
         return output, requests
 
-    def _fitting_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
+    def _clamped_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
+        """`max_tokens`, or what `max_seq_len` leaves after the prompt. RequestError if the prompt is too long."""
         length, limit = len(prompt.ids), self.facts.max_seq_len
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
             raise RequestError(
@@ -256,28 +259,28 @@ class RequestBuilder:
     def _detokenizer(self, prompt: Prompt, params: SamplingParams) -> IncrementalDetokenizer | None:
         if self._tokenizer is None or not params.detokenize:
             return None
-        goes_on = not params.exclude_input_from_output
+        continues_prompt = not params.exclude_input_from_output
         return IncrementalDetokenizer(
             self._tokenizer,
             skip_special_tokens=params.skip_special_tokens,
             stop=params.stop_strings,
             include_stop=params.include_stop_str_in_output,
-            after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if goes_on else None,
+            after=anchor_of(self._tokenizer, prompt.ids, params.skip_special_tokens) if continues_prompt else None,
         )
 
 
 def _reports(params: SamplingParams, embed: bool, first: bool) -> frozenset[str]:
-    """What a sample's updates carry; the `first` one computes the prompt that all of them share."""
-    wanted = {
+    """Names of the `ROW_OUTPUTS` that a sample reports; the `first` sample computes the prompt for all of them."""
+    requested = {
         "generation_logits": params.return_generation_logits,
         "context_logits": first and (params.return_context_logits or params.prompt_logprobs is not None),
         "embedding": embed,
     }
-    return frozenset(name for name, asked in wanted.items() if asked)
+    return frozenset(name for name, is_requested in requested.items() if is_requested)
 
 
 def shown_prompt(prompt: Prompt, params: SamplingParams, tokenizer: Tokenizer | None) -> str:
-    """The text that the prompt's ids stand for, which may be the end of what was given; "" where none is wanted."""
+    """The text of the prompt's ids, after truncation; "" if the request does not detokenise."""
     if tokenizer is None or not params.detokenize:
         return ""
     if prompt.text is not None and params.truncate_prompt_tokens is None:

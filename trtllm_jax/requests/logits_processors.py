@@ -1,4 +1,4 @@
-"""Users' own changes to logits before a token is drawn."""
+"""Interfaces of users' functions that change logits before a token is drawn."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -8,24 +8,25 @@ from trtllm_jax.engine.logit_edits import Logits, Processor
 
 
 class LogitsProcessor(ABC):
-    """A user's change to the logits of one sequence, called for each of its tokens.
+    """A user's function that changes the logits of one sequence; called for each token that it generates.
 
-    A plain function with the same parameters does as well. It runs in the engine's thread: everyone waits for it.
+    A plain function with the same parameters may be given instead. It runs in the engine's thread and delays all
+    requests.
     """
 
     @abstractmethod
     def __call__(
         self, req_id: int, logits: Logits, token_ids: list[list[int]], stream_ptr: int | None, client_id: int | None
     ) -> None:
-        """Change `logits` [1, 1, vocab], the model's own in float32, in place.
+        """Change `logits` [1, 1, vocab], float32 and not yet edited, in place.
 
-        `token_ids` [[...]] are the prompt's and what was generated so far. `stream_ptr` and `client_id` are None: there
-        is no stream to order with.
+        `token_ids` is a list of one list: the ids of the prompt and those generated so far. `stream_ptr` and
+        `client_id` are None, because there is no CUDA stream to synchronise with.
         """
 
 
 class BatchedLogitsProcessor(ABC):
-    """As `LogitsProcessor`, called once a step with lists: an entry for each sequence that asks for it."""
+    """Like `LogitsProcessor`, but called once a step, with one entry for each sequence that requests it."""
 
     @abstractmethod
     def __call__(
@@ -40,7 +41,7 @@ class BatchedLogitsProcessor(ABC):
 
 
 def as_processors(value: Any) -> tuple[Processor, ...]:
-    """What a user gave as `logits_processor`: None, a callable or a list of them."""
+    """The processors in a user's `logits_processor`: None, a callable or a list of them. ValueError otherwise."""
     if value is None:
         return ()
     many = tuple(value) if isinstance(value, Sequence) else (value,)

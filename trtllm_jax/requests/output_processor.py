@@ -1,4 +1,4 @@
-"""From token ids to what users read: one thread turns the engine's updates into text and wakes the waiters."""
+"""From token ids to results: one thread detokenises the engine's updates and wakes whoever waits for a result."""
 
 import queue
 import threading
@@ -17,16 +17,16 @@ _LISTS = ("token_ids", "logprobs")
 
 
 class OutputProcessor:
-    """One sequence's way out: detokenising, stop strings, and when its owner is told.
+    """Turns one sequence's updates into text, finds stop strings, and delivers to the sequence's result.
 
     Args:
-        output: the owner's result.
-        index: which of its n sequences.
-        params: what was asked for.
-        detokenizer: None where no text is wanted.
-        interval: steps between two deliveries, None to deliver only at the end.
-        stop: called when the text hit a stop string, so that the engine ends the sequence.
-        prompt_logprobs: of the prompt, which all its sequences share.
+        output: the result to deliver to.
+        index: which of its n sequences this is.
+        params: the request's sampling parameters.
+        detokenizer: None if the request does not detokenise.
+        interval: steps between two deliveries; None to deliver only at the end.
+        stop: called when the text contains a stop string, so that the engine ends the sequence.
+        prompt_logprobs: the prompt's, shared by all its samples.
     """
 
     def __init__(
@@ -54,39 +54,39 @@ class OutputProcessor:
         self._wants_outputs = (
             params.return_generation_logits or params.return_context_logits or params.prompt_logprobs is not None
         )
-        self._waiting: _Waiting | None = None
+        self._pending: _PendingDelta | None = None
 
     def take(self, update: Update) -> None:
-        """Add one step's update, and deliver what is due."""
+        """Process one step's update, and deliver if a delivery is due."""
         if self._ended:
             return
         if update.error is not None:
             self._ended = True
             self._output._deliver(Delta(self._index, error=update.error))
-            # The other samples of its prompt have nobody left to tell.
+            # The result has failed, so the prompt's other samples need not go on.
             self._output._abort()
             return
         if update.tokens and not self._tokens:
             self._output._note_start(update.admission)
-        gained = self._gain(update)
+        delta = self._delta(update)
         self._steps += 1
-        if gained.finish_reason is not None:
+        if delta.finish_reason is not None:
             self._ended = True
             self._output._note_end()
         due = self._ended or (self._interval is not None and self._steps % self._interval == 0)
-        if due and self._waiting is None:
-            self._output._deliver(gained)
+        if due and self._pending is None:
+            self._output._deliver(delta)
             return
-        self._waiting = _Waiting() if self._waiting is None else self._waiting
-        self._waiting.add(gained)
+        self._pending = _PendingDelta() if self._pending is None else self._pending
+        self._pending.add(delta)
         if due:
-            self._output._deliver(self._waiting.joined(gained))
-            self._waiting = None
+            self._output._deliver(self._pending.joined(delta))
+            self._pending = None
 
-    def _gain(self, update: Update) -> Delta:
-        """What a step brought, as its owner sees it."""
+    def _delta(self, update: Update) -> Delta:
+        """A step's update in the form of results: with text, and without tokens at or after a stop."""
         if "embedding" in update.outputs:
-            # The engine draws a token after every prompt; nobody asked for this one.
+            # The engine draws a token after every prompt; an embedding request drops it.
             return Delta(self._index, finish_reason=FinishReason.STOP.value, outputs=update.outputs)
         tokens, finish = update.tokens, update.finish
         logprobs: Sequence[TokenLogprobs] = update.outputs.get("logprobs", ())
@@ -104,7 +104,7 @@ class OutputProcessor:
             if finish is not None:
                 text += self._detokenizer.finish()
             if self._detokenizer.stopped is not None:
-                # A stop string may be recognised only after tokens that follow it were delivered.
+                # A stop string may be found only after tokens that follow it were delivered.
                 kept = max((self._detokenizer.num_tokens_at_stop or 0) - self._tokens, 0)
                 tokens, stop_reason, end = tokens[:kept], self._detokenizer.stopped, None
                 if finish is None:
@@ -112,11 +112,11 @@ class OutputProcessor:
                 finish = FinishReason.STOP
         self._tokens += len(tokens)
         details = [_readable(entry) for entry in logprobs[: len(tokens)]] if logprobs else ()
-        gained = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason, end=end)
-        return gained._replace(outputs=self._outputs(update, len(tokens))) if self._wants_outputs else gained
+        delta = Delta(self._index, text, tokens, details, finish.value if finish else None, stop_reason, end=end)
+        return delta._replace(outputs=self._outputs(update, len(tokens))) if self._wants_outputs else delta
 
     def _outputs(self, update: Update, tokens: int) -> dict[str, Sequence[Any]]:
-        """What few ask for: the logits of the tokens, and what the model said after the prompt's next ones."""
+        """The optional outputs: logits of the generated tokens, and logits and log-probabilities of the prompt."""
         found: dict[str, Sequence[Any]] = {}
         if self.params.return_generation_logits:
             found["generation_logits"] = update.outputs.get("generation_logits", ())[:tokens]
@@ -127,7 +127,7 @@ class OutputProcessor:
         return found
 
     def _prompt_entries(self, update: Update) -> Sequence[TokenLogprobs]:
-        """The first sample has the prompt's entries as they come, the others all of them with their first token."""
+        """The prompt's log-probabilities to report: a first sample's as they come, others' with their first token."""
         shared = self._prompt_logprobs
         if self._index == 0:
             entries = update.outputs.get("prompt_logprobs") or shared.take(update)
@@ -140,8 +140,8 @@ class OutputProcessor:
         return [*shared.reported[:-1], *last]
 
 
-class _Waiting:
-    """What steps brought that their owner is not told yet, in lists that grow: a delta a token would be a heap."""
+class _PendingDelta:
+    """Deltas that are not delivered yet, merged into lists: keeping one object for each token would be slow."""
 
     def __init__(self) -> None:
         self._texts: list[str] = []
@@ -156,18 +156,19 @@ class _Waiting:
             self._outputs.setdefault(name, []).extend(entries)
 
     def joined(self, last: Delta) -> Delta:
-        """All of it as one delta, which ends as the last one does."""
+        """The merged delta, with the finish reason of the `last` one."""
         every: dict[str, Any] = {"text": "".join(self._texts), "outputs": self._outputs, **self._lists}
         return last._replace(**every)
 
 
 class PromptLogprobs:
-    """What all samples of a prompt report of it: one entry a token, of the logits after it and the id that follows.
+    """Log-probabilities of a prompt, shared by its samples: one entry for each prompt token.
 
-    As in TensorRT-LLM entry i has the `count` likeliest after token i, and token i + 1; the last has a sample's first.
+    As in TensorRT-LLM, entry i has the `count` likeliest tokens after token i, and token i + 1. The last entry has the
+    first generated token of a sample in place of token i + 1.
 
     Attributes:
-        reported: the entries of the first sample, which computes the prompt, as far as its owner has them.
+        reported: the entries that the first sample, which computes the prompt, has reported so far.
     """
 
     def __init__(self, prompt: Sequence[int], count: int | None) -> None:
@@ -178,7 +179,7 @@ class PromptLogprobs:
         self.reported: list[TokenLogprobs] = []
 
     def take(self, update: Update) -> list[TokenLogprobs]:
-        """The entries of the prompt's next logits, which an update of its first sample brings."""
+        """The entries of the prompt logits in an update of the first sample."""
         entries = []
         for logits in update.outputs.get("context_logits", ()):
             self._seen += 1
@@ -190,7 +191,7 @@ class PromptLogprobs:
         return entries
 
     def last(self, token: int) -> list[TokenLogprobs]:
-        """The last entry of a sample that begins with `token`; none where the first sample ended before it."""
+        """The last entry, for a sample that begins with `token`; none if the first sample ended before computing it."""
         return [] if self._logits is None else [self._entry(self._logits, token)]
 
     def _entry(self, logits: Logits, token: int) -> TokenLogprobs:
@@ -199,13 +200,13 @@ class PromptLogprobs:
 
 
 def _readable(entry: TokenLogprobs) -> dict[int, Logprob]:
-    """The alternatives by id, best first, and the drawn token after them if it is not one of them."""
+    """Log-probabilities by token id: the likeliest first, then the drawn token if it is not among them."""
     best = {token: Logprob(logprob, rank) for rank, (token, logprob) in enumerate(entry.top, start=1)}
     return best | {entry.token: Logprob(entry.logprob, entry.rank)}
 
 
 class OutputThread:
-    """The thread between the engine and the users; every update's owner is a OutputProcessor."""
+    """A thread that takes the engine's updates to their owners, each an `OutputProcessor`."""
 
     def __init__(self) -> None:
         self._updates: queue.SimpleQueue[Sequence[Update] | None] = queue.SimpleQueue()
@@ -213,26 +214,26 @@ class OutputThread:
         self._thread.start()
 
     def put(self, updates: Sequence[Update]) -> None:
-        """Hand over one step's updates; never blocks."""
+        """Queue one step's updates; never blocks."""
         self._updates.put(updates)
 
     def end(self) -> None:
-        """Nothing more is handed over; what was will be delivered."""
+        """End the thread once it has delivered what is queued; nothing may be queued afterwards."""
         self._updates.put(None)
 
     def join(self) -> None:
-        """Wait for that, where this is another thread and `end` was called or will be."""
+        """Wait until the thread has ended, which needs a call of `end`; returns at once in the thread itself."""
         if self._thread is not threading.current_thread():
             self._thread.join()
 
     def _run(self) -> None:
         while (updates := self._updates.get()) is not None:
             deliver(updates)
-            del updates  # what has ended is its owner's alone, also while this thread waits
+            del updates  # so that the waiting thread keeps no finished request alive
 
 
 def deliver(updates: Iterable[Update]) -> None:
-    """Give each update to its owner. One sequence's fault reaches its owner and nobody else."""
+    """Pass each update to its owner. An exception fails the sequence that it concerns and no other."""
     for update in updates:
         try:
             update.request.owner.take(update)
@@ -240,4 +241,4 @@ def deliver(updates: Iterable[Update]) -> None:
             try:
                 update.request.owner.take(Update(update.request, error=detached(failure)))
             except Exception:
-                logger.exception("a result could not be told its failure")
+                logger.exception("the failure of a request could not be delivered to its result")

@@ -1,4 +1,4 @@
-"""What a request gives back: results that can be waited for, awaited and iterated, in TensorRT-LLM's shape."""
+"""The results of requests, with TensorRT-LLM's names: they can be waited for, awaited and iterated."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ class Logprob:
 
 
 class Delta(NamedTuple):
-    """What one of a request's n sequences gained since the last time its owner was told."""
+    """What one of a request's n sequences gained since the last delivery."""
 
     sequence: int
     text: str = ""
@@ -35,7 +35,7 @@ class Delta(NamedTuple):
     error: BaseException | None = None
     end: tuple[int, dict[int, Logprob]] | None = None
     outputs: Mapping[str, Sequence[Any]] = {}
-    """What else it asked for, by name."""
+    """The optional outputs that were requested, by name."""
 
 
 @dataclass
@@ -44,13 +44,13 @@ class CompletionOutput:
 
     Attributes:
         index: 0 to n - 1.
-        text: the generated text, without the stop string or token unless those were asked for.
+        text: the generated text; without the stop string or token, unless include_stop_str_in_output is set.
         token_ids: the generated ids.
-        cumulative_logprob: sum of the ids' log-probabilities, None unless log-probabilities were asked for.
-        logprobs: for each id the alternatives asked for, the id itself always among them.
-        prompt_logprobs: for each id of the prompt the alternatives asked for after it, the id that follows it among
-            them; the last entry has the first id that was generated.
-        finish_reason: "stop", "length" or "cancelled"; None while it runs.
+        cumulative_logprob: the sum of the ids' log-probabilities; None unless `logprobs` was requested.
+        logprobs: for each id, the requested number of likeliest ids, and always the id itself.
+        prompt_logprobs: for each id of the prompt, the requested number of likeliest ids after it, and always the id
+            that follows it; in the last entry that is the first generated id.
+        finish_reason: "stop", "length" or "cancelled"; None while the sequence runs.
         stop_reason: the stop string, or the id of stop_token_ids, that ended it; None for the end-of-sequence id.
     """
 
@@ -72,17 +72,17 @@ class CompletionOutput:
 
     @property
     def end_logprobs(self) -> tuple[int, dict[int, Logprob]] | None:
-        """The id that ended it, where `token_ids` do not hold it, and its alternatives, if they were asked for."""
+        """The ending id that `token_ids` lacks, with its log-probabilities; None without one, or if not requested."""
         return self._end
 
     @property
     def length(self) -> int:
-        """Generated ids so far."""
+        """The number of ids generated so far."""
         return len(self.token_ids) - self._prompt_tokens
 
     @property
     def generation_logits(self) -> Logits | None:
-        """The model's logits that each id was drawn from, before any change: float32 [ids, vocab], if asked for."""
+        """The model's logits for each generated id, before any edit: float32 [ids, vocab]; None if not requested."""
         return _joined(self._logits)
 
     @property
@@ -101,7 +101,7 @@ class CompletionOutput:
         return self.logprobs[self._seen_logprobs :]
 
     def _copied(self) -> "CompletionOutput":
-        """The same with lists of its own."""
+        """A copy that shares no list with this object."""
         lists: dict[str, Any] = {name: list(value) for name, value in vars(self).items() if isinstance(value, list)}
         return replace(self, **lists)
 
@@ -124,21 +124,21 @@ class CompletionOutput:
 
 
 class RequestOutput:
-    """The result of one prompt, filled while it is waited for, awaited or iterated.
+    """The result of one prompt, updated when it is waited for, awaited or iterated.
 
-    `result()` and `await` give the finished output. Iterating, plainly or with `async for`, gives this same object
-    after every step that brought something, until it is finished. `copy` and `pickle` give what is known at that time,
-    as data: a copy of an unfinished output gets no more.
+    `result()` and `await` return the finished output. Iterating, with `for` or `async for`, yields this same object
+    after every step that added something, until it is finished. `copy` and `pickle` take a snapshot: a copy of an
+    unfinished output is not updated further.
 
     Attributes:
-        request_id: counts the requests of one LLM.
-        prompt: the text; None where token ids were given.
+        request_id: numbers the requests of one LLM, from 1.
+        prompt: the text; None if token ids were given.
         prompt_token_ids: the ids.
         outputs: the n sequences; with best_of the n likeliest, best first.
-        finished: whether all of them ended.
-        cached_tokens: of the prompt, how many the prefix cache had; known with the first token.
-        embedding: the prompt's, float32 [embed], of length one, where `embed` was asked for it.
-        error: the message of the failure that ended it, if one did; `result()` and iteration raise the failure.
+        finished: whether all sequences have ended.
+        cached_tokens: the number of prompt tokens found in the prefix cache; known with the first token.
+        embedding: the prompt's embedding, float32 [embed], of norm 1; None unless `embed` made this output.
+        error: the message of the failure that ended the request, if any; `result()` and iteration raise the failure.
     """
 
     def __init__(
@@ -161,17 +161,17 @@ class RequestOutput:
         self.finished = False
         self.cached_tokens = 0
         self.embedding: Embedding | None = None
-        self._began = time.perf_counter()
-        self._waited: float | None = None
-        self._first: float | None = None
-        self._last: float | None = None
+        self._start_time = time.perf_counter()
+        self._queue_time: float | None = None
+        self._first_token_time: float | None = None
+        self._last_token_time: float | None = None
         self.error: str | None = None
         self._abort = abort
         self._before_waiting = before_waiting
         self._aborted = False
         self._failure: BaseException | None = None
         self._arrived: list[Delta] = []
-        # A plain lock is taken faster than the condition over it, and most outputs are never waited for by a thread.
+        # Taking the plain lock is faster than taking the condition, and no thread waits for most outputs.
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._blocked = 0
@@ -180,40 +180,41 @@ class RequestOutput:
 
     @property
     def context_logits(self) -> Logits | None:
-        """The model's logits after each id of the prompt: float32 [prompt, vocab], if asked for."""
+        """The model's logits after each id of the prompt: float32 [prompt, vocab]; None if not requested."""
         return _joined(self._context)
 
     @property
     def metrics_dict(self) -> dict[str, float]:
-        """How long it took, in seconds and TensorRT-LLM's names, as far as it is known.
+        """Latencies in seconds, by TensorRT-LLM's names; those not known yet are left out.
 
-        `request_queue_time` is the engine's, until the request was admitted; `ttft` the time to the first token, and
-        `e2e` to the last one, where text is made; `tpot` is the mean time between the longest answer's tokens.
+        `request_queue_time` is the time in the engine until the request was admitted. `ttft` and `e2e` are the times
+        to the first and to the last token, until they are detokenised. `tpot` is the mean time between tokens of the
+        longest answer.
         """
-        found = {} if self._waited is None else {"request_queue_time": self._waited}
-        if self._first is not None:
-            found["ttft"] = self._first - self._began
-        if self.finished and self._last is not None:
-            found["e2e"] = self._last - self._began
+        found = {} if self._queue_time is None else {"request_queue_time": self._queue_time}
+        if self._first_token_time is not None:
+            found["ttft"] = self._first_token_time - self._start_time
+        if self.finished and self._last_token_time is not None:
+            found["e2e"] = self._last_token_time - self._start_time
             most = max((output.length for output in self.outputs), default=0)
-            if self._first is not None and most > 1:
-                found["tpot"] = (self._last - self._first) / (most - 1)
+            if self._first_token_time is not None and most > 1:
+                found["tpot"] = (self._last_token_time - self._first_token_time) / (most - 1)
         return found
 
     def result(self, timeout: float | None = None) -> "RequestOutput":
-        """This output once it is finished. TimeoutError after `timeout` seconds; it then goes on."""
-        if not self._block(self._complete, timeout):
+        """This output once it is finished. TimeoutError after `timeout` seconds; the request then still runs."""
+        if not self._block(self._is_complete, timeout):
             raise TimeoutError(f"request {self.request_id} is not finished after {timeout} s; it still runs")
         return self._take_step()
 
     async def aresult(self) -> "RequestOutput":
         """This output once it is finished."""
-        while not self._complete():
-            await self._arrival(self._complete)
+        while not self._is_complete():
+            await self._next_delta(self._is_complete)
         return self._take_step()
 
     def abort(self) -> None:
-        """End the request soon; what it generated until then stays, with the finish reason "cancelled"."""
+        """End the request soon with the finish reason "cancelled"; it keeps what it has generated."""
         self._aborted = True
         self._abort()
 
@@ -230,7 +231,7 @@ class RequestOutput:
     def __next__(self) -> "RequestOutput":
         if self._iterated_to_end:
             raise StopIteration
-        self._block(self._something)
+        self._block(self._has_update)
         return self._next_step()
 
     def __aiter__(self) -> AsyncIterator["RequestOutput"]:
@@ -239,12 +240,12 @@ class RequestOutput:
     async def __anext__(self) -> "RequestOutput":
         if self._iterated_to_end:
             raise StopAsyncIteration
-        while not self._something():
-            await self._arrival(self._something)
+        while not self._has_update():
+            await self._next_delta(self._has_update)
         return self._next_step()
 
     def __getstate__(self) -> dict[str, Any]:
-        # Under the lock, so that what arrived is either in the outputs or still to be added to them, and never both.
+        # Under the lock, so that a delta is either in the outputs or still pending, and never both.
         with self._lock:
             state = self.__dict__ | {
                 "prompt_token_ids": list(self.prompt_token_ids),
@@ -258,13 +259,16 @@ class RequestOutput:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._abort, self._before_waiting = _nothing, self._refuse_to_wait
+        self._abort, self._before_waiting = _no_op, self._refuse_to_wait
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._blocked, self._wakers = 0, []
 
     def _refuse_to_wait(self) -> None:
-        raise RuntimeError(f"this is a copy of request {self.request_id}, made before it was finished: it gets no more")
+        raise RuntimeError(
+            f"this is a copy of request {self.request_id}, made before it was finished, and is not updated: wait for "
+            "the original"
+        )
 
     def __repr__(self) -> str:
         return (
@@ -272,24 +276,24 @@ class RequestOutput:
             f"prompt_token_ids={self.prompt_token_ids}, outputs={self.outputs}, finished={self.finished})"
         )
 
-    def _begin_with(self, token_ids: Sequence[int], text: str) -> None:
-        """Let every sequence hold the prompt first."""
+    def _prepend_prompt(self, token_ids: Sequence[int], text: str) -> None:
+        """Put the prompt before the answer of every sequence."""
         for output in self.outputs:
             output.token_ids, output.text, output._prompt_tokens = list(token_ids), text, len(token_ids)
 
     def _note_start(self, admission: Admission | None) -> None:
-        """The first token of a sequence came."""
-        if self._first is None:
-            self._first = time.perf_counter()
+        """Record the time and the admission of a sequence's first token."""
+        if self._first_token_time is None:
+            self._first_token_time = time.perf_counter()
             if admission is not None:
-                self.cached_tokens, self._waited = admission
+                self.cached_tokens, self._queue_time = admission
 
     def _note_end(self) -> None:
-        """A sequence ended."""
-        self._last = time.perf_counter()
+        """Record the time at which a sequence ended."""
+        self._last_token_time = time.perf_counter()
 
     def _deliver(self, delta: Delta) -> None:
-        """Called from the postprocessing thread, or from the event loop that receives for a `RemoteLLM`."""
+        """Add a delta and wake the waiters; called by the output thread, or by a `RemoteLLM`'s event loop."""
         with self._lock:
             self._arrived.append(delta)
             if self._blocked:
@@ -299,19 +303,19 @@ class RequestOutput:
             if thread == threading.get_ident():
                 _wake(waker)
             else:
-                with contextlib.suppress(RuntimeError):  # the loop was closed: nobody waits there any more
+                with contextlib.suppress(RuntimeError):  # the loop was closed, so no task waits in it
                     loop.call_soon_threadsafe(_wake, waker)
 
-    def _something(self) -> bool:
+    def _has_update(self) -> bool:
         return bool(self._arrived) or self.finished or self._failure is not None
 
-    def _complete(self) -> bool:
+    def _is_complete(self) -> bool:
         if self.finished or any(delta.error for delta in self._arrived):
             return True
         ended = {delta.sequence for delta in self._arrived if delta.finish_reason}
         return all(output.finish_reason or output.index in ended for output in self.outputs)
 
-    async def _arrival(self, ready: Callable[[], bool]) -> None:
+    async def _next_delta(self, ready: Callable[[], bool]) -> None:
         self._before_waiting()
         loop = asyncio.get_running_loop()
         waker = loop.create_future()
@@ -322,7 +326,7 @@ class RequestOutput:
         await waker
 
     def _block(self, ready: Callable[[], bool], timeout: float | None = None) -> bool:
-        """Wait in this thread; False where that took too long."""
+        """Block this thread until `ready`; False after `timeout` seconds."""
         if ready():
             return True
         self._before_waiting()
@@ -339,7 +343,7 @@ class RequestOutput:
         return self
 
     def _take_step(self) -> "RequestOutput":
-        """Apply everything that arrived; raises the failure that ended the request, if one did."""
+        """Apply all pending deltas; raises the failure that ended the request, if any."""
         with self._lock:
             arrived, self._arrived = self._arrived, []
             if arrived:
@@ -367,26 +371,26 @@ class RequestOutput:
 
 
 def _copied(failure: BaseException) -> BaseException:
-    """The failure for one who waits: its traceback is theirs alone, and holds no result that would hold it in turn."""
+    """A copy of the failure to raise: raising the stored one would add frames, which refer back to the result."""
     try:
         copied = copy.copy(failure)
-    except Exception:  # an exception whose arguments are not its constructor's
+    except Exception:  # an exception whose `args` its constructor does not accept
         return failure
     copied.__cause__ = failure.__cause__
     return copied.with_traceback(failure.__traceback__)
 
 
-def _nothing() -> None:
-    """What there is to abort of a copy."""
+def _no_op() -> None:
+    """The `abort` of a copy, which has no request to end."""
 
 
 def _wake(waker: "asyncio.Future[None]") -> None:
-    if not waker.done():  # who waited may have been cancelled
+    if not waker.done():  # the waiting task may have been cancelled
         waker.set_result(None)
 
 
 def _joined(parts: list[Logits]) -> Logits | None:
-    """What arrived so far as one array [..., vocab], which takes the place of its parts; None for none."""
+    """The concatenation of `parts`, [..., vocab], with which it replaces them; None if there are none."""
     if len(parts) > 1:
         parts[:] = [np.concatenate(parts)]
     return parts[0] if parts else None

@@ -1,4 +1,4 @@
-"""How one request is sampled and when it ends: what a user asks for, and what the engine computes with."""
+"""`SamplingParams`: how one request is sampled and when it ends, and the engine's form of these settings."""
 
 import os
 import reprlib
@@ -18,7 +18,7 @@ from trtllm_jax.structured.params import GuidedDecodingParams
 _ALLOW_N_GREEDY = "TLLM_ALLOW_N_GREEDY_DECODING"
 _NO_NGRAM = 1 << 30
 _LEAST_TOP_P, _RESET_ID = 1e-6, 1
-"""TensorRT-LLM's values where top_p_decay is given alone."""
+"""TensorRT-LLM's defaults of top_p_min and top_p_reset_ids, if only top_p_decay is given."""
 
 NonEmptyStr = Annotated[str, Field(min_length=1)]
 TokenIdOrNone = Annotated[int, Field(ge=-1)]
@@ -37,14 +37,14 @@ LogprobCount = Annotated[
 class SamplingParams(StrictModel):
     """TensorRT-LLM's sampling parameters, with its names and defaults.
 
-    Greedy when none of ``temperature``, ``top_k``, ``top_p`` is given, or ``temperature`` or ``top_p`` is 0, or
-    ``top_k`` is 1; otherwise those not given are 1.0, 0 (all tokens) and 1.0. Lengths are in tokens;
-    ``truncate_prompt_tokens`` keeps a prompt's last tokens; ``end_id`` -1 means none; ``logprobs`` counts alternatives
-    (True: 1). ``length_penalty`` concerns beams, ``pad_id`` batches of one length and ``spaces_between_special_tokens``
-    slow tokenizers: none of them changes a result here.
+    Decoding is greedy if none of ``temperature``, ``top_k`` and ``top_p`` is given, if ``temperature`` or ``top_p`` is
+    0, or if ``top_k`` is 1; otherwise they default to 1.0, 0 (all tokens) and 1.0. Lengths are in tokens.
+    ``truncate_prompt_tokens`` keeps that many of a prompt's last tokens. ``end_id`` -1 means no end id. ``logprobs`` is
+    the number of alternatives to report (True means 1). ``length_penalty`` concerns beam search, ``pad_id`` padded
+    batches and ``spaces_between_special_tokens`` slow tokenizers; none of them has an effect here.
     """
 
-    _later: ClassVar = {
+    _unavailable: ClassVar = {
         "beam_width": (1,),
         "use_beam_search": (False,),
         "beam_search_diversity_rate": (None, 0.0),
@@ -110,44 +110,44 @@ class SamplingParams(StrictModel):
 
     @property
     def greedy(self) -> bool:
-        """Whether each token is the likeliest one."""
+        """Whether decoding always takes the likeliest token."""
         unset = self.temperature is None and self.top_k is None and self.top_p is None
         return unset or self.temperature == 0 or self.top_k == 1 or self.top_p == 0
 
     @property
     def stop_strings(self) -> tuple[str, ...]:
-        """``stop`` as a tuple, empty where there is none."""
+        """``stop`` as a tuple; empty if it is None."""
         if self.stop is None:
             return ()
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
 
     @property
     def bad_words(self) -> tuple[str, ...]:
-        """``bad`` as a tuple, empty where there is none."""
+        """``bad`` as a tuple; empty if it is None."""
         if self.bad is None:
             return ()
         return (self.bad,) if isinstance(self.bad, str) else tuple(self.bad)
 
     @property
     def sequences(self) -> int:
-        """How many sequences are generated, of which the best n are returned."""
+        """The number of sequences to generate, of which the best n are returned."""
         return self.best_of or self.n
 
     def edits(self, ends: frozenset[int], bad: Sequence[tuple[int, ...]]) -> LogitEdits | None:
-        """What changes the logits of a sequence that ``ends`` end, None if nothing does.
+        """The changes to a sequence's logits before a token is drawn; None if there are none.
 
-        ``bad`` are the ids of the bad words, besides ``bad_token_ids``.
+        ``ends`` are the ids that end the sequence; ``bad`` the ids of each bad word, besides ``bad_token_ids``.
         """
         bad = (*bad, *((token,) for token in self.bad_token_ids or ()))
         penalties = (self.repetition_penalty or 1.0, self.presence_penalty or 0.0, self.frequency_penalty or 0.0)
         ngram = min(self.no_repeat_ngram_size or 0, _NO_NGRAM)
         processors = as_processors(self.logits_processor)
-        asked = (
+        requested = (
             bool(processors), self.apply_batched_logits_processor, self.embedding_bias is not None,
             penalties != (1.0, 0.0, 0.0), (self.min_tokens or 0) > 0, 0 < ngram < _NO_NGRAM, bool(bad),
             self.guided_decoding is not None,
         )  # fmt: skip
-        if not any(asked):
+        if not any(requested):
             return None
         repetition, presence, frequency = penalties
         return LogitEdits(
@@ -166,7 +166,7 @@ class SamplingParams(StrictModel):
         )
 
     def resolved(self) -> Sampling:
-        """The values to compute with, all defaults applied."""
+        """The engine's sampling settings, with all defaults applied."""
         if self.greedy:
             return Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=self.seed, greedy=True)
         return Sampling(
@@ -186,7 +186,7 @@ class SamplingParams(StrictModel):
         return NucleusDecay(self.top_p_decay, self.top_p_min or _LEAST_TOP_P, reset_id)
 
     def copy(self) -> Self:  # type: ignore[override]
-        """An independent record with equal values."""
+        """A deep copy."""
         return self.model_copy(deep=True)
 
     @model_validator(mode="after")
@@ -204,8 +204,8 @@ class SamplingParams(StrictModel):
             )
         if self.stop_strings and not self.detokenize:
             raise ValueError(
-                f"SamplingParams.stop = {self.stop!r} is invalid with detokenize = False: stop strings are looked for "
-                "in the text; use stop_token_ids or detokenize=True"
+                f"SamplingParams.stop = {self.stop!r} is invalid with detokenize = False: stop strings are found in "
+                "the text; use stop_token_ids or detokenize=True"
             )
         if (self.min_tokens or 0) > self.max_tokens:
             raise ValueError(
@@ -214,7 +214,7 @@ class SamplingParams(StrictModel):
             )
         if self.greedy and (self.top_p_decay or 1.0) != 1.0:
             raise ValueError(
-                f"SamplingParams.top_p_decay = {self.top_p_decay} is invalid: greedy decoding draws from no top_p; set "
+                f"SamplingParams.top_p_decay = {self.top_p_decay} is invalid: greedy decoding does not use top_p; set "
                 "temperature or top_p, or leave it out"
             )
         as_processors(self.logits_processor)

@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""Fixtures of the commands' tests."""
 
 import csv
 import json
@@ -28,7 +28,7 @@ def choice(query: str, *choices: str, gold: int = 0) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def eval_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Small files of every task, in the forms that docs/evaluation.md states."""
+    """A small file for each task, in the forms that docs/evaluation.md describes."""
     folder = tmp_path_factory.mktemp("eval_files")
     arc = [choice(f"Question: What is {i} and one?", f"{i}", f"{i + 1}, we say", "ten", gold=1) for i in range(4)]
     write_lines(folder / "arc_easy.jsonl", *arc)

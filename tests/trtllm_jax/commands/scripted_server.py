@@ -1,4 +1,4 @@
-"""An OpenAI-like server whose every answer a test writes itself, byte by byte."""
+"""An OpenAI-like server whose answers a test scripts byte by byte."""
 
 import asyncio
 import json

@@ -175,7 +175,7 @@ class TestRefusals:
     def test_a_config_that_is_no_mapping(self, shape: Path, tmp_path: Path) -> None:
         config = tmp_path / "config.yaml"
         config.write_text("- 1")
-        assert "is no mapping" in refused("--model", shape, "--config", config)
+        assert "is not a mapping" in refused("--model", shape, "--config", config)
         config.write_text("kv_cache_config: {enable_block_reuse: false}")
         words = ("latency", "--config", config, "--target_input_len", "32", "--cached_prefix", "16")
         assert "--cached_prefix needs block reuse" in refused("--model", shape, *words)
@@ -184,7 +184,7 @@ class TestRefusals:
         dataset = tmp_path / "data.jsonl"
         dataset.write_text('{"input_ids": [1, 258], "output_tokens": 1}\n')
         words = ("throughput", "--dataset", dataset)
-        assert "line 1: input_ids holds 258; ids of this model are 0 to 257" in refused("--model", shape, *words)
+        assert "line 1: input_ids has 258; ids of this model are 0 to 257" in refused("--model", shape, *words)
 
 
 def test_arguments_that_the_engine_refuses_are_one_line(shape: Path, tmp_path: Path) -> None:
@@ -322,10 +322,10 @@ def test_two_starts(shape: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "complaint"),
     [
-        ("max_seq_len: abc", "max_seq_len = 'abc' is no integer"),
-        ("max_batch_size: '8'", "max_batch_size = '8' is no integer"),
-        ("1: 2", "is no mapping"),
-        ("kv_cache_config: 3", "kv_cache_config is no mapping"),
+        ("max_seq_len: abc", "max_seq_len = 'abc' is not an integer"),
+        ("max_batch_size: '8'", "max_batch_size = '8' is not an integer"),
+        ("1: 2", "is not a mapping"),
+        ("kv_cache_config: 3", "kv_cache_config is not a mapping"),
     ],
 )
 def test_a_configuration_of_wrong_types_is_refused(tmp_path: Path, content: str, complaint: str) -> None:
@@ -341,4 +341,4 @@ def test_a_configuration_of_wrong_types_is_refused(tmp_path: Path, content: str,
 def test_a_report_into_a_folder_that_is_not_there_is_refused_at_once(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["--model", "none", "--report_json", str(tmp_path / "no" / "r.json")])
     assert result.exit_code == 2
-    assert "lies in no folder" in " ".join(result.output.split())
+    assert "is not in an existing folder" in " ".join(result.output.split())

@@ -106,7 +106,7 @@ def test_a_dataset_is_sent_as_it_is(server: ScriptedServer, tmp_path: Path) -> N
     (record,) = records(run(*words, "--json_lines"))
     assert [(body["prompt"], body["max_tokens"]) for body in server.bodies] == [("ab\u2028c", 2), ([5, 99999], 1)]
     assert (record["num_requests"], record["output_tokens"]) == (2, 3)
-    assert "chat takes texts: use completions" in refused("--dataset", dataset, "--endpoint", "chat")
+    assert "chat needs texts: use completions" in refused("--dataset", dataset, "--endpoint", "chat")
 
 
 def test_failed_requests_fail_the_command(server: ScriptedServer) -> None:
@@ -145,7 +145,7 @@ def test_a_server_that_lists_no_models(server: ScriptedServer) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("--base_url", "localhost"), "base_url = 'localhost' is no URL of a server: write for example http://"),
+        (("--base_url", "localhost"), "base_url = 'localhost' is not the URL of a server: write for example http://"),
         (("--request_rate", "0"), "'0' is not a list of positive numbers: write for example 2,4,inf"),
         (("--request_rate", "nan"), "'nan' is not a list of positive numbers"),
         (("--concurrency", "x"), "'x' is not a list of positive integers"),
@@ -154,10 +154,10 @@ def test_a_server_that_lists_no_models(server: ScriptedServer) -> None:
         (("--goodput", "ttft:5", "tpot:-1"), "--goodput got 'tpot:-1'"),
         (("ttft:5",), "unexpected extra argument (ttft:5)"),
         (("--extra_body", "["), "'[' is not JSON"),
-        (("--extra_body", "[]"), "'[]' is no object"),
+        (("--extra_body", "[]"), "'[]' is not an object"),
         (("--extra_body", '{"stream": false}'), "answers are measured as streams: leave stream out"),
-        (("--endpoint", "chat"), "chat takes texts: give --tokenizer, which makes them of random ids, or --dataset"),
-        (("--api_key", "a\nb"), "api_key holds a blank or a character that HTTP does not allow"),
+        (("--endpoint", "chat"), "chat needs texts: give --tokenizer, to decode random ids, or --dataset"),
+        (("--api_key", "a\nb"), "api_key has a space or a character that HTTP does not allow"),
     ],
 )
 def test_refusals(words: tuple[str, ...], said: str) -> None:
@@ -166,7 +166,7 @@ def test_refusals(words: tuple[str, ...], said: str) -> None:
 
 def test_options_of_an_engine_are_refused() -> None:
     result = run("--tp", "2", "serve")
-    assert (result.exit_code, "--tp does nothing for 'serve': leave it out" in result.stderr) == (2, True)
+    assert (result.exit_code, "--tp has no effect on 'serve': leave it out" in result.stderr) == (2, True)
     assert "--batch_size is for fixed batches" in run("--batch_size", "2", "serve").stderr
 
 

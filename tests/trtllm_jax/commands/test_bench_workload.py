@@ -79,9 +79,9 @@ def test_a_dataset_of_texts_and_ids(tmp_path: Path) -> None:
         ({"prompt": "", "output_tokens": 1}, "line 2: prompt = ''"),
         ({"output_tokens": 1}, "line 2: prompt = None"),
         ({"input_ids": [], "output_tokens": 1}, "line 2: input_ids = []"),
-        ({"input_ids": [1, 50], "output_tokens": 1}, "line 2: input_ids holds 50; ids of this model are 0 to 49"),
-        ({"input_ids": [-1], "output_tokens": 1}, "line 2: input_ids holds -1"),
-        ({"input_ids": ["x"], "output_tokens": 1}, "line 2: input_ids holds 'x'"),
+        ({"input_ids": [1, 50], "output_tokens": 1}, "line 2: input_ids has 50; ids of this model are 0 to 49"),
+        ({"input_ids": [-1], "output_tokens": 1}, "line 2: input_ids has -1"),
+        ({"input_ids": ["x"], "output_tokens": 1}, "line 2: input_ids has 'x'"),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
@@ -94,5 +94,5 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: Any, said: str) -> None:
 def test_files_without_requests(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         read_dataset(tmp_path / "nowhere", vocab=VOCAB, encode=encode)
-    with pytest.raises(ValueError, match="holds no request"):
+    with pytest.raises(ValueError, match="has no requests"):
         read_dataset(write(tmp_path, ""), vocab=VOCAB, encode=encode)

@@ -43,9 +43,9 @@ def test_the_options_reach_the_conversion(tiny_llama: Path, tmp_path: Path) -> N
     [
         (("nothing/at/all/here", "out"), "Error: model 'nothing/at/all/here': there is no such folder or file"),
         (("SOURCE", "/proc/out"), "Error: output = /proc/out cannot be written: "),
-        (("SOURCE", "out", "--max_shard_size", "big"), "Error: max_shard_size = 'big' is no size"),
+        (("SOURCE", "out", "--max_shard_size", "big"), "Error: max_shard_size = 'big' is not a size"),
         (("SOURCE", "out", "--format", "onnx"), "Invalid value for '--format': 'onnx'"),
-        (("SOURCE", "SOURCE"), "lie in each other: choose another output"),
+        (("SOURCE", "SOURCE"), "contain one another: choose another output"),
     ],
 )
 def test_what_a_user_can_mend_is_one_line(

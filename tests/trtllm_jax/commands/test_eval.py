@@ -176,7 +176,7 @@ class TestRefusals:
             (["--tasks", "mmlu", "gsm8k"], "TASKS and --tasks are the same"),
             (["--dataset_path", "nowhere"], "Directory 'nowhere' does not exist"),
             (["--backend", "onnx"], "'onnx' is not one of 'jax', 'pytorch', 'tensorrt'"),
-            (["--output_path", "no/folder.json"], "lies in no folder"),
+            (["--output_path", "no/folder.json"], "is not in an existing folder"),
         ],
     )
     def test_wrong_options(self, words: list[str], message: str) -> None:
@@ -214,7 +214,7 @@ def test_data_that_only_the_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(some, "load", offline)
     monkeypatch.setattr(lm_eval.tasks, "TaskManager", lambda: some)
-    with pytest.raises(ValueError, match=r"data of mmlu is neither cached here.*\(no route\): name a folder"):
+    with pytest.raises(ValueError, match=r"data of mmlu is not cached.*\(no route\): give a folder"):
         eval_run.load_tasks(eval_run.EvalOptions())
     with pytest.raises(ValueError, match=r"task 'hella' is unknown to lm-eval.*hellaswag"):
         eval_run.load_tasks(eval_run.EvalOptions(tasks=("hella",)))

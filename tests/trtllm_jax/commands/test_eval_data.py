@@ -86,21 +86,26 @@ def test_tasks_that_are_there(eval_files: Path, tmp_path: Path) -> None:
         ("hellaswag", None, "", "task 'hellaswag' is unknown with --dataset_path: use arc_easy, arc_challenge"),
         ("mmlu", None, "", "has no MMLU: put its files at mmlu/test/<subject>_test.csv"),
         ("piqa", None, "", "piqa.jsonl is missing"),
-        ("piqa", "piqa.jsonl", "", "piqa.jsonl holds nothing to evaluate"),
-        ("piqa", "piqa.jsonl", "{", "piqa.jsonl, line 1 is no JSON"),
+        ("piqa", "piqa.jsonl", "", "piqa.jsonl has no rows to evaluate"),
+        ("piqa", "piqa.jsonl", "{", "piqa.jsonl, line 1 is not JSON"),
         (
             "piqa",
             "piqa.jsonl",
             "[1]",
-            "piqa.jsonl, row 1 lacks a field: it has to have goal, sol1, sol2, label or query",
+            "piqa.jsonl, row 1 lacks a field: it needs goal, sol1, sol2, label or query",
         ),
-        ("piqa", "piqa.jsonl", '{"query": "a", "choices": ["b"], "gold": 0}', "piqa.jsonl, row 1 is wrong"),
-        ("arc_easy", "arc_easy.jsonl", '{"query": "a", "choices": ["b"], "gold": 7}', "arc_easy.jsonl, row 1 is wrong"),
+        ("piqa", "piqa.jsonl", '{"query": "a", "choices": ["b"], "gold": 0}', "piqa.jsonl, row 1 is invalid"),
+        (
+            "arc_easy",
+            "arc_easy.jsonl",
+            '{"query": "a", "choices": ["b"], "gold": 7}',
+            "arc_easy.jsonl, row 1 is invalid",
+        ),
         (
             "winogrande",
             "winogrande.jsonl",
             '{"context_options": ["a_b c", "a_b d"], "continuation": "e", "gold": 0}',
-            "holds '_'",
+            "has '_'",
         ),
     ],
 )
@@ -113,5 +118,5 @@ def test_what_is_wrong_is_named(name: str, file: str | None, content: str, messa
 
 def test_a_file_that_is_no_text(tmp_path: Path) -> None:
     (tmp_path / "piqa.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match=r"piqa\.jsonl is no UTF-8 text"):
+    with pytest.raises(ValueError, match=r"piqa\.jsonl is not UTF-8 text"):
         local_tasks(["piqa"], tmp_path)

@@ -30,7 +30,7 @@ PAGE_SIZE, PAGES = 4, 24
 
 
 class Parts:
-    """Compiled programs and weights of a tiny model, for as many engines as are wanted."""
+    """Compiled programs and weights of a tiny model, for any number of engines."""
 
     def __init__(self, folder: Path) -> None:
         loaded = load(parse_llm_args(model=folder, dtype="float32"))
@@ -58,7 +58,7 @@ def requests_of_every_kind() -> list[Request]:
     greedy = Sampling(temperature=1.0, top_k=1, top_p=1.0, min_p=0.0, seed=0, greedy=True)
     sampled = Sampling(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0, seed=1, greedy=False)
     by_hand = LogitEdits(processors=(lambda *_: None,))
-    # Longer than whole pages, and long at work: its fork copies the page that is full in part.
+    # Longer than whole pages, and running for long: its fork copies the partly filled page.
     first = Request(tuple(range(10)), 20, sampled)
     return [
         first,

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from trtllm_jax.engine.block_pool import PADDING_PAGE, BlockPool
-from trtllm_jax.engine.cache_manager import Group, KVCacheManager
+from trtllm_jax.engine.cache_manager import Group, KVCacheManager, pool_pages
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import FinishReason, Request, TokenLogprobs, Update
@@ -242,8 +242,10 @@ class Simulation:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
+        sizes = [pool_pages(window, setup.pages + 1, setup.limits, setup.page_size) for window in setup.windows]
         self.groups = [
-            Group(BlockPool(setup.pages + 1, setup.page_size, reuse=setup.reuse), window) for window in setup.windows
+            Group(BlockPool(pages, setup.page_size, reuse=setup.reuse), window)
+            for pages, window in zip(sizes, setup.windows, strict=True)
         ]
         self.scheduler = Scheduler(setup.limits, KVCacheManager(setup.limits, self.groups), setup.policy)
         self.device = Device(setup)

@@ -1,4 +1,4 @@
-"""StepEdits to logits over a small vocabulary, as hypothesis draws them."""
+"""Hypothesis strategies for logit edits over a small vocabulary."""
 
 from collections.abc import Sequence
 from functools import partial
@@ -30,7 +30,7 @@ some_edits = st.builds(
 
 
 def request_of(prompt: Sequence[int], generated: Sequence[int], edits: LogitEdits | None) -> Request:
-    """A sequence with these changes that has generated so much."""
+    """A sequence with these edits that has generated some tokens."""
     request = Request(prompt, 100, SamplingParams().resolved(), edits=edits)
     request.generated += generated
     return request

@@ -66,6 +66,7 @@ def test_a_recording_replayed_on_fresh_caches_gives_the_same(parts: Parts, monke
     for dispatch in dispatches:
         for array in runner.read(runner.run([dispatch])).values():
             np.testing.assert_array_equal(array, next(expected))
+        assert not runner._unread, "what was read is let go"
     assert next(expected, None) is None
 
 

@@ -76,15 +76,15 @@ def cpu_mesh() -> Any:
 
 
 def test_a_group_of_a_window_has_no_more_pages_than_its_sequences_hold() -> None:
-    """Of 4 sequences, each with 31 tokens of its window and 64 of a step, on 4 pages at most, and the padding page."""
+    """Of 4 sequences three pages each of their windows and one of a prompt, and 2 of a step of 64; a padding page."""
     groups = [CacheGroup((0, 2), KeysAndValues(2, 8)), CacheGroup((1,), KeysAndValues(2, 8), window=32)]
     spec = CacheSpec.of(groups, {}, 32, jnp.dtype("float32"), make_mesh(1))
     assert spec.pages(3, LIMITS) == (3, 3)
-    assert spec.pages(100, LIMITS) == (100, 17)
+    assert spec.pages(100, LIMITS) == (100, 19)
     each = 2 * 2 * 32 * 8 * 4
-    assert spec.bytes_of((100, 17)) == (2 * 100 + 17) * each
-    memory = (2 * 100 + 17) * each
+    assert spec.bytes_of((100, 19)) == (2 * 100 + 19) * each
+    memory = (2 * 100 + 19) * each
     assert columns(spec, gpu(memory), 1.0, 0, None) == 100
     assert columns(spec, gpu(memory - 1), 1.0, 0, None) == 99
-    shapes = [array.shape for array in spec.arrays((100, 17))]
-    assert [shape[0] for shape in shapes] == [100, 17, 100]
+    shapes = [array.shape for array in spec.arrays((100, 19))]
+    assert [shape[0] for shape in shapes] == [100, 19, 100]

@@ -66,7 +66,7 @@ def setups(draw: st.DrawFn) -> Setup:
     page_size = draw(st.integers(1, 5))
     max_seq_len = draw(st.integers(2, 30))
     batch = draw(st.integers(1, 5))
-    pages = -(-max_seq_len // page_size) + draw(st.sampled_from([0, 1, 2, 4, 12]))
+    pages = -(-max_seq_len // page_size) + draw(st.sampled_from([0, 1, 2, 4, 12, 100]))
     windows = st.sampled_from([(None,), (None,), (None, 3), (2, None), (5,), (4, 9)])
     return Setup(
         limits=SchedulerLimits(
@@ -350,6 +350,20 @@ def test_pages_behind_a_window_are_given_back_while_a_sequence_runs() -> None:
             most = max(most, sum(page > 0 for page in pages_of(request)))
     assert most <= 6
     simulation.run(10)
+
+
+def test_prompts_take_their_pages_for_one_step_only() -> None:
+    """Six prompts of 57 tokens, one a step: the pool has room for six windows and the pages of one prompt."""
+    setup = replace(setup_of(pages=1000, page_size=8, batch=6, tokens=63, length=128, steps=1), windows=(3,))
+    simulation = Simulation(setup)
+    (group,) = simulation.groups
+    assert group.pool.capacity == 6 * 3 + 8
+    simulation.submit(*(make_request([seed] * 57, 30, seed) for seed in range(6)))
+    for _ in range(6):
+        simulation.step()
+    assert not simulation.scheduler.waiting
+    assert not any(request.prefilling for request in simulation.scheduler.running)
+    simulation.run(1000)
 
 
 def test_a_prefix_is_found_as_long_as_its_window_is_held() -> None:

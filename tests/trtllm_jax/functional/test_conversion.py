@@ -325,9 +325,9 @@ def test_another_tokenizer_replaces_every_file_of_the_first(
     [
         ({"format": "gguf"}, "format = 'gguf' is unknown: use one of hf, orbax"),
         ({"dtype": "int8"}, "dtype = 'int8' is unknown: use one of float32, bfloat16, float16"),
-        ({"max_shard_size": "much"}, "max_shard_size = 'much' is no size"),
-        ({"max_shard_size": 0}, "max_shard_size = 0 is no size"),
-        ({"max_shard_size": "5 XB"}, "max_shard_size = '5 XB' is no size"),
+        ({"max_shard_size": "much"}, "max_shard_size = 'much' is not a size"),
+        ({"max_shard_size": 0}, "max_shard_size = 0 is not a size"),
+        ({"max_shard_size": "5 XB"}, "max_shard_size = '5 XB' is not a size"),
         ({"config": "."}, "config = . is for a folder of Orbax arrays"),
         ({"tokenizer": "/no/such/folder"}, "there is no such folder or file"),
     ],
@@ -368,7 +368,7 @@ def test_the_output_must_be_free_apart_and_have_room(
     shutil.copytree(tiny_llama, source)
     (source.parent / "config.json").write_text("{}")
     for output in (source, source / "inside", source.parent):
-        with pytest.raises(ValueError, match="lie in each other"):
+        with pytest.raises(ValueError, match="contain one another"):
             convert_checkpoint(source, output, overwrite=True)
     convert_checkpoint(source, tmp_path / "out")
     with pytest.raises(ValueError, match="out exists"):

@@ -273,7 +273,10 @@ def test_kernels_are_a_choice(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"temperature": 0.5}, r"generate got temperature and no key: give a jax.random key, or leave temperature out"),
+        (
+            {"temperature": 0.5},
+            r"generate got temperature without a key: give a jax.random key, or leave temperature out",
+        ),
         ({"key": KEY, "top_p": np.ones(3)}, r"top_p of shape \(3,\) for 5 rows; want a number or \[5\]"),
         ({"key": KEY, "top_k": 2.5}, r"top_k of dtype float32; want integers"),
         ({"lengths": [1, 2]}, r"lengths are int32\[2\] for tokens \[5, 40\]"),
@@ -290,7 +293,7 @@ def test_arguments_that_are_wrong(loaded: Loaded, arguments: dict[str, Any], mes
 
 @pytest.mark.parametrize("new", [0, 16.0, "16", True])
 def test_at_least_one_token(new: Any, loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match=rf"generate_fn.max_new_tokens = {new!r}; it must be at least 1"):
+    with pytest.raises(ValueError, match=rf"generate_fn.max_new_tokens = {new!r}; it must be an integer of at least 1"):
         generate_fn(loaded[0], new)
 
 
@@ -301,5 +304,7 @@ def test_end_ids_are_ids(end_ids: Any, loaded: Loaded) -> None:
 
 
 def test_the_model_alone_is_wanted(loaded: Loaded) -> None:
-    with pytest.raises(ValueError, match=r"generate_fn\.model is a tuple; give the first of what load_model returns"):
+    with pytest.raises(
+        ValueError, match=r"generate_fn\.model is a tuple; give the Model that load_model returns first"
+    ):
         generate_fn(loaded, 4)  # type: ignore[arg-type]

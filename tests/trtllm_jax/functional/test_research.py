@@ -215,7 +215,7 @@ def test_explicit_axes_are_refused(tiny_llama: Path, loaded: Loaded) -> None:
         ({"dtype": "int8"}, r"load_model.dtype = 'int8' is invalid"),
         ({"load_format": "pickle"}, r"load_model.load_format = 'pickle' is invalid"),
         ({"attention": "flash"}, r"load_model.attention = 'flash' is invalid"),
-        ({"mesh": "x"}, r"load_model.mesh = .* must be a Mesh that has an axis named 'tp'"),
+        ({"mesh": "x"}, r"load_model.mesh = .* must be a Mesh with an axis named 'tp'"),
         ({"mesh": 2}, r"load_model.mesh = 2 must be a Mesh"),
     ],
 )

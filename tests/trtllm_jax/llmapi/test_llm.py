@@ -235,6 +235,21 @@ class TestStreaming:
         assert (text, tokens) == (whole.text, whole.token_ids)
         assert steps > 1
 
+    def test_an_interval_joins_steps_and_loses_nothing(self, tiny_llama: Path, llm: LLM) -> None:
+        params = SamplingParams(max_tokens=60, ignore_eos=True, logprobs=1)
+        whole = llm.generate("stream", params).outputs[0]
+        with make(tiny_llama, stream_interval=3) as rare:
+            deliveries = [
+                (output.outputs[0].text_diff, list(output.outputs[0].token_ids_diff), output.outputs[0].logprobs_diff)
+                for output in rare.generate("stream", params, streaming=True)
+            ]
+            steps = len(rare.get_stats())
+        texts, tokens, logprobs = zip(*deliveries, strict=True)
+        assert "".join(texts) == whole.text
+        assert [*itertools.chain(*tokens)] == whole.token_ids
+        assert [list(entry) for entry in itertools.chain(*logprobs)] == [list(entry) for entry in whole.logprobs]
+        assert len(deliveries) <= steps / 3 + 2, "one delivery for three steps, and the last"
+
     def test_async_iteration_and_await(self, llm: LLM) -> None:
         async def main() -> tuple[str, str, list[RequestOutput]]:
             text = ""

@@ -308,7 +308,7 @@ class TestBestOf:
         assert best.token_ids == max(every, key=lambda sample: sample.cumulative_logprob or 0).token_ids
 
     def test_not_while_it_streams(self, llm: LLM) -> None:
-        with pytest.raises(ValueError, match=r"best_of = 3 is invalid with streaming.*leave best_of out or streaming"):
+        with pytest.raises(ValueError, match=r"best_of = 3 is invalid with streaming.*leave out best_of or streaming"):
             llm.generate_async("a", free(best_of=3, temperature=1.0), streaming=True)
 
 

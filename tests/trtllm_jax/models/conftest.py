@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from trtllm_jax.engine.config import EngineConfig
 from trtllm_jax.engine.request import FinishReason, Request, Update
 from trtllm_jax.engine.sampling import Sampling
 
+from .gguf_writer import write_gguf
 from .paged import Prompt
 from .tiny import TinyModel
 
@@ -21,18 +23,26 @@ Generate = Callable[[Sequence[Prompt], int], list[list[int]]]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a suite's tests for every configuration of the subclass; those that need an engine for some of them."""
+    """Run a suite's tests for every configuration of the subclass; those of engines and GGUF files for some of them."""
     if "tiny" in metafunc.fixturenames:
-        names = metafunc.cls.served if "generate" in metafunc.fixturenames else metafunc.cls.configs
-        slow = set(metafunc.cls.slow)
-        params = [pytest.param(name, marks=pytest.mark.slow) if name in slow else name for name in names]
-        metafunc.parametrize("tiny", params, indirect=True, scope="class")
+        slow, names = metafunc.cls.slow, metafunc.cls.configs
+        names = metafunc.cls.served if "generate" in metafunc.fixturenames else names
+        names = metafunc.cls.gguf if "gguf_file" in metafunc.fixturenames else names
+        tinies = [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+        metafunc.parametrize("tiny", tinies, indirect=True, scope="class")
 
 
 @pytest.fixture(scope="class")
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The tiny model of one of the class's configurations."""
     return TinyModel(request.cls.configs[request.param], tmp_path_factory.mktemp("tiny"), request.cls.module)
+
+
+@pytest.fixture
+def gguf_file(request: pytest.FixtureRequest, tiny: TinyModel, tmp_path: Path) -> Path:
+    """The tiny model in llama.cpp's format."""
+    name = request.node.callspec.params["tiny"]
+    return write_gguf(tiny.folder, tmp_path / "model.gguf", request.cls.gguf[name])
 
 
 @pytest.fixture

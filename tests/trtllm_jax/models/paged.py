@@ -1,4 +1,4 @@
-"""A model over a paged cache without an engine: what each step computes is the test's to say."""
+"""A model over a paged cache without an engine: the test chooses the tokens of each step."""
 
 from __future__ import annotations
 
@@ -102,10 +102,10 @@ def _batch(
     lengths = np.array([len(prompt) for prompt in prompts])
     for prompt, place, span in zip(prompts, places, step, strict=True):
         tokens[place] = prompt[span.start : span.stop]
-    first = np.array([span.start for span in step], np.int32)
+    first, ids, active = jnp.array([span.start for span in step]), jnp.asarray(tokens), jnp.asarray(counts > 0)
     if not decode:
-        rows = RaggedRows.of(TOKENS, jnp.asarray(starts), first, jnp.asarray(counts > 0))
-        return Batch.of_ragged_rows(tokens, rows, tables, jnp.asarray(lengths), PAGE_SIZE), places
-    batch = Batch.of_decoding_rows(tokens, jnp.asarray(first), counts > 0, tables, PAGE_SIZE)
+        rows = RaggedRows.of(TOKENS, jnp.asarray(starts), first, active)
+        return Batch.of_ragged_rows(ids, rows, tables, jnp.asarray(lengths), PAGE_SIZE), places
+    batch = Batch.of_decoding_rows(ids, first, active, tables, PAGE_SIZE)
     # As if the whole prompt had entered at once, which dynamic rope sees.
-    return batch.replace(rope_lengths=lengths), places
+    return batch.replace(rope_lengths=jnp.asarray(lengths)), places

@@ -1,8 +1,9 @@
-"""What every architecture has to pass: a test class subclasses `ModelSuite` and names tiny configurations."""
+"""The tests of every architecture: a test class subclasses `ModelSuite` and names tiny configurations."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar
 
@@ -15,6 +16,7 @@ from transformers import PreTrainedConfig
 
 from checkpoints.table import Params, expand, leaf_of, to_stored
 from sharding import Extents
+from trtllm_jax import load_model
 
 from .paged import Prompt, Step, relative_error
 from .tiny import TinyModel
@@ -51,7 +53,7 @@ class ModelSuite:
     configs: ClassVar[Mapping[str, PreTrainedConfig]]
     served: ClassVar[Sequence[str]]
     slow: ClassVar[Sequence[str]] = ()
-    """The configurations whose tests are all slow ones."""
+    """The configurations whose tests are all slow."""
     module: ClassVar[ModuleType | None] = None
     """The architecture; None for the one that the package finds by the configuration."""
 
@@ -62,7 +64,7 @@ class ModelSuite:
             assert relative_error(logits, tiny.expected_logits(prompt)) < 1e-4
 
     def test_logits_without_a_cache_are_those_of_transformers_and_of_pages(self, tiny: TinyModel) -> None:
-        """The shorter prompt is followed by ids that it must not see."""
+        """The shorter prompt is padded with ids that it must not attend to."""
         prompts = [tiny.prompt(LONG), tiny.prompt(SHORT)]
         tokens = np.array([prompts[0], prompts[1] + tiny.prompt(LONG - SHORT)])
         lengths = np.array([LONG, SHORT])
@@ -116,3 +118,18 @@ class ModelSuite:
         expected = [tiny.expected_tokens(prompt, 16) for prompt in prompts]
         assert generate(prompts, 16) == expected
         assert generate(prompts, 16) == expected
+
+
+class GgufModelSuite(ModelSuite):
+    """The same for architectures that are read from GGUF files, of which `gguf` has some configurations.
+
+    Each with the architecture's name there.
+    """
+
+    gguf: ClassVar[Mapping[str, str]]
+
+    def test_gguf_files_compute_what_transformers_does(self, tiny: TinyModel, gguf_file: Path) -> None:
+        """As llama.cpp would convert the same checkpoint."""
+        model, params = load_model(gguf_file, dtype="float32")
+        logits = np.asarray(jax.jit(model)(params, np.array([tiny.prompt(LONG)])))[0]
+        assert relative_error(logits, tiny.expected_logits(tiny.prompt(LONG))) < 1e-4

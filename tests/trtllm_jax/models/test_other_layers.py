@@ -3,21 +3,15 @@
 from collections.abc import Mapping
 from typing import ClassVar
 
-from transformers import Gemma2Config, PreTrainedConfig, Qwen3Config
+from transformers import Gemma2Config, PreTrainedConfig
 
-from . import gemma2_like, qwen3_like
+from . import gemma2_like
 from .suite import ModelSuite
 
 SIZES = {
     "vocab_size": 101, "hidden_size": 48, "intermediate_size": 90, "num_hidden_layers": 4, "num_attention_heads": 6,
     "num_key_value_heads": 3, "head_dim": 16, "max_position_embeddings": 64, "tie_word_embeddings": True,
 }  # fmt: skip
-
-
-class TestHeadsThatAreNormalised(ModelSuite):
-    module = qwen3_like
-    configs: ClassVar[Mapping[str, PreTrainedConfig]] = {"qwen3": Qwen3Config(**SIZES)}
-    served = ("qwen3",)
 
 
 class TestWindowsCapsAndTwoNormsABlock(ModelSuite):

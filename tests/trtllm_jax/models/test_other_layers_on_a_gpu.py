@@ -15,11 +15,12 @@ from checkpoints.table import param_shapes
 from pallas_kernels.attention import cache_shape
 from pallas_kernels.devices import Platform
 from sharding import Extents, ShardingRules, make_mesh
+from trtllm_jax.models import qwen3
 from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Caches, Model
 
-from . import gemma2_like, int8_llama, qwen3_like
+from . import gemma2_like, int8_llama
 
 H100 = "NVIDIA H100 80GB HBM3"
 HOPPER = AbstractMesh(
@@ -66,7 +67,7 @@ def lowered(model: Model, tokens: int) -> str:
     ("module", "config"),
     [
         pytest.param(gemma2_like, Gemma2Config(**SIZES), id="gemma2"),
-        pytest.param(qwen3_like, Qwen3Config(**SIZES), id="qwen3"),
+        pytest.param(qwen3, Qwen3Config(**SIZES), id="qwen3"),
         pytest.param(int8_llama, LlamaConfig(**SIZES), id="int8"),
     ],
 )

@@ -1,4 +1,4 @@
-"""Tiny models of random weights: as transformers computes them, and as we read what transformers saved."""
+"""Tiny models of random weights: transformers' model, and ours loaded from the checkpoint that it saved."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .paged import PagedModel, Prompt
 
 
 class TinyModel:
-    """A random model and our reading of its checkpoint."""
+    """A random model of transformers, and ours loaded from its checkpoint."""
 
     def __init__(self, config: PreTrainedConfig, folder: Path, module: ModuleType | None = None) -> None:
         config = copy.deepcopy(config)
@@ -45,7 +45,7 @@ class TinyModel:
         return ids
 
     def split(self, tensor_parallel_size: int = 1) -> PagedModel:
-        """Our model over so many devices; loaded and compiled once."""
+        """Our model over `devices` devices; loaded and compiled once."""
         if tensor_parallel_size not in self._split:
             self._split[tensor_parallel_size] = PagedModel(self.model, self.model.files.tensors, tensor_parallel_size)
         return self._split[tensor_parallel_size]

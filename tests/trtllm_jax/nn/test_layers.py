@@ -61,14 +61,14 @@ BATCH = batch_of(np.zeros(1, np.int32))
 
 
 def test_an_id_outside_the_vocabulary_has_an_embedding_of_zeros() -> None:
-    rows = layers.embed(batch_of(np.array([-1, VOCAB])), random(VOCAB, EMBED)).total
+    rows = layers.embed(batch_of(np.array([-1, VOCAB])), jnp.asarray(random(VOCAB, EMBED))).total
     np.testing.assert_array_equal(rows, np.zeros((2, EMBED)))
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_embedding_rows(dtype: npt.DTypeLike) -> None:
     table = random(VOCAB, EMBED, dtype=dtype)
-    rows = layers.embed(batch_of(TOKENS), table).total
+    rows = layers.embed(batch_of(TOKENS), jnp.asarray(table)).total
     assert rows.dtype == jnp.float32
     np.testing.assert_array_equal(np.asarray(rows, np.float32), table[TOKENS].astype(np.float32))
 
@@ -78,7 +78,7 @@ def test_embeddings_of_a_batch_stand_in_the_place_of_tokens() -> None:
     table, own = random(VOCAB, EMBED), random(len(TOKENS), EMBED)
     embedded = TOKENS == 3
     batch = batch_of(TOKENS).replace(embeddings=own, embedded=embedded)
-    rows = layers.embed(batch, table, scale=1.5).total
+    rows = layers.embed(batch, jnp.asarray(table), scale=1.5).total
     np.testing.assert_allclose(rows, np.where(embedded[:, None], own, 1.5 * table[TOKENS]), rtol=1e-6)
 
 
@@ -100,12 +100,18 @@ def test_activations_on_a_cpu_are_float32() -> None:
     assert activation_dtype(jnp.dtype(jnp.bfloat16)) == jnp.float32
 
 
+def linear(x: Any, weight: Any, *contracted: str, bias: np.ndarray | None = None) -> jax.Array:
+    """`layers.linear` of arrays of numpy's."""
+    x, weight, added = jax.tree.map(jnp.asarray, (x, weight, bias))
+    return layers.linear(x, weight, BATCH, *contracted, bias=added)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("rows", [1, 5])
 def test_linear_contracts_the_last_axes(rows: int, bias: bool) -> None:
     x, weight = random(rows, 3, 2, 4), random(5, 2, 3, 2, 4)
     added = random(5, 2) if bias else None
-    out = layers.linear(x, weight, BATCH, "kv_heads", "group", "head_dim", bias=added)
+    out = linear(x, weight, "kv_heads", "group", "head_dim", bias=added)
     expected = torch.einsum("thgd,onhgd->ton", to_torch(x), to_torch(weight))
     if added is not None:
         expected += to_torch(added)
@@ -117,7 +123,7 @@ def test_linear_contracts_the_last_axes(rows: int, bias: bool) -> None:
 def test_linear_with_narrow_weights_accumulates_in_float32(rows: int, activation: npt.DTypeLike) -> None:
     """Each product of two bfloat16 numbers is exact in float32; a sum in bfloat16 would be wrong in the third digit."""
     x, weight = random(rows, 512, dtype=jnp.bfloat16), random(7, 512, dtype=jnp.bfloat16)
-    out = layers.linear(jnp.asarray(x, activation), weight, BATCH, "embed")
+    out = linear(jnp.asarray(x, activation), weight, "embed")
     assert out.dtype == activation
     assert out.shape == (rows, 7)
     expected = x.astype(np.float64) @ weight.astype(np.float64).T
@@ -145,9 +151,9 @@ def test_int8_weights_are_weights(summed: bool, monkeypatch: pytest.MonkeyPatch)
     quantized = quantize_int8(jnp.asarray(weight), inputs=2)
     kept = np.asarray(quantized.dequantized(jnp.dtype(jnp.float32)), np.float64)
     expected = np.einsum("tgd,ogd->to", x, kept)
-    out = layers.linear(x, quantized, BATCH, "group", "head_dim", bias=bias)
+    out = linear(x, quantized, "group", "head_dim", bias=bias)
     np.testing.assert_allclose(out, expected + bias, rtol=1e-5, atol=1e-5)
-    added = layers.add_linear(Residual(stream), x, quantized, BATCH, "group", "head_dim")
+    added = layers.add_linear(Residual(jnp.asarray(stream)), jnp.asarray(x), quantized, BATCH, "group", "head_dim")
     np.testing.assert_allclose(added.total, stream + expected, rtol=1e-5, atol=1e-5)
 
 
@@ -161,24 +167,25 @@ def normed(x: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 def test_linear_of_rows_that_are_to_be_normalised() -> None:
     x, weight, gamma = random(3, EMBED), random(4, 5, EMBED), random(EMBED)
-    residual, rows = layers.normalised(Residual(x), Norm(gamma, EPS), BATCH)
-    out = layers.linear(rows, weight, BATCH, "embed")
+    residual, rows = layers.normalised(Residual(jnp.asarray(x)), Norm(gamma, EPS), BATCH)
+    out = linear(rows, weight, "embed")
     np.testing.assert_allclose(out, np.einsum("te,abe->tab", normed(x, gamma), weight), rtol=1e-5, atol=1e-5)
     np.testing.assert_array_equal(residual.total, x)
 
 
 def test_normalising_a_stream_sums_it() -> None:
     x, added, weight, gamma = random(3, EMBED), random(4, EMBED)[:3], random(5, EMBED), random(EMBED)
-    residual, rows = layers.normalised(Residual(x, added), Norm(gamma, EPS), BATCH)
+    residual, rows = layers.normalised(Residual(*map(jnp.asarray, (x, added))), Norm(gamma, EPS), BATCH)
     np.testing.assert_array_equal(residual.total, x + added)
-    out = layers.linear(rows, weight, BATCH, "embed")
+    out = linear(rows, weight, "embed")
     np.testing.assert_allclose(out, normed(x + added, gamma) @ weight.T, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("summed", [True, False])
 def test_a_product_is_added_to_the_stream(summed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers.matmul, "adds_residual", lambda *_: summed)
-    stream, x, weight = Residual(random(3, EMBED), random(4, EMBED)[:3]), random(3, MLP), random(EMBED, MLP)
+    stream = Residual(jnp.asarray(random(3, EMBED)), jnp.asarray(random(4, EMBED)[:3]))
+    x, weight = jnp.asarray(random(3, MLP)), jnp.asarray(random(EMBED, MLP))
     out = layers.add_linear(stream, x, weight, BATCH, "mlp")
     assert (out.added is None) == summed
     np.testing.assert_allclose(out.total, stream.total + x @ weight.T, rtol=1e-5, atol=1e-5)
@@ -211,6 +218,7 @@ GAMMA = random(EMBED)
 
 def block(x: Any, gate_up: Any, down: Any, gate_up_bias: Any = None, down_bias: Any = None) -> jax.Array:
     """x after the normalised MLP."""
+    x, gate_up, down, gate_up_bias, down_bias = jax.tree.map(jnp.asarray, (x, gate_up, down, gate_up_bias, down_bias))
     residual, rows = layers.normalised(Residual(x), Norm(jnp.asarray(GAMMA), EPS), BATCH)
     hidden = layers.gated(rows, gate_up, BATCH, bias=gate_up_bias)
     return layers.add_linear(residual, hidden, down, BATCH, "mlp", bias=down_bias).total
@@ -231,7 +239,8 @@ def test_gated_mlp() -> None:
 @pytest.mark.parametrize("biased", [False, True])
 def test_a_gate_may_be_another(biased: bool) -> None:
     x, gate_up, bias = random(5, EMBED), random(2, MLP, EMBED), random(2, MLP) * biased
-    out = layers.gated(Normed(x, None), gate_up, BATCH, activation="gelu_tanh", bias=bias if biased else None)
+    weights = jax.tree.map(jnp.asarray, (gate_up, bias if biased else None))
+    out = layers.gated(Normed(jnp.asarray(x), None), weights[0], BATCH, activation="gelu_tanh", bias=weights[1])
     gate, up = (torch.nn.functional.linear(*map(to_torch, (x, gate_up[i], bias[i]))) for i in range(2))
     expected = torch.nn.functional.gelu(gate, approximate="tanh") * up
     np.testing.assert_allclose(out, expected, rtol=1e-4, atol=1e-5)
@@ -278,7 +287,7 @@ def test_gated_mlp_split_by_channels(biased: bool) -> None:
 
 def test_logits_are_float32_and_leave_padding_out() -> None:
     x, table = random(5, EMBED), random(VOCAB, EMBED, dtype=jnp.bfloat16)
-    scores = layers.logits(Normed(x, None), padded(table, 0, 24), VOCAB, DEFAULT_EXECUTION)
+    scores = layers.logits(Normed(jnp.asarray(x), None), jnp.asarray(padded(table, 0, 24)), VOCAB, DEFAULT_EXECUTION)
     assert scores.dtype == jnp.float32
     rounded = x.astype(jnp.bfloat16).astype(np.float32)
     np.testing.assert_allclose(scores, rounded @ table.astype(np.float32).T, rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""The thread between the engine and the users: one owner's fault is nobody else's."""
+"""The output thread: an exception of one owner does not affect other owners."""
 
 from __future__ import annotations
 
@@ -20,22 +20,22 @@ class Owner:
         self.taken.append(update)
         if self.failing:
             self.failing -= 1
-            raise ValueError("cannot be told")
+            raise ValueError("cannot take updates")
 
 
 def updates(*owners: Owner) -> list[Update]:
-    made: list[Any] = [SimpleNamespace(owner=owner) for owner in owners]
-    return [Update(request, finish=FinishReason.STOP) for request in made]
+    requests: list[Any] = [SimpleNamespace(owner=owner) for owner in owners]
+    return [Update(request, finish=FinishReason.STOP) for request in requests]
 
 
-def test_a_fault_is_told_to_its_owner_and_the_others_go_on() -> None:
+def test_an_exception_fails_its_owner_and_no_other() -> None:
     faulty, other = Owner(failing=1), Owner()
     deliver(updates(faulty, other))
     assert [type(update.error) for update in faulty.taken] == [type(None), ValueError]
     assert [update.finish for update in other.taken] == [FinishReason.STOP]
 
 
-def test_an_owner_that_cannot_be_told_even_that_holds_up_nobody(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_owner_that_cannot_take_its_failure_delays_no_other(caplog: pytest.LogCaptureFixture) -> None:
     other = Owner()
     thread = OutputThread()
     thread.put(updates(Owner(failing=2)))
@@ -43,4 +43,4 @@ def test_an_owner_that_cannot_be_told_even_that_holds_up_nobody(caplog: pytest.L
     thread.end()
     thread.join()
     assert len(other.taken) == 1
-    assert "could not be told" in caplog.text
+    assert "could not be delivered" in caplog.text

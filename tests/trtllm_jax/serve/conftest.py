@@ -1,4 +1,4 @@
-"""A served tiny model: uvicorn in a thread on a port of its own, and OpenAI's client."""
+"""A served tiny model: uvicorn in a thread on a free port, and OpenAI's client."""
 
 import random
 import threading
@@ -83,7 +83,7 @@ def http(address: str) -> Iterator[httpx.Client]:
 
 
 class Scripted:
-    """An `LLM` that says a given text, in pieces of random lengths."""
+    """An `LLM` that answers with a given text, in pieces of random lengths."""
 
     failure = None
     pause = 0.001
@@ -130,5 +130,5 @@ def _saying(llm: LLM, served: Any, text: str, **settings: Any) -> Iterator[tuple
 
 @pytest.fixture
 def saying(tiny_llm: LLM, served: Any) -> Callable[..., Any]:
-    """(text, **settings) -> a context with a client of a server whose model says that, and the model."""
+    """(text, **settings) -> a context with a client of a server whose model answers with the text, and the model."""
     return partial(_saying, tiny_llm, served)

@@ -268,7 +268,7 @@ def test_a_port_in_use_is_an_error_before_anything_is_loaded(tiny_llama: Path) -
         ([], "Missing MODEL"),
         (["a", "--model", "b"], "MODEL = 'a' and --model = 'b' differ"),
         (["a", "--ssl_keyfile", __file__], "trtllm-serve.ssl_certfile is missing"),
-        (["a", "--host", "256.1.1.1"], "is no address of this machine"),
+        (["a", "--host", "256.1.1.1"], "is not an address of this machine"),
         (["a", "--port", "0", "--pipeline_parallel_size", "2"], "pipeline_parallel_size = 2 is not available"),
         (["a", "--port", "0"], "model 'a': no local folder or file has this name"),
         (["a", "--num_serve_frontends", "65"], "65 is not in the range 1<=x<=64"),

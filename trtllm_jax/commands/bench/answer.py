@@ -1,4 +1,4 @@
-"""The answers of an OpenAI-compatible server: server-sent events, parsed as their bytes arrive, and their times."""
+"""Parses the streamed answers of an OpenAI-compatible server as their bytes arrive, and records their times."""
 
 import json
 from collections.abc import Iterator
@@ -6,16 +6,16 @@ from dataclasses import dataclass
 from typing import Any
 
 MAX_DETAIL = 300
-"""Characters of a server's message that a failure keeps."""
+"""The most characters of a server's message that a failure keeps."""
 
 MAX_LINE = 1 << 24
-"""Bytes of one line; a longer one is no event."""
+"""The most bytes of a line of an event stream."""
 
 _TEXT_FIELDS = ("content", "reasoning_content", "reasoning", "tool_calls", "http_failure")
 
 
 class RequestFailure(Exception):
-    """A failed request: failures are counted by `kind`, and `detail` describes this one."""
+    """A failed request: `kind` is the category by which failures are counted, `detail` describes this one."""
 
     def __init__(self, kind: str, detail: str = "") -> None:
         super().__init__(f"{kind}: {detail}" if detail else kind)
@@ -28,12 +28,12 @@ class Answer:
     """One request's outcome; times are seconds of the monotonic clock, which processes share.
 
     Attributes:
-        submitted: when the request was sent, before a connection was opened where it needed one.
+        submitted: when the request was sent, before opening a connection if it needed a new one.
         ended: when the answer was complete, or the request failed.
-        arrivals: the times of reads that brought new text.
-        input_tokens: the server's count of the prompt's tokens, None where it gives none.
+        arrivals: the times of reads that contained new text.
+        input_tokens: the server's count of the prompt's tokens; None if it gave none.
         output_tokens: the server's count of the answer's tokens, else the number of choices with text.
-        counted: whether the server counted them.
+        counted: whether `output_tokens` is the server's count.
         failure: the kind of failure, empty for a complete answer.
         detail: a description of the failure.
     """
@@ -49,7 +49,7 @@ class Answer:
 
 
 class AnswerParser:
-    """Parses one streamed answer of /completions or /chat/completions from bytes and the times of their arrival."""
+    """Parses one streamed answer of /completions or /chat/completions."""
 
     def __init__(self) -> None:
         self.arrivals: list[float] = []
@@ -61,7 +61,7 @@ class AnswerParser:
         self._usage: Any = None
 
     def feed(self, data: bytes, now: float) -> None:
-        """RequestFailure where the server reports an error, or sends what is no event of this API."""
+        """Parse `data`, which arrived at time `now`. RequestFailure if it is an error or not an event of this API."""
         if len(self.beginning) < MAX_DETAIL:
             self.beginning += data
         for event in self._events.feed(data):
@@ -89,11 +89,11 @@ class AnswerParser:
                 self.arrivals.append(now)
 
     def answer(self, submitted: float, ended: float) -> Answer:
-        """The answer; RequestFailure where the stream ended before it was complete."""
+        """The answer; RequestFailure if the stream ended before it was complete."""
         if self._finished is None and not self._done:
             raise RequestFailure("incomplete answer", f"no finish_reason or [DONE]; it begins {_quote(self.beginning)}")
         prompt, output = self._token_count("prompt_tokens"), self._token_count("completion_tokens")
-        # An answer whose tokens have no text (an end at once, special tokens) arrived when it was finished.
+        # An answer without text, such as an immediate end or special tokens only, arrived when it was finished.
         arrivals = tuple(self.arrivals) or (ended if self._finished is None else self._finished,)
         tokens = self._text_events if output is None else output
         return Answer(submitted, ended, arrivals, prompt, tokens, output is not None)
@@ -111,7 +111,7 @@ class EventParser:
         self._data: list[bytes] = []
 
     def feed(self, data: bytes) -> Iterator[bytes]:
-        """The events that `data` completes; RequestFailure where a line is too long."""
+        """The events that `data` completes; RequestFailure if a line is too long."""
         *lines, self._rest = (self._rest + data).split(b"\n")
         if len(self._rest) > MAX_LINE:
             raise RequestFailure("malformed event", f"a line of more than {MAX_LINE} bytes")

@@ -1,4 +1,4 @@
-"""The command line of `trtllm-bench`. Nothing heavy is imported before the options are read."""
+"""The command line of `trtllm-bench`. Heavy packages are imported only after the options are read."""
 
 from pathlib import Path
 from typing import Any
@@ -10,8 +10,8 @@ from trtllm_jax.commands.bench.dataset import prepare_dataset
 from trtllm_jax.commands.bench.options import Common, common_options
 from trtllm_jax.commands.bench.serve import serve
 from trtllm_jax.commands.click_options import (
+    EXISTING_FILE,
     POSITIVE,
-    PRESENT,
     SETTINGS,
     Bounds,
     SectionedGroup,
@@ -32,13 +32,13 @@ trtllm-bench --model M startup
 trtllm-bench serve --base_url http://localhost:8000/v1 --request_rate 1,4,16
 trtllm-bench --model M prepare-dataset token-norm-dist --help
 
-Without a command: fixed batches, every combination of the three lists, in one engine. Prompts are random token ids,
-decoding is greedy, no end-of-sequence id ends it, and prefixes are not reused.
+Without a command it measures fixed batches: every combination of the three lists, in one engine. Prompts are random
+token ids, decoding is greedy, end-of-sequence ids are ignored and prefixes are not reused.
 
-Options are written with _ or with -. All but those of the workload also stand after a command.
+Options are written with _ or with -. All except the workload's may also be given after a command.
 """
 BATCH_OPTIONS = ("batch_size", "input_len", "output_len")
-DATASET = option("--dataset", type=PRESENT, help="JSON lines as TensorRT-LLM's prepare-dataset writes them.")
+DATASET = option("--dataset", type=EXISTING_FILE, help="JSON lines as TensorRT-LLM's prepare-dataset writes them.")
 PROMPT_LENGTH = option("--target_input_len", type=POSITIVE, default=512, help="Tokens of each random prompt.")
 
 
@@ -56,7 +56,7 @@ def main(
     output_len: tuple[int, ...],
     **_: Any,
 ) -> None:
-    """Measure fixed batches, or see that a command was not given their options."""
+    """Measure fixed batches; with a command, refuse the options of fixed batches."""
     if ctx.invoked_subcommand is None:
         with readable_errors():
             common = Common.of(ctx)
@@ -116,7 +116,7 @@ def latency(
     cached_prefix: int,
     **_: Any,
 ) -> None:
-    """Send one request after the other and report latencies."""
+    """Send requests one at a time and report latencies."""
     with readable_errors():
         common = Common.of(ctx)
         if cached_prefix and (dataset or common.warmup == 0):

@@ -1,7 +1,7 @@
-"""An HTTP/1.1 client for many streams from one server, which takes the time of bytes as soon as they arrive.
+"""An HTTP/1.1 client for many streams from one server, which records the time of bytes as soon as they arrive.
 
-httptools parses. Of the general clients, aiohttp takes 1.7 times the processor time a token (docs/performance.md), and
-gives the bytes to a task, which takes their time only when the event loop gets to it.
+httptools parses. aiohttp, a general client, takes 1.7 times the processor time a token (docs/performance.md), and
+passes the bytes to a task, which can record a time only when the event loop runs it.
 """
 
 import asyncio
@@ -30,19 +30,19 @@ class Server:
 
     @classmethod
     def of(cls, base_url: str, api_key: str | None = None) -> "Server":
-        """The server at a URL such as http://localhost:8000/v1; ValueError where it is none."""
+        """The server at a URL such as http://localhost:8000/v1; ValueError if the URL is invalid."""
         try:
             url = urlsplit(base_url)
             port = url.port
         except ValueError as error:
-            raise ValueError(f"base_url = {base_url!r} is no URL: {error}") from error
+            raise ValueError(f"base_url = {base_url!r} is not a URL: {error}") from error
         if url.scheme not in ("http", "https") or not url.hostname or url.query or url.fragment:
             raise ValueError(
-                f"base_url = {base_url!r} is no URL of a server: write for example http://localhost:8000/v1"
+                f"base_url = {base_url!r} is not the URL of a server: write for example http://localhost:8000/v1"
             )
         for name, value in (("base_url", base_url), ("api_key", api_key or "")):
             if not value.isascii() or not value.isprintable() or " " in value:
-                raise ValueError(f"{name} holds a blank or a character that HTTP does not allow: remove it")
+                raise ValueError(f"{name} has a space or a character that HTTP does not allow: remove it")
         tls = url.scheme == "https"
         return cls(url.hostname, port or (443 if tls else 80), url.path.rstrip("/"), tls, api_key)
 
@@ -58,7 +58,7 @@ class Server:
 
 
 class Client:
-    """Sends requests to one server within one event loop, and keeps connections open for the next ones."""
+    """Sends requests to one server within one event loop, and reuses connections."""
 
     def __init__(self, server: Server) -> None:
         self.server = server
@@ -66,9 +66,10 @@ class Client:
         self._tls = ssl.create_default_context() if server.tls else None
 
     async def request(self, method: str, path: str, body: bytes, on_body: OnBody) -> int:
-        """The status, once the whole body has gone to `on_body`; RequestFailure where the connection fails.
+        """Send a request, pass the answer's body to `on_body`, and return its status.
 
-        A request on an idle connection that the server has closed meanwhile is sent again on another one.
+        If the server has closed an idle connection, the request is sent again on another one. RequestFailure if a
+        connection cannot be opened or is lost.
         """
         while True:
             connection, kept = await self._connection()
@@ -114,7 +115,7 @@ class _Connection(asyncio.Protocol):
         self._complete: asyncio.Future[int] | None = None
 
     async def request(self, request: bytes, on_body: OnBody) -> int:
-        """The status of the complete answer; ConnectionResetError where it is cut off, or what `on_body` raises."""
+        """The status of the complete answer; ConnectionResetError if it is cut off. Raises what `on_body` raises."""
         self.received = self.reusable = self._headers_complete = self._has_length = False
         self._on_body = on_body
         self._parser = httptools.HttpResponseParser(self)

@@ -1,9 +1,9 @@
-"""Load on a server: requests sent on time, from this process or from several.
+"""Load on a server: sends requests at given times, from this process or from several.
 
     python -P -m trtllm_jax.commands.bench.load
 
-runs one of several client processes. Its stdin has its part of the load as a line of JSON, then a line with the time to
-start.
+runs one of several client processes. It reads its part of the load from stdin as a line of JSON, then a line with the
+time to start.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ from trtllm_jax.commands.bench.http import Client, Server
 OnAnswer = Callable[[Answer], object]
 
 START_DELAY = 0.05
-"""Seconds after which the processes start, once they are told the time."""
+"""Seconds from sending the start time to the processes until that time."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Load:
         path: the endpoint's path, after the server's prefix.
         bodies: the requests' bodies as JSON.
         arrivals: seconds after the start at which each request is due.
-        concurrency: requests in flight at most, None for no bound.
-        timeout: seconds after which a request has failed.
+        concurrency: most requests in flight; None for no bound.
+        timeout: seconds after which a request counts as failed.
     """
 
     server: Server
@@ -51,7 +51,7 @@ class Load:
     timeout: float
 
     def split(self, count: int) -> list["Load"]:
-        """At most `count` parts of the load, so that each has requests and none a bound of 0."""
+        """At most `count` parts of the load, each with at least one request and a concurrency of at least 1."""
         count = min(count, len(self.bodies), self.concurrency or count)
         return [
             replace(
@@ -65,10 +65,10 @@ class Load:
 
 
 def run_load(load: Load, on_answer: OnAnswer, processes: int = 1) -> float:
-    """Send all requests, and call `on_answer` with each answer in the order in which they end.
+    """Send all requests, and call `on_answer` with each answer when it ends.
 
-    Returns the busiest client's share of a core: near 1 the client was the bottleneck. KeyboardInterrupt ends all
-    requests that have no answer yet. ValueError where a client process died.
+    Returns the busiest client's share of a core: near 1, the client was the bottleneck. KeyboardInterrupt cancels the
+    requests that have no answer yet. ValueError if a client process died.
     """
     parts = load.split(processes)
     if len(parts) == 1:
@@ -77,7 +77,7 @@ def run_load(load: Load, on_answer: OnAnswer, processes: int = 1) -> float:
 
 
 async def send_request(client: Client, path: str, body: bytes, timeout: float) -> Answer:
-    """Send one request; its answer or its failure."""
+    """Send one request and return its answer, or its failure as an `Answer`."""
     parser, submitted = AnswerParser(), time.monotonic()
     try:
         try:
@@ -93,7 +93,7 @@ async def send_request(client: Client, path: str, body: bytes, timeout: float) -
 
 
 async def list_models(server: Server, timeout: float) -> list[str]:
-    """The names that /models lists; RequestFailure where it lists none."""
+    """The names that /models lists; RequestFailure if the server's answer is invalid."""
     client, parts = Client(server), list[bytes]()
     try:
         async with asyncio.timeout(timeout):
@@ -111,7 +111,7 @@ async def list_models(server: Server, timeout: float) -> list[str]:
 
 
 def run_in_uvloop(task: Any) -> Any:
-    """The result of a coroutine, run in an event loop of uvloop, which takes a third of the time of asyncio's own."""
+    """The result of a coroutine, run in uvloop's event loop, which takes a third of the time of asyncio's."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         return runner.run(task)
 
@@ -143,7 +143,7 @@ async def _send_all(load: Load, on_answer: OnAnswer, began: float) -> None:
 
 
 def _raise_file_limit() -> None:
-    """Allow as many open files as possible: each connection is one, and shells often allow 1024."""
+    """Raise the limit of open files to the maximum: each connection needs one, and the default is often 1024."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
@@ -184,7 +184,7 @@ def _run_in_processes(parts: Sequence[Load], on_answer: OnAnswer) -> float:
 
 def _write(child: "subprocess.Popen[str]", line: str) -> None:
     assert child.stdin
-    with suppress(BrokenPipeError):  # the reader of its output notices that it ended
+    with suppress(BrokenPipeError):  # reading the child's output reports that it has ended
         child.stdin.write(f"{line}\n")
         child.stdin.flush()
 

@@ -1,4 +1,4 @@
-"""The measurements. Each takes an `LLM`, so that one process can do many; `vocab` is the model's vocabulary size."""
+"""The measurements of `trtllm-bench`. Each takes an `LLM`, so that one engine serves many of them."""
 
 import asyncio
 import time
@@ -30,7 +30,7 @@ def measure_batch(
     sampling: Mapping[str, Any] = GREEDY,
     seed: int = SEED,
 ) -> BatchResult:
-    """Times of `batch` random prompts generating one token and generating `output_len`, fresh prompts each time.
+    """Times to generate one token and `output_len` tokens for `batch` random prompts, new ones each time.
 
     Args:
         llm: the model; its prefix cache should be off.
@@ -40,11 +40,11 @@ def measure_batch(
         vocab: ids are drawn from [0, vocab).
         repeats: measurements of each kind.
         warmup: runs of the same shape before them.
-        sampling: what `SamplingParams` takes besides lengths.
+        sampling: arguments of `SamplingParams` besides lengths.
         seed: of the prompts.
 
     Raises:
-        ValueError: the sizes make no sense, or do not fit the engine together.
+        ValueError: a size is invalid, or the batch does not fit the engine.
     """
     require_decoding(output_len)
     _require_room(llm, batch, input_len + output_len)
@@ -72,7 +72,7 @@ def run_batch(
     sampling: Mapping[str, Any] = GREEDY,
     seed: int = SEED,
 ) -> None:
-    """One run of the point that `measure_batch` measures, for a profile."""
+    """Run the workload of `measure_batch` once, for a profile."""
     _generate(llm, random_prompts(np.random.default_rng(seed), batch, input_len, vocab), output_len, sampling)
 
 
@@ -88,13 +88,13 @@ def measure_requests(
     seed: int = SEED,
     progress: Callable[[], object] = lambda: None,
 ) -> RequestsResult:
-    """Times of streamed requests, as their caller sees them.
+    """Times of streamed requests, as the caller observes them.
 
     Args:
         llm: the model.
         requests: what to send, in this order.
-        concurrency: requests in flight at most; None for no bound.
-        request_rate: mean of a Poisson process of arrivals, requests/s; None to send all at once.
+        concurrency: most requests in flight; None for no bound.
+        request_rate: rate of a Poisson process of arrivals, requests/s; None to send all at once.
         devices: how many devices serve the model, for the rate of each.
         cached_prefix: passed on to the result.
         sampling: what `SamplingParams` takes besides lengths.
@@ -156,13 +156,13 @@ def measure_first_token(
 
 
 def require_decoding(output_len: int) -> None:
-    """ValueError where a decode rate cannot be measured."""
+    """ValueError if `output_len` is too small to measure a decode rate."""
     if output_len < 2:
         raise ValueError(f"output_len = {output_len} leaves no decode step to measure: use at least 2")
 
 
 def require_uncached(cached: int, input_len: int) -> None:
-    """ValueError where nothing of a prompt would be left to compute."""
+    """ValueError if the cached prefix would cover the whole prompt."""
     if cached >= input_len:
         raise ValueError(
             f"cached_prefix = {cached} is not below the prompt's {input_len} tokens: shorten it or lengthen the prompt"
@@ -170,7 +170,7 @@ def require_uncached(cached: int, input_len: int) -> None:
 
 
 def sampling_params(new: int, sampling: Mapping[str, Any]) -> "SamplingParams":
-    """What asks for exactly `new` tokens, without their text."""
+    """Sampling parameters for exactly `new` tokens, without detokenising."""
     from trtllm_jax import SamplingParams
 
     return SamplingParams(max_tokens=new, end_id=-1, ignore_eos=True, detokenize=False, **sampling)
@@ -210,7 +210,7 @@ def _require_all(generated: int, wanted: int) -> None:
 
 
 def _require_room(llm: "LLM", batch: int, length: int) -> None:
-    """ValueError where the cache cannot hold the whole batch: some rows would wait, and no rate would mean anything."""
+    """ValueError if the KV cache cannot hold the whole batch: some rows would wait, and the rates would mislead."""
     capacity = llm.get_kv_cache_capacity()
     page = capacity["tokensPerBlock"]
     needed = batch * -(-length // page) * page

@@ -9,16 +9,16 @@ Encode = Callable[[str], Sequence[int]]
 
 
 class ModelFacts:
-    """Facts of the model at `location` (a folder, a .gguf file or a hub name), read from its configuration.
+    """Properties of the model at `location` (a folder, a .gguf file or a hub name), read from its configuration.
 
-    Without `weights` a hub's are not downloaded.
+    With `weights` False, the weights of a model on the hub are not downloaded.
 
     Attributes:
-        vocab: how many token ids it has.
-        max_position: tokens of its longest sequence, or more where its rope is scaled; None if it does not say.
+        vocab: the vocabulary size.
+        max_position: tokens of the longest sequence, or an upper bound if rope is scaled; None if not configured.
 
     Raises:
-        ValueError: there is no such model, or its configuration names no vocabulary.
+        ValueError: there is no such model, or its configuration has no vocabulary size.
     """
 
     def __init__(self, location: str, *, weights: bool = True) -> None:
@@ -35,7 +35,7 @@ class ModelFacts:
         self.max_position = int(positions * _rope_factor(text)) if isinstance(positions, int) else None
 
     def require_length(self, length: int) -> None:
-        """ValueError where the model is too short for a sequence of `length` tokens."""
+        """ValueError if `length` tokens exceed the model's longest sequence."""
         if self.max_position is not None and length > self.max_position:
             raise ValueError(
                 f"a request of this workload has {length} tokens, prompt and answer, and the model's longest sequence "
@@ -43,7 +43,7 @@ class ModelFacts:
             )
 
     def encoder(self, tokenizer: str | None) -> Encode:
-        """The function from text to ids, of `tokenizer` or of the model; loaded when it is first called."""
+        """A function from text to ids, of `tokenizer` or of the model's own, which is loaded at the first call."""
         loaded: Any = None
 
         def encode(text: str) -> Sequence[int]:
@@ -57,13 +57,13 @@ class ModelFacts:
 
 
 def _rope_factor(config: Mapping[str, Any]) -> float:
-    """An upper bound of what rope scaling adds; the engine knows exactly, and measuring fails if it allows less."""
+    """An upper bound of the factor by which rope scaling extends sequences; the engine checks the exact length."""
     scaling = _object(config, "rope_scaling") or _object(config, "rope_parameters")
     factor = scaling.get("factor")
     return max(1.0, float(factor)) if isinstance(factor, int | float) and factor < _MAX_ROPE_FACTOR else 1.0
 
 
 def _object(config: Mapping[str, Any], field: str) -> dict[str, Any]:
-    """The object at `field`, empty where there is none; the engine refuses what is neither."""
+    """The object at `field`, or {} if there is none; the engine reports an invalid value."""
     value = config.get(field)
     return value if isinstance(value, dict) else {}

@@ -1,4 +1,4 @@
-"""The options that every form of `trtllm-bench` takes, before or after the name of the form, and what they mean."""
+"""The options that all commands of `trtllm-bench` share, given before or after the command's name."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -9,10 +9,10 @@ import click
 
 from trtllm_jax.commands.click_options import (
     BACKENDS,
+    EXISTING_FILE,
     LOG_LEVELS,
+    OUTPUT_FILE,
     POSITIVE,
-    PRESENT,
-    WRITABLE,
     Command,
     nearest,
     option,
@@ -24,9 +24,11 @@ PROFILE_FOLDER = "trtllm_jax_profile"
 
 _COMMON = (
     option("--model -m", section="Model", help="Folder, .gguf file or hub name."),
-    option("--model_path", section="Model", help="Where the model lies, if --model is only its name."),
+    option("--model_path", section="Model", help="Path of the model, if --model is only its name."),
     option("--tokenizer", section="Model", help="Tokenizer for a dataset of texts; the model's own by default."),
-    option("--backend", section="Model", type=click.Choice(BACKENDS), help="Accepted for compatibility: it is JAX."),
+    option(
+        "--backend", section="Model", type=click.Choice(BACKENDS), help="Accepted; JAX is always used."
+    ),
     option("--tp --tp_size", section="Model", type=POSITIVE, help="Devices that share the model."),
     option(
         "--dtype", section="Model", type=click.Choice(["auto", "bfloat16", "float16", "float32"]), help="Of weights."
@@ -43,24 +45,25 @@ _COMMON = (
     ),
     option("--kv_cache_max_tokens", section="Engine", type=POSITIVE, help="Tokens that the KV cache holds."),
     option(
-        "--config --extra_llm_api_options", section="Engine", type=PRESENT,
-        help="YAML file of LLM(...) arguments; options given here win.",
+        "--config --extra_llm_api_options", section="Engine", type=EXISTING_FILE,
+        help="YAML file of LLM(...) arguments; command-line options override it.",
     ),
     option("--temperature", section="Sampling", type=click.FloatRange(min=0), help="Greedy if none of these is given."),
-    option("--top_p", section="Sampling", type=click.FloatRange(0, 1), help="Probability mass that is kept."),
-    option("--top_k", section="Sampling", type=click.IntRange(min=0), help="Tokens that are kept; 0: all."),
+    option("--top_p", section="Sampling", type=click.FloatRange(0, 1), help="Probability mass to keep."),
+    option("--top_k", section="Sampling", type=click.IntRange(min=0), help="Tokens to keep; 0: all."),
     option(
-        "--seed", section="Sampling", type=click.IntRange(min=0), default=420, help="Of prompts, arrivals and samples."
+        "--seed", section="Sampling", type=click.IntRange(min=0), default=420,
+        help="Seed of prompts, arrivals and samples.",
     ),
     option("--warmup", section="Measuring", type=click.IntRange(min=0), help="Unmeasured runs (1) or requests (2)."),
-    option("--repeats", section="Measuring", type=POSITIVE, default=3, help="Runs whose median counts (fixed batch)."),
+    option("--repeats", section="Measuring", type=POSITIVE, default=3, help="Runs of a fixed batch; shows the median."),
     option(
         "--profile", section="Measuring", is_flag=False, flag_value=PROFILE_FOLDER, metavar="[DIR]",
         help=f"Run once more, keep the trace in DIR ({PROFILE_FOLDER}) and print where the time goes.",
     ),
-    option("--report_json", section="Report", type=WRITABLE, help="Write all results to this file."),
+    option("--report_json", section="Report", type=OUTPUT_FILE, help="Write all results to this file."),
     option("--json_lines", section="Report", is_flag=True, help="Print one JSON line a result, no table."),
-    option("--plot", section="Report", type=WRITABLE, help="Draw throughput against latency into this PNG file."),
+    option("--plot", section="Report", type=OUTPUT_FILE, help="Draw throughput against latency into this PNG file."),
     option(
         "--log_level", section="Report", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="How much is logged."
     ),
@@ -68,7 +71,7 @@ _COMMON = (
 
 
 def common_options(command: Command) -> Command:
-    """Give `command` every option of `Common`."""
+    """Add every option of `Common` to `command`."""
     for add in reversed(_COMMON):
         command = add(command)
     return command
@@ -76,7 +79,7 @@ def common_options(command: Command) -> Command:
 
 @dataclass(frozen=True)
 class Common:
-    """The values of the common options, by their names."""
+    """The values of the options in `_COMMON`, by name."""
 
     model: str
     model_path: str | None
@@ -105,13 +108,13 @@ class Common:
 
     @classmethod
     def of(cls, ctx: click.Context) -> "Common":
-        """The options given after the form's name, else those before it, else the defaults; sets the log level."""
+        """The options given after the command's name, else before it, else the defaults; sets the log level."""
         values = {field.name: nearest(ctx, field.name) for field in fields(cls)}
         if not values["model"]:
             raise click.UsageError("Missing option '--model' / '-m': a folder, a .gguf file or a hub name.", ctx)
         if values["profile"] in ("throughput", "latency", "startup"):
-            form = values["profile"]
-            raise click.UsageError(f"--profile took {form!r} for its folder: write --profile=DIR {form}", ctx)
+            command = values["profile"]
+            raise click.UsageError(f"--profile took {command!r} for its folder: write --profile=DIR {command}", ctx)
         common = cls(**values)
         if common.log_level:
             set_log_level(common.log_level)
@@ -119,26 +122,26 @@ class Common:
 
     @property
     def location(self) -> str:
-        """What `LLM` loads."""
+        """The path or name of the model to load."""
         return self.model_path or self.model
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What `SamplingParams` takes besides lengths; empty for greedy decoding."""
+        """The arguments of `SamplingParams` besides lengths; empty for greedy decoding."""
         options = {"temperature": self.temperature, "top_p": self.top_p, "top_k": self.top_k}
         given = {name: value for name, value in options.items() if value is not None}
         return given | {"seed": self.seed} if given else {}
 
     def llm_arguments(self, *, batch: int | None, length: int, reuse: bool = False) -> dict[str, Any]:
-        """The arguments of `LLM(...)`: options, then the --config file, then what the workload needs.
+        """The arguments of `LLM(...)`: from options, else from the --config file, else from the workload.
 
         Args:
-            batch: sequences at once where nobody names a number; None leaves it to the engine.
+            batch: max_batch_size if it is not given; None leaves it to the engine.
             length: tokens of the workload's longest sequence.
-            reuse: whether prompts may find each other's prefixes.
+            reuse: whether the prefix cache is on.
 
         Raises:
-            click.UsageError: the file is no mapping, or a size is too small for the workload.
+            click.UsageError: the file is not a mapping, or a size is too small for the workload.
         """
         options = {
             "tensor_parallel_size": self.tp,
@@ -165,7 +168,7 @@ class Common:
         for name in ("max_batch_size", "max_seq_len"):
             value = content.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
-                raise click.UsageError(f"--config = {self.config}: {name} = {value!r} is no integer")
+                raise click.UsageError(f"--config = {self.config}: {name} = {value!r} is not an integer")
         return content
 
 

@@ -1,4 +1,4 @@
-"""A run under JAX's profiler: the trace is kept, and what the device and the host's threads did is summed up."""
+"""A run under JAX's profiler: keeps the trace, and sums up the times of the device and of the host's threads."""
 
 import threading
 import time
@@ -10,10 +10,10 @@ from typing import Any
 from trtllm_jax.commands.bench.trace import Program, newest_trace, read_programs
 
 TRACE_LIMIT = 1_000_000
-"""Events after which the profiler leaves out the rest."""
+"""The most events that the profiler records; later ones are dropped."""
 
 THREADS = "trtllm_jax-"
-"""What the names of an LLM's threads begin with."""
+"""The prefix of the names of an LLM's threads."""
 
 
 @dataclass(frozen=True)
@@ -21,10 +21,10 @@ class Profile:
     """Where the time of one run went.
 
     Attributes:
-        trace: the file; Perfetto and chrome://tracing read it.
-        programs: what each compiled program did on the first device, the longest first.
-        decode_steps: steps that each row decoded; None where requests differ.
-        seconds: wall time of the run, which the profiler lengthens.
+        trace: the file, for Perfetto or chrome://tracing.
+        programs: the time of each compiled program on the first device, the longest first.
+        decode_steps: decode steps of each row; None if requests differ in length.
+        seconds: wall time of the run, including the profiler's overhead.
         threads: CPU seconds of each of the LLM's threads.
     """
 
@@ -35,7 +35,7 @@ class Profile:
     threads: dict[str, float]
 
     def steps_of(self, program: Program) -> int | None:
-        """Decode steps that `program` ran; None where it does something else."""
+        """Decode steps that `program` ran; None if it is not a decode program."""
         return self.decode_steps if "decode" in program.name else None
 
     def record(self) -> dict[str, Any]:
@@ -60,9 +60,9 @@ class Profile:
 
 
 def profile(run: Callable[[], object], folder: Path, *, decode_steps: int | None = None) -> Profile:
-    """The profile of one call of `run`, its trace kept in `folder`.
+    """The profile of one call of `run`, with the trace in `folder`.
 
-    Python itself is not traced, which would slow the engine's thread down; its cost is that thread's CPU time.
+    Python is not traced, because that would slow the engine's thread; its cost shows as that thread's CPU time.
     """
     import jax
 
@@ -79,7 +79,8 @@ def profile(run: Callable[[], object], folder: Path, *, decode_steps: int | None
 
 def _cpu_seconds() -> dict[str, float]:
     """CPU time so far of every thread of an LLM."""
-    mine = [thread for thread in threading.enumerate() if thread.name.startswith(THREADS) and thread.ident]
     return {
-        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident)) for thread in mine if thread.ident
+        thread.name: time.clock_gettime(time.pthread_getcpuclockid(thread.ident))
+        for thread in threading.enumerate()
+        if thread.name.startswith(THREADS) and thread.ident
     }

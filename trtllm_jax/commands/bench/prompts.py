@@ -1,4 +1,4 @@
-"""The lines of a dataset in TensorRT-LLM's form, of random ids or a file's texts; `bench_workload` reads them."""
+"""Writes the lines of a dataset in TensorRT-LLM's form, from random ids or a file's texts; `workload` reads them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,7 +12,7 @@ from trtllm_jax.commands.bench.workload import SEED, Prompt, random_prompts
 from trtllm_jax.logger import progress
 
 Lengths = Callable[[np.random.Generator, int], list[int]]
-"""Draws so many lengths."""
+"""A function that draws a number of lengths."""
 
 Turn = tuple[str, str]
 """A user's message and its answer."""
@@ -22,7 +22,7 @@ _ASSISTANT = ("gpt", "assistant", "chatgpt", "bot")
 
 
 def normal(mean: int, deviation: int) -> Lengths:
-    """Rounded draws of a normal distribution; those below 1 become 1."""
+    """Draws rounded values of a normal distribution; those below 1 become 1."""
 
     def draw(rng: np.random.Generator, count: int) -> list[int]:
         lengths: list[int] = np.maximum(1, np.rint(rng.normal(mean, deviation, count))).astype(int).tolist()
@@ -32,7 +32,7 @@ def normal(mean: int, deviation: int) -> Lengths:
 
 
 def uniform(least: int, most: int) -> Lengths:
-    """Draws of all integers between two bounds, both included."""
+    """Draws integers uniformly between two bounds, both included."""
 
     def draw(rng: np.random.Generator, count: int) -> list[int]:
         lengths: list[int] = rng.integers(least, most, count, endpoint=True).tolist()
@@ -58,14 +58,21 @@ def random_lines(
 
 
 def line(number: int, prompt: Prompt, output_tokens: int) -> str:
-    """One request."""
+    """One request as a line of JSON."""
     field = "prompt" if isinstance(prompt, str) else "input_ids"
     return json.dumps({"task_id": number, field: prompt, "output_tokens": output_tokens})
 
 
 @dataclass(frozen=True)
 class Fields:
-    """Where an entry of a file holds what; None for the first turn of its conversation, or "prompt" without one."""
+    """The fields of a file's entries to use.
+
+    Attributes:
+        input: the prompt's; None for the first turn of the entry's conversation, or "prompt" without one.
+        output: the answer's; None for the first turn's answer.
+        before: of a text to put before the prompt; None for `before_text`.
+        before_text: a text to put before every prompt; None for none.
+    """
 
     input: str | None = None
     output: str | None = None
@@ -93,9 +100,9 @@ def real_lines(
     max_input_len: int | None = None,
     seed: int = SEED,
 ) -> list[str]:
-    """The prompts of a file, each with the length of its answer or one of a normal distribution.
+    """The prompts of a file, each with its answer's length or one drawn from a normal distribution.
 
-    ValueError where the file cannot be read, or none of its entries has what is needed.
+    ValueError if the file cannot be read, or no entry has the fields that are needed.
     """
     rng, lines = np.random.default_rng(seed), list[str]()
     entries = read_entries(path)
@@ -121,7 +128,7 @@ def real_lines(
 
 
 def read_entries(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON list or of JSON lines; ValueError names what is none."""
+    """The objects of a JSON list or of JSON lines; ValueError names an entry that is not an object."""
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -150,7 +157,7 @@ def _parsed(text: str, path: Path) -> Iterator[Any]:
 
 
 def _first_turn(entry: Mapping[str, Any]) -> Turn:
-    """Of ShareGPT's "conversations" (from, value) or OpenAI's "messages" (role, content)."""
+    """The first turn of ShareGPT's "conversations" (from, value) or of OpenAI's "messages" (role, content)."""
     turns = entry.get("conversations", entry.get("messages"))
     messages = [one for one in turns if isinstance(one, dict)] if isinstance(turns, list) else []
     spoken = [(one.get("from", one.get("role")), _text(one.get("value", one.get("content")))) for one in messages]

@@ -1,4 +1,4 @@
-"""What a user sees of the results: tables, JSON lines, a report file, a plot."""
+"""Reports results: tables, JSON lines, a report file, a plot."""
 
 import importlib.util
 import json
@@ -18,10 +18,10 @@ from trtllm_jax.commands.bench.serve_results import ServeResult
 from trtllm_jax.commands.bench.trace import GROUPS, Program
 
 WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Columns if the output is not a terminal."""
 
 NEGLIGIBLE = 0.01
-"""Programs below this part of the device's time have no table of their own."""
+"""Programs below this fraction of the device's time get no table."""
 
 TOP_KERNELS = 10
 
@@ -30,11 +30,11 @@ class Result(Protocol):
     """Any result of a measurement."""
 
     def record(self) -> dict[str, Any]:
-        """What JSON keeps of it."""
+        """The result as a JSON object."""
 
 
 def print_json(result: Result) -> None:
-    """One line."""
+    """Print a result as one line of JSON."""
     sys.stdout.write(f"{json.dumps(result.record())}\n")
     sys.stdout.flush()
 
@@ -46,13 +46,13 @@ def reporting(
     report_json: Path | None = None,
     plot_file: Path | None = None,
 ) -> Iterator[Callable[[Result], None]]:
-    """Collects results and reports them all at the end, also when the measuring is interrupted.
+    """A context that collects results and reports them at its end, also if it is interrupted.
 
     Args:
-        about: what was measured; the report file begins with it.
-        json_lines: print a line of JSON a result, at once, in place of tables.
-        report_json: the report file.
-        plot_file: for a plot, in PNG.
+        about: the settings of the measurement, for the report file.
+        json_lines: print each result as a line of JSON when it arrives, instead of tables.
+        report_json: the report file to write.
+        plot_file: the PNG file of a plot to draw.
     """
     results: list[Result] = []
 
@@ -74,13 +74,13 @@ def reporting(
 
 
 def write_report(path: Path, about: Mapping[str, Any], results: Sequence[Result]) -> None:
-    """A JSON file of what was measured and all results."""
+    """Write a JSON file of the settings and all results."""
     report = {**about, "results": [result.record() for result in results]}
     path.write_text(json.dumps(report, indent=2, default=str) + "\n")
 
 
 def print_results(results: Sequence[Result]) -> None:
-    """Tables of all results, those of one kind together where they have one table."""
+    """Print tables of all results; all batches share one table, and so do all starts."""
     console = Console(width=None if sys.stdout.isatty() else WIDTH, highlight=False)
     if batches := [result for result in results if isinstance(result, BatchResult)]:
         console.print(batch_table(batches))
@@ -96,7 +96,7 @@ def print_results(results: Sequence[Result]) -> None:
 
 
 def batch_table(results: Sequence[BatchResult]) -> Table:
-    """One row a point."""
+    """A table with one row for each batch."""
     names = (
         "batch", "in", "out", "1st token ms", "all ms", "decode tok/s", "ms/step", "output tok/s", "total tok/s",
         "prefill tok/s",
@@ -121,7 +121,7 @@ def batch_table(results: Sequence[BatchResult]) -> Table:
 
 
 def throughput_table(result: RequestsResult) -> Table:
-    """TensorRT-LLM's names and the figures."""
+    """A table of throughputs under TensorRT-LLM's names."""
     table = _table("Throughput", "what", "figure")
     for name, value in result.throughputs.items():
         table.add_row(name, _number(value))
@@ -129,7 +129,7 @@ def throughput_table(result: RequestsResult) -> Table:
 
 
 def latency_table(result: RequestsResult) -> Table:
-    """One row a distribution."""
+    """A table with one row for each distribution of latencies."""
     table = _table("Latency, ms", "what", "avg", "P50", "P90", "P95", "P99", "min", "max")
     for name, values in result.latencies.items():
         if values:
@@ -138,7 +138,7 @@ def latency_table(result: RequestsResult) -> Table:
 
 
 def startup_table(results: Sequence[StartUpResult]) -> Table:
-    """One row a start."""
+    """A table with one row for each start."""
     table = _table("Start to first token, s", "compilation cache", "import", "load", "compile", "first token", "total")
     for one in results:
         parts = (one.import_s, one.load_s, one.compile_s, one.first_token_s, one.total_s)
@@ -147,19 +147,19 @@ def startup_table(results: Sequence[StartUpResult]) -> Table:
 
 
 def group_table(program: Program, device_ms: float, steps: int | None) -> Table:
-    """One row a group of kernels."""
+    """A table with one row for each group of kernels."""
     title = f"{program.name}: {_number(program.total_ms)} ms" + (f", {steps} decode steps" if steps else "")
     table = _table(title, "what", "ms", *(["ms/step"] if steps else []), "% of program", "% of run")
     rows = [(name, program.groups[name]) for name in GROUPS if name in program.groups]
     for name, ms in [*sorted(rows, key=lambda row: -row[1]), ("idle gaps", program.idle_ms)]:
-        a_step = [_number(ms / steps)] if steps else []
+        per_step = [_number(ms / steps)] if steps else []
         shares = (_number(100 * ms / whole if whole else 0.0) for whole in (program.total_ms, device_ms))
-        table.add_row(name, _number(ms), *a_step, *shares)
+        table.add_row(name, _number(ms), *per_step, *shares)
     return table
 
 
 def kernel_table(program: Program, steps: int | None) -> Table:
-    """One row a kernel, the longest first."""
+    """A table with one row for each kernel, the longest first."""
     table = _table("Top kernels", "kernel", "ms", *(["ms/step"] if steps else []), "runs", "us/run")
     for name, ms, runs in program.top(TOP_KERNELS):
         table.add_row(name, _number(ms), *([_number(ms / steps)] if steps else []), str(runs), _number(1e3 * ms / runs))
@@ -167,13 +167,13 @@ def kernel_table(program: Program, steps: int | None) -> Table:
 
 
 def require_plotting() -> None:
-    """ValueError where matplotlib is missing; to be asked before the engine starts."""
+    """ValueError if matplotlib is missing; called before the engine starts."""
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib: install trtllm-jax[bench], or leave --plot out")
 
 
 def plot(path: Path, results: Sequence[Result]) -> None:
-    """Output throughput against latency, one line a kind of workload: per token for batches, else per request."""
+    """Plot output throughput against latency, a line for each workload: latency a token for batches, else a request."""
     from matplotlib.figure import Figure
 
     lines: dict[str, list[tuple[float, float, str]]] = {}
@@ -196,7 +196,7 @@ def plot(path: Path, results: Sequence[Result]) -> None:
     axes.set_title(f"Points are named by their {'concurrency or request rate' if requests else 'batch size'}")
     axes.set_xlim(left=0)
     axes.set_ylim(bottom=0)
-    if lines:  # noise may have hidden every step
+    if lines:  # empty if every step was below the noise
         axes.legend()
     figure.savefig(path, format="png", dpi=150)
 
@@ -209,7 +209,9 @@ def _print_profile(console: Console, profile: Profile) -> None:
         soft_wrap=True,
     )
     if sum(runs for program in profile.programs for _, runs in program.kernels.values()) >= TRACE_LIMIT:
-        console.print(f"The profiler keeps {TRACE_LIMIT} events, so the end of this run is missing: profile less.")
+        console.print(
+            f"The profiler keeps {TRACE_LIMIT} events, so the end of this run is missing: profile a shorter run."
+        )
     for program in profile.programs:
         if program.total_ms >= NEGLIGIBLE * device_ms:
             steps = profile.steps_of(program)
@@ -237,7 +239,7 @@ def _table(title: str, *columns: str, text_columns: int = 1) -> Table:
 
 
 def _number(value: float | None) -> str:
-    """Four significant digits, and all digits of the whole part."""
+    """A number with four significant digits, but at least all digits of its integer part; "-" for None."""
     if value is None:
         return "-"
     digits = 0 if abs(value) >= 1000 else 1 if abs(value) >= 100 else 2 if abs(value) >= 10 else 3

@@ -1,4 +1,4 @@
-"""The times of streamed requests, as frozen records with the figures that follow from them."""
+"""The times of streamed requests, as frozen records, and the figures derived from them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Distribution:
-    """Mean, percentiles (linear between the two nearest values) and extremes of some values, in their unit."""
+    """Mean, percentiles (interpolated linearly) and extremes of some values, in their unit."""
 
     avg: float
     p50: float
@@ -22,7 +22,7 @@ class Distribution:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> "Distribution | None":
-        """None where there are no values."""
+        """The distribution of `values`; None if there are none."""
         if not len(values):
             return None
         array = np.asarray(values, np.float64)
@@ -38,7 +38,7 @@ class Distribution:
 class RequestTimes:
     """When one request was submitted and when its tokens arrived, in seconds of one clock.
 
-    `tokens` says how many there were where `arrivals` does not hold one time for each.
+    `tokens` is their number if `arrivals` does not have a time for each of them.
     """
 
     input_tokens: int
@@ -48,7 +48,7 @@ class RequestTimes:
 
     @property
     def output_tokens(self) -> int:
-        """Tokens generated."""
+        """The number of generated tokens."""
         return len(self.arrivals) if self.tokens is None else self.tokens
 
     @property
@@ -63,12 +63,12 @@ class RequestTimes:
 
     @property
     def gaps_s(self) -> list[float]:
-        """Between consecutive arrivals (ITL); 0 between tokens that arrive together and each have a time."""
+        """Times between consecutive arrivals (ITL); 0 for tokens that arrive together, if each has a time."""
         return np.diff(self.arrivals).tolist()
 
     @property
     def per_token_s(self) -> float | None:
-        """Time per output token after the first (TPOT); None where there is only one, or all arrived at once."""
+        """Time per output token after the first (TPOT); None for a single token, or if all arrived at once."""
         if self.output_tokens < 2 or len(self.arrivals) < 2:
             return None
         return (self.latency_s - self.first_token_s) / (self.output_tokens - 1)
@@ -81,8 +81,8 @@ class RequestsResult:
     Attributes:
         requests: their times, in the order of submission.
         devices: how many devices served them.
-        concurrency: requests in flight at most; None for no bound.
-        request_rate: arrivals a second; None for all at once.
+        concurrency: most requests in flight; None for no bound.
+        request_rate: arrivals per second; None for all at once.
         cached_prefix: tokens at the start of every prompt that were in the prefix cache.
     """
 
@@ -109,14 +109,14 @@ class RequestsResult:
 
     @property
     def name(self) -> str:
-        """What tells this point of a sweep from the others."""
+        """The label of this point of a sweep: its concurrency and request rate."""
         bound = str(self.concurrency or "")
         rate = f"{self.request_rate:g}/s" if self.request_rate else ""
         return ", ".join(filter(None, (bound, rate)))
 
     @property
     def throughputs(self) -> dict[str, float]:
-        """TensorRT-LLM's names and what they say, in its units; per user is the mean of the requests' own rates."""
+        """Throughputs by TensorRT-LLM's names, in its units; the one per user is the mean over requests."""
         rates = [one.output_tokens / one.latency_s for one in self.requests]
         return {
             "Request Throughput (req/sec)": len(self.requests) / self.seconds,

@@ -1,4 +1,4 @@
-"""The times of batches, first tokens and starts, as frozen records with the figures that follow from them."""
+"""The times of batches, first tokens and starts, as frozen records, and the figures derived from them."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class BatchResult:
-    """One batch of equal prompts, measured several times; each figure follows from the medians.
+    """One batch of prompts of equal length, measured several times; figures are derived from the medians.
 
     Attributes:
         batch: prompts that run together.
@@ -36,9 +36,9 @@ class BatchResult:
 
     @property
     def step_s(self) -> float | None:
-        """Seconds of a decode step; None where two timings differ by no more than their repeats do.
+        """Seconds of a decode step; None if the difference of the two timings is below their noise.
 
-        Repeats differ by their median absolute deviation, which like the figures disregards a single slow run.
+        The noise is the median absolute deviation of the repeats, which, like the median, ignores a single slow run.
         """
         seconds = self.total_s - self.first_token_s
         noise = _deviation(self.first_seconds) + _deviation(self.all_seconds)
@@ -46,22 +46,22 @@ class BatchResult:
 
     @property
     def decode_tokens_per_s(self) -> float | None:
-        """New tokens of all rows a second, the first ones not counted."""
+        """Generated tokens of all rows per second, without the first ones."""
         return self.batch / self.step_s if self.step_s else None
 
     @property
     def output_tokens_per_s(self) -> float:
-        """New tokens a second, prefill included in the time."""
+        """Generated tokens per second, with prefill included in the time."""
         return self.batch * self.output_len / self.total_s
 
     @property
     def total_tokens_per_s(self) -> float:
-        """Prompt and new tokens a second."""
+        """Prompt and generated tokens per second."""
         return self.batch * (self.input_len + self.output_len) / self.total_s
 
     @property
     def prefill_tokens_per_s(self) -> float:
-        """Prompt tokens a second until the first new token."""
+        """Prompt tokens per second until the first generated token."""
         return self.batch * self.input_len / self.first_token_s
 
     def record(self) -> dict[str, Any]:
@@ -84,14 +84,14 @@ class BatchResult:
 
 
 def _deviation(values: Sequence[float]) -> float:
-    """The median distance to the median."""
+    """The median absolute deviation."""
     middle = median(values)
     return median(abs(value - middle) for value in values)
 
 
 @dataclass(frozen=True)
 class FirstTokenResult:
-    """Times until the first token of single prompts, `cached` of whose `input_len` tokens were in the prefix cache."""
+    """Times to the first token of single prompts of `input_len` tokens, of which `cached` were in the prefix cache."""
 
     input_len: int
     cached: int
@@ -113,10 +113,10 @@ class StartUpResult:
     """One start of a fresh process, in seconds.
 
     Attributes:
-        cache: "cold" with an empty compilation cache, "warm" with what the cold start left there.
+        cache: "cold" for an empty compilation cache, "warm" for the one that the cold start filled.
         import_s: from the start of the process until `LLM` is imported.
-        load_s: opening the checkpoint, and everything of `LLM(...)` that is not compiling.
-        compile_s: compiling every program, as the engine reports it.
+        load_s: the time of `LLM(...)` without compiling: mostly reading the checkpoint.
+        compile_s: the time to compile, as `LLM.compile_seconds` reports it.
         first_token_s: from the first request to its first token.
     """
 

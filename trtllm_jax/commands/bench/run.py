@@ -1,4 +1,4 @@
-"""The forms of `trtllm-bench`: checks, one engine, its measurements, a report."""
+"""Runs the commands of `trtllm-bench`: checks, one engine, its measurements, a report."""
 
 import itertools
 from collections.abc import Callable, Iterator, Sequence
@@ -30,10 +30,10 @@ from trtllm_jax.logger import progress
 BATCH_WARMUP = 1
 REQUESTS_WARMUP = 2
 MAX_WARMUP = 256
-"""Requests of a warm-up without a bound, which is what a GPU's engine runs at once by default."""
+"""Most warm-up requests without a concurrency bound: a GPU engine's default batch size."""
 
 FEW_REQUESTS = 32
-"""Up to so many requests get an engine of their number; more of them, without a bound, one of default size."""
+"""Up to this many unbounded requests set the engine's batch size to their number; more leave it at the default."""
 
 Report = Callable[[bench_report.Result], None]
 
@@ -44,11 +44,11 @@ class Workload:
 
     Attributes:
         dataset: the file, None for random prompts.
-        count: how many; None or 0 for all of the file, or `default_count` random ones.
+        count: the number of requests; None or 0 for all of the file, or for `default_count` random ones.
         default_count: see `count`.
         input_len: tokens of each random prompt.
         output_len: tokens generated for each.
-        prefix: tokens that all random prompts begin with.
+        prefix: length in tokens of the prefix that all random prompts share.
     """
 
     dataset: Path | None
@@ -59,7 +59,7 @@ class Workload:
     prefix: int = 0
 
     def requests(self, common: Common, facts: ModelFacts) -> list[BenchRequest]:
-        """The requests, each known to fit the model. ValueError says what does not."""
+        """The requests. ValueError if the dataset is invalid, or random prompts do not fit the model."""
         if self.dataset:
             encode = facts.encoder(common.tokenizer)
             return read_dataset(self.dataset, vocab=facts.vocab, encode=encode, limit=self.count or None)
@@ -127,15 +127,15 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
         runs, warmups = itertools.count(), itertools.count(1)
         for bound in bounds:
             if warmup:
-                # As many at once as will be, so that every program has run before it is measured.
+                # With the concurrency of the measurement, so that every program has run before it is measured.
                 count = max(warmup, min(bound or MAX_WARMUP, len(sent)))
                 warmup_requests = _same_sizes(sent[:count], workload.prefix, facts.vocab, -next(warmups))
                 measure_requests(llm, warmup_requests, concurrency=bound, sampling=common.sampling)
 
-            def run(moved: Callable[[], object] = lambda: None, bound: int | None = bound) -> RequestsResult:
-                # Reuse, where it is on, must find no more of a prompt the second time.
+            def run(advance: Callable[[], object] = lambda: None, bound: int | None = bound) -> RequestsResult:
+                # With the prefix cache on, new prompts each time, so that no run finds the prompts of another.
                 fresh = _same_sizes(sent, workload.prefix, facts.vocab, next(runs)) if reuse else sent
-                return measure_requests(llm, fresh, concurrency=bound, progress=moved, **shared)
+                return measure_requests(llm, fresh, concurrency=bound, progress=advance, **shared)
 
             report(run(tick))
             if common.profile:
@@ -143,7 +143,7 @@ def requests(common: Common, workload: Workload, bounds: Bounds, request_rate: f
 
 
 def startup_times(common: Common, input_len: int) -> None:
-    """Time a fresh process twice."""
+    """Time two starts of a fresh process: with an empty, then with a filled compilation cache."""
     facts = _facts(common)
     facts.require_length(input_len + 1)
     arguments = common.llm_arguments(batch=1, length=input_len + 1)
@@ -155,7 +155,7 @@ def startup_times(common: Common, input_len: int) -> None:
 
 
 def _same_sizes(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift: int) -> list[BenchRequest]:
-    """Requests of the same sizes that share the first `prefix` ids and no other, so that only those are cached."""
+    """Requests of the same sizes whose first `prefix` ids are the same and the others shifted, and so not cached."""
     return [
         BenchRequest(
             one.prompt[:prefix] + [(token + shift) % vocab for token in one.prompt[prefix:]], one.output_tokens
@@ -165,7 +165,7 @@ def _same_sizes(requests: Sequence[BenchRequest], prefix: int, vocab: int, shift
 
 
 def _cacheable_prefix(llm: Any, prefix: int, length: int) -> int:
-    """The tokens of a prefix's whole blocks; ValueError where there is none, or no request fits the cache."""
+    """The tokens of a prefix's whole blocks; ValueError if there is none, or a request does not fit the cache."""
     capacity = llm.get_kv_cache_capacity()
     tokens, block = capacity["maxNumTokens"], capacity["tokensPerBlock"]
     if tokens < length:
@@ -175,14 +175,15 @@ def _cacheable_prefix(llm: Any, prefix: int, length: int) -> int:
         )
     if 0 < prefix < block:
         raise ValueError(
-            f"cached_prefix = {prefix} is less than a block of {block} tokens, and only whole ones are found"
+            f"cached_prefix = {prefix} is less than a block of {block} tokens, and only whole blocks are cached: "
+            f"use at least {block}"
         )
     found: int = prefix // block * block
     return found
 
 
 def _facts(common: Common) -> ModelFacts:
-    """The model's facts, after a check that the report can be made."""
+    """The model's properties, after a check that the plot can be drawn."""
     if common.plot:
         bench_report.require_plotting()
     return ModelFacts(common.location)
@@ -192,13 +193,13 @@ def _facts(common: Common) -> ModelFacts:
 def _engine(
     common: Common, arguments: dict[str, Any], total: int
 ) -> Iterator[tuple[Any, Report, Callable[[], object]]]:
-    """An LLM, a function for its results, and one that advances a bar of `total` units; the report comes at the end."""
+    """A context with an LLM, a function that takes results, and one that advances a bar of `total` steps."""
     from trtllm_jax import LLM
 
     try:
         opened = LLM(**arguments)
     except RuntimeError as error:
-        if type(error) is not RuntimeError:  # a fault of a library, which needs its traceback
+        if type(error) is not RuntimeError:  # a subclass is a library's error, which needs its traceback
             raise
         raise ValueError(str(error)) from error  # too few devices
     with opened as llm, _reporting(common, arguments) as report, progress(total, "Measuring") as bar:

@@ -8,10 +8,10 @@ from typing import Any
 import click
 
 from trtllm_jax.commands.click_options import (
+    EXISTING_FILE,
     LOG_LEVELS,
+    OUTPUT_FILE,
     POSITIVE,
-    PRESENT,
-    WRITABLE,
     Bounds,
     SectionedCommand,
     bounds,
@@ -23,7 +23,7 @@ from trtllm_jax.commands.click_options import (
 from trtllm_jax.commands.user_errors import readable_errors
 
 OBJECTIVES = ("ttft", "tpot", "e2el")
-"""What `--goodput` may bound: time to first token, time per output token, end-to-end latency."""
+"""The latencies that `--goodput` may bound: time to first token, time per output token, end-to-end latency."""
 
 HELP = """Send streamed requests to an OpenAI-compatible server and report throughput, latencies and failures.
 
@@ -39,7 +39,7 @@ Rates = tuple[float | None, ...]
 
 
 def rates(ctx: click.Context, param: click.Parameter, value: str) -> Rates:
-    """A comma-separated list of positive numbers or inf; click calls this."""
+    """The callback of an option that takes a comma-separated list of positive numbers or inf."""
     try:
         numbers = [float(word) for word in value.split(",")]
     except ValueError:
@@ -50,7 +50,7 @@ def rates(ctx: click.Context, param: click.Parameter, value: str) -> Rates:
 
 
 def objectives(words: Sequence[str]) -> dict[str, float]:
-    """Milliseconds by name, of words such as ttft:500; UsageError names a wrong one."""
+    """Milliseconds by name, from words such as ttft:500; UsageError names an invalid one."""
     found: dict[str, float] = {}
     for word in words:
         name, _, number = word.partition(":")
@@ -67,13 +67,13 @@ def objectives(words: Sequence[str]) -> dict[str, float]:
 
 
 def extra_fields(ctx: click.Context, param: click.Parameter, value: str) -> dict[str, Any]:
-    """A JSON object; click calls this."""
+    """The callback of an option that takes a JSON object."""
     try:
         fields = json.loads(value)
     except ValueError as error:
         raise click.BadParameter(f"{value!r} is not JSON: {error}", ctx, param) from error
     if not isinstance(fields, dict):
-        raise click.BadParameter(f'{value!r} is no object: write for example {{"temperature": 0}}', ctx, param)
+        raise click.BadParameter(f'{value!r} is not an object: write for example {{"temperature": 0}}', ctx, param)
     if not fields.get("stream", True):
         raise click.BadParameter("answers are measured as streams: leave stream out", ctx, param)
     return fields
@@ -92,30 +92,36 @@ def _report(name: str, **attributes: Any) -> Callable[[Any], Any]:
 
 
 @click.command(cls=SectionedCommand, help=HELP)
-@_server("--base_url", default="http://localhost:8000/v1", help="Where its API begins.")
+@_server("--base_url", default="http://localhost:8000/v1", help="URL of the server's API.")
 @_server("--model -m", help="As the server names it  [the first of its /models]")
 @_server("--api_key", envvar="OPENAI_API_KEY", help="Bearer token; also taken from OPENAI_API_KEY.")
-@_server("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", help="What is called.")
-@_server("--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds of one request.")
-@option("--num_requests", type=click.IntRange(min=0), help="Of each measurement; 0: all of the dataset  [100, or all]")
+@_server("--endpoint", type=click.Choice(["completions", "chat"]), default="completions", help="The endpoint to call.")
+@_server(
+    "--timeout", type=click.FloatRange(min=0, min_open=True), default=600.0, help="Seconds after which a request fails."
+)
+@option(
+    "--num_requests",
+    type=click.IntRange(min=0),
+    help="Requests of each measurement; 0: all of the dataset  [100, or all]",
+)
 @option("--input_len", type=POSITIVE, default=512, help="Tokens of each random prompt.")
 @option("--output_len", type=POSITIVE, default=128, help="Tokens generated for each, at most.")
 @option("--vocab_size", type=POSITIVE, default=10_000, help="Random ids are below it, unless a tokenizer is given.")
-@option("--tokenizer", help="Makes texts of random prompts, which chat needs: folder, .gguf file or hub name.")
-@option("--dataset", type=PRESENT, help="JSON lines as prepare-dataset writes them, in place of random prompts.")
-@option("--ignore_eos", is_flag=True, help="Ask for answers of full length; not all servers know this field.")
+@option("--tokenizer", help="Turns random prompts into text, for chat: folder, .gguf file or hub name.")
+@option("--dataset", type=EXISTING_FILE, help="JSON lines as prepare-dataset writes them, in place of random prompts.")
+@option("--ignore_eos", is_flag=True, help="Request answers of full length; not all servers support this field.")
 @option("--extra_body", default="{}", callback=extra_fields, metavar="JSON", help="Fields of the body; null omits one.")
 @option("--request_rate", default="inf", callback=rates, metavar="R[,R...]", help="Poisson arrivals, requests/s.")
 @option("--concurrency", default="-1", callback=bounds, metavar="N[,N...]", help="Requests in flight; -1: no bound.")
-@option("--seed", type=click.IntRange(min=0), default=420, help="Of prompts and arrivals.")
+@option("--seed", type=click.IntRange(min=0), default=420, help="Seed of prompts and arrivals.")
 @_measuring("--warmup", type=click.IntRange(min=0), default=1, help="Unmeasured requests, all of which must succeed.")
 @_measuring(
     "--goodput", multiple=True, metavar="NAME:MS...", help="Count answers within ttft, tpot and e2el, milliseconds."
 )
-@_measuring("--client_processes", type=POSITIVE, default=1, help="Processes that send, if one is too slow.")
-@_report("--report_json", type=WRITABLE, help="Write all results to this file.")
+@_measuring("--client_processes", type=POSITIVE, default=1, help="Processes that send requests, if one is too slow.")
+@_report("--report_json", type=OUTPUT_FILE, help="Write all results to this file.")
 @_report("--json_lines", is_flag=True, help="Print one JSON line a result, no table.")
-@_report("--plot", type=WRITABLE, help="Draw throughput against latency into this PNG file.")
+@_report("--plot", type=OUTPUT_FILE, help="Draw throughput against latency into this PNG file.")
 @_report("--log_level", type=click.Choice(LOG_LEVELS, case_sensitive=False), help="How much is logged.")
 @click.argument("more", nargs=-1, metavar="")
 @click.pass_context
@@ -129,11 +135,11 @@ def serve(
     num_requests: int | None,
     **options: Any,
 ) -> None:
-    """Measure a server under each rate and bound."""
+    """Measure a server at each request rate and concurrency."""
     refuse_others(ctx)
     if more and not goodput:
         raise click.UsageError(f"Got unexpected extra argument ({more[0]}): only --goodput takes several words", ctx)
-    wanted = objectives([word for words in (*goodput, *more) for word in words.replace(",", " ").split()])
+    limits = objectives([word for words in (*goodput, *more) for word in words.replace(",", " ").split()])
     values = options | {name: nearest(ctx, name) for name in options.keys() & ctx.find_root().params.keys()}
     values["warmup"] = options["warmup"] if values["warmup"] is None else values["warmup"]
     if level := values.pop("log_level"):
@@ -142,4 +148,4 @@ def serve(
         from trtllm_jax.commands.bench.serve_run import Settings, measure_server
 
         count = None if num_requests == 0 else num_requests
-        measure_server(Settings(num_requests=count, objectives=wanted, **values), request_rate, concurrency)
+        measure_server(Settings(num_requests=count, objectives=limits, **values), request_rate, concurrency)

@@ -10,7 +10,7 @@ from trtllm_jax.commands.bench.answer import Answer
 from trtllm_jax.commands.bench.request_results import RequestsResult, RequestTimes
 
 OBJECTIVES = {"ttft": "first_token_s", "tpot": "per_token_s", "e2el": "latency_s"}
-"""What a goodput may bound, and the property of `RequestTimes` that it bounds."""
+"""The latencies that goodput may bound, each with its property of `RequestTimes`."""
 
 SATURATED = 0.9
 """The share of a core above which a client delays its own measurements."""
@@ -18,15 +18,15 @@ SATURATED = 0.9
 
 @dataclass(frozen=True)
 class ServeResult(RequestsResult):
-    """Requests that ran together; `requests` are those that were answered, whose `arrivals` have one time a read.
+    """Requests that ran together; `requests` are those that succeeded, with one of `arrivals` for each read.
 
     Attributes:
         elapsed: seconds from the first submission to the last end, failures included.
-        planned: the number of requests that were to be sent.
+        planned: the number of requests to send.
         failures: the number of failed requests, by kind.
         examples: a description of one failure of each kind.
         objectives: upper limits of a good answer in milliseconds, by the names in OBJECTIVES.
-        uncounted: answers whose tokens the server did not count, so that their events count and their prompts do not.
+        uncounted: answers without the server's token counts: their output tokens are events, their prompts count as 0.
         busy: the busiest client process's share of a core.
     """
 
@@ -49,7 +49,7 @@ class ServeResult(RequestsResult):
         objectives: Mapping[str, float] | None = None,
         busy: float = 0.0,
     ) -> "ServeResult":
-        """The result of the answers that came, in any order."""
+        """The result of `answers`, in any order."""
         ordered = sorted(answers, key=lambda one: one.submitted)
         good = [one for one in ordered if not one.failure]
         failed = [one for one in ordered if one.failure]
@@ -70,7 +70,7 @@ class ServeResult(RequestsResult):
 
     @cached_property
     def seconds(self) -> float:
-        """From the first submission to the last end, so that failures that take long are not left out."""
+        """From the first submission to the last end, including failed requests."""
         return self.elapsed
 
     @property
@@ -85,7 +85,7 @@ class ServeResult(RequestsResult):
 
     @property
     def good(self) -> int:
-        """Answers that meet every objective; one without a time per token meets any objective for that."""
+        """The number of answers that meet every objective; one without a time per token meets any limit on it."""
         return sum(self._meets(one) for one in self.requests)
 
     def _meets(self, one: RequestTimes) -> bool:
@@ -94,7 +94,7 @@ class ServeResult(RequestsResult):
 
     @property
     def throughputs(self) -> dict[str, float]:
-        """Those of an engine without the rate of each device, which a client does not know, and the goodput."""
+        """As for an engine, with goodput; without the rate per device, because a client does not know the devices."""
         if not self.requests:
             return {}
         rates = super().throughputs
@@ -105,7 +105,7 @@ class ServeResult(RequestsResult):
 
     @property
     def notes(self) -> list[str]:
-        """Remarks without which the figures would mislead."""
+        """Remarks on failures, and on anything that makes the figures inexact."""
         notes = []
         if self.failed:
             notes.append(f"{self.failed} of {self.planned} requests failed:")
@@ -115,10 +115,12 @@ class ServeResult(RequestsResult):
         if self.unanswered:
             notes.append(f"Interrupted: {self.unanswered} of {self.planned} requests had no answer yet.")
         if self.uncounted:
-            notes.append(f"The server did not count the tokens of {self.uncounted} answers: events with text were.")
+            notes.append(
+                f"The server did not count the tokens of {self.uncounted} answers: events with text were counted."
+            )
         if self.busy > SATURATED:
             notes.append(
-                f"The client was busy for {self.busy:.0%} of the time, so the latencies hold its own delays: raise "
+                f"The client was busy for {self.busy:.0%} of the time, so the latencies include its own delays: raise "
                 "--client_processes."
             )
         return notes

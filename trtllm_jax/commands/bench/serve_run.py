@@ -1,4 +1,4 @@
-"""`trtllm-bench serve`: checks, a warm-up, a measurement for each rate and bound, and a report."""
+"""Runs `trtllm-bench serve`: checks, a warm-up, a measurement for each rate and concurrency, and a report."""
 
 import itertools
 import json
@@ -23,7 +23,7 @@ Prompts = list[tuple[Prompt, int]]
 
 @dataclass(frozen=True)
 class Settings:
-    """The options of `trtllm-bench serve` that all its measurements share, by their names."""
+    """The options of `trtllm-bench serve` that all its measurements share, by name."""
 
     base_url: str
     model: str | None
@@ -49,18 +49,18 @@ class Settings:
     def prompts(self) -> Callable[[int, int | None], Prompts]:
         """A function from a measurement's number and a count, or None for all, to its prompts.
 
-        Random prompts differ between measurements, so that a server's prefix cache finds none of them. ValueError where
-        the dataset or the tokenizer cannot be read, or the endpoint takes no token ids.
+        Random prompts differ between measurements, so that none is in a server's prefix cache. ValueError if the
+        dataset or the tokenizer cannot be read, or the endpoint does not accept token ids.
         """
         count = self.num_requests
         if self.dataset:
             read = read_prompts(self.dataset, limit=count)
             if self.endpoint == "chat" and not all(isinstance(prompt, str) for prompt, _ in read):
-                raise ValueError(f"dataset = {self.dataset} holds token ids, and chat takes texts: use completions")
+                raise ValueError(f"dataset = {self.dataset} has token ids, and chat needs texts: use completions")
             return lambda _, some: list(itertools.islice(itertools.cycle(read), len(read) if some is None else some))
         tokenizer = _tokenizer(self.tokenizer) if self.tokenizer else None
         if self.endpoint == "chat" and tokenizer is None:
-            raise ValueError("chat takes texts: give --tokenizer, which makes them of random ids, or --dataset")
+            raise ValueError("chat needs texts: give --tokenizer, to decode random ids, or --dataset")
         vocab = len(tokenizer) if tokenizer else self.vocab_size
 
         def draw(number: int, some: int | None) -> Prompts:
@@ -84,13 +84,13 @@ class Settings:
         )
 
     def record(self, model: str) -> dict[str, Any]:
-        """The settings as a report has them."""
+        """The settings for the report file."""
         omitted = ("api_key", "report_json", "json_lines", "plot", "objectives")
         return {name: value for name, value in vars(self).items() if name not in omitted} | {"model": model}
 
 
 def measure_server(settings: Settings, rates: Sequence[float | None], bounds: Bounds) -> None:
-    """Measure every combination of rate and bound. ValueError where any request failed, after the report."""
+    """Measure every combination of rate and concurrency. ValueError after the report if any request failed."""
     _require_client()
     from trtllm_jax.commands.bench.answer import Answer
     from trtllm_jax.commands.bench.http import Server
@@ -108,7 +108,7 @@ def measure_server(settings: Settings, rates: Sequence[float | None], bounds: Bo
         return Load(server, PATHS[settings.endpoint], bodies, arrivals, bound, settings.timeout)
 
     if settings.warmup:
-        # After the last measurement's number, so that none of them begins with its prompts.
+        # A number that no measurement has, so that the warm-up's prompts are not measured.
         sent = prompts(len(points), settings.warmup)
         answers: list[Answer] = []
         run_load(load(sent, arrival_times(len(sent), None), max(filter(None, bounds), default=None)), answers.append)
@@ -130,7 +130,7 @@ def measure_server(settings: Settings, rates: Sequence[float | None], bounds: Bo
 
 
 def _measure(settings: Settings, load: Any, rate: float | None, report: Callable[[Result], None]) -> ServeResult:
-    """The result of one measurement, which is reported also where it is interrupted."""
+    """The result of one measurement, which is reported even if it is interrupted."""
     from trtllm_jax.commands.bench.load import run_load
 
     answers: list[Any] = []
@@ -187,7 +187,7 @@ def _tokenizer(location: str) -> Any:
 
 
 def _text(tokenizer: Any, ids: list[int]) -> str:
-    """A text of about as many tokens; random ids are seldom those that their own text is encoded to."""
+    """A text of about as many tokens as `ids`; encoding the text of random ids seldom gives the same ids."""
     again = tokenizer.encode(tokenizer.decode(ids, skip_special_tokens=True), add_special_tokens=False)
     text: str = tokenizer.decode(again[: len(ids)])
     return text

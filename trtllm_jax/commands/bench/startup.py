@@ -1,8 +1,9 @@
-"""How long a fresh process takes to its first token: a child process that times itself, and the parent that starts it.
+"""The time of a fresh process to its first token, measured in a child process.
 
     python -P -m trtllm_jax.commands.bench.startup BEGAN
 
-The child reads what to do as JSON on stdin. BEGAN is the parent's `time.monotonic()`, a clock that processes share.
+runs the child, which reads its task as JSON from stdin. BEGAN is the parent's `time.monotonic()`; processes share this
+clock.
 """
 
 import json
@@ -21,19 +22,19 @@ from trtllm_jax.commands.bench.results import StartUpResult
 def measure_startup(
     llm_arguments: Mapping[str, Any], prompt: list[int], sampling: Mapping[str, Any]
 ) -> Iterator[StartUpResult]:
-    """A start with an empty compilation cache, then one with the cache that it left.
+    """Measure a start with an empty compilation cache, then one with the cache that the first has filled.
 
     Args:
-        llm_arguments: what `LLM` takes; must be JSON.
+        llm_arguments: arguments of `LLM`, serialisable as JSON.
         prompt: ids of the first request.
-        sampling: what `SamplingParams` takes besides lengths.
+        sampling: arguments of `SamplingParams` besides lengths.
 
     Raises:
-        ValueError: a child failed; it has said why on stderr.
+        ValueError: a child failed; its stderr says why.
     """
     work = json.dumps({"llm": llm_arguments, "prompt": prompt, "sampling": sampling}, default=str)
     with tempfile.TemporaryDirectory() as folder:
-        # The same cache as the package keeps for its user, with the same rule that every program is worth keeping.
+        # As the package configures its own compilation cache: programs are kept however short they took to compile.
         environment = os.environ | {
             "JAX_COMPILATION_CACHE_DIR": folder,
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",

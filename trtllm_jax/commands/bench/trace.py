@@ -1,4 +1,4 @@
-"""Where a profiled run's time went: reads the trace.json.gz that jax.profiler writes, with gzip and json alone."""
+"""Breaks down a profiled run's time: reads jax.profiler's trace.json.gz, using only gzip and json."""
 
 import gzip
 import itertools
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 GROUPS = ("matmul", "attention", "sampling", "norm/elementwise", "copies", "communication", "other")
 UNNAMED = "(no program)"
 
-# The first that matches decides. A named scope outweighs the kernel's name: attention in plain XLA is made of
-# products, copies and reductions too. Only transfers and collectives are what they are wherever they stand.
+# The first match decides. A named scope takes precedence over the kernel's name, because attention in plain XLA also
+# consists of products, copies and reductions; but transfers and collectives are grouped by name in any scope.
 _NAME_FIRST = (
     ("communication", r"nccl|all.?reduce|all.?gather|reduce.?scatter|all.?to.?all|collective|permute|sendrecv"),
     ("copies", r"^memcpy|^memset"),
@@ -39,7 +39,7 @@ _PASSED_THROUGH = re.compile(
 
 
 class Kernel(NamedTuple):
-    """One run of one device operation; times in microseconds, `self_us` without operations nested in it."""
+    """One run of one device operation; times in microseconds, `self_us` without nested operations."""
 
     name: str
     scope: str
@@ -55,8 +55,8 @@ class Program:
 
     Attributes:
         name: of its HLO module.
-        groups: time of each of GROUPS that occurs.
-        kernels: time and number of runs of each kernel, those that differ in number only taken together.
+        groups: the time of each of GROUPS that occurs.
+        kernels: the time and number of runs of each kernel; names that differ only in a number are merged.
         idle_ms: gaps before its kernels in which no kernel ran.
     """
 
@@ -67,7 +67,7 @@ class Program:
 
     @property
     def total_ms(self) -> float:
-        """Kernels and gaps."""
+        """The time of kernels and idle gaps."""
         return sum(self.groups.values()) + self.idle_ms
 
     def top(self, count: int) -> list[tuple[str, float, int]]:
@@ -77,7 +77,7 @@ class Program:
 
 
 def newest_trace(folder: Path) -> Path:
-    """The trace file written last under `folder`; ValueError if there is none."""
+    """The newest trace file under `folder`; ValueError if there is none."""
     found = sorted(folder.rglob("*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
     if not found:
         raise ValueError(f"profile folder {folder} holds no trace.json.gz: the profiler wrote nothing")
@@ -96,7 +96,7 @@ def read_kernels(path: Path) -> list[Kernel]:
 
 
 def programs(ran: Iterable[Kernel]) -> list[Program]:
-    """The programs that kernels, in the order of their start, belong to; the longest first."""
+    """The programs of kernels, which are ordered by their start; the longest program first."""
     found: dict[str, Program] = {}
     busy_until: float | None = None
     for kernel in ran:
@@ -113,10 +113,10 @@ def programs(ran: Iterable[Kernel]) -> list[Program]:
 
 
 def kernels(events: Iterable[Mapping[str, Any]]) -> list[Kernel]:
-    """`read_kernels` of a trace's events.
+    """The kernels in a trace's events, as for `read_kernels`.
 
-    A GPU is a process "/device:GPU:0" whose threads "Stream #..." hold its kernels. A CPU has no such process: the
-    operations are those events of any thread that name an hlo_op, and those of a loop lie inside the loop's own.
+    In a trace a GPU is a process "/device:GPU:0" whose threads "Stream #..." have its kernels. A CPU has no such
+    process: its operations are the events of any thread with an hlo_op, and a loop's event contains those of its body.
     """
     events = list(events)
     names = {
@@ -141,7 +141,7 @@ def kernels(events: Iterable[Mapping[str, Any]]) -> list[Kernel]:
 
 
 def _with_self_time(events: list[Mapping[str, Any]]) -> Iterator[Kernel]:
-    """One thread's kernels, each less what is nested in it."""
+    """One thread's kernels, with the time of nested kernels subtracted."""
     ordered = sorted(events, key=lambda event: (event["ts"], -event.get("dur", 0)))
     own = [float(event.get("dur", 0)) for event in ordered]
     open_events: list[int] = []
@@ -153,7 +153,7 @@ def _with_self_time(events: list[Mapping[str, Any]]) -> Iterator[Kernel]:
         open_events.append(index)
     for event, self_us in zip(ordered, own, strict=True):
         args = event.get("args", {})
-        # The profiler's versions put the operation's path of scopes under one of these names.
+        # Depending on its version, the profiler has the operation's path of scopes under one of these names.
         scope = next((args[key] for key in ("tf_op", "name", "long_name") if "/" in args.get(key, "")), "")
         program = args.get("hlo_module", UNNAMED)
         yield Kernel(event["name"], scope, program, event["ts"], _end(event), max(0.0, self_us))
@@ -164,7 +164,7 @@ def _end(event: Mapping[str, Any]) -> float:
 
 
 def group_of(name: str, scope: str) -> str:
-    """Which of GROUPS a kernel belongs to, by its name and the path of named scopes that it was traced under."""
+    """The group of GROUPS that a kernel belongs to, by its name and its path of named scopes."""
     lower = name.lower()
     for group, pattern in _NAME_FIRST:
         if re.search(pattern, lower):
@@ -182,7 +182,7 @@ def group_of(name: str, scope: str) -> str:
 
 
 def _readable(kernel: Kernel) -> str:
-    """The kernel's name without its number, and the scopes that say where in a layer it stands."""
+    """The kernel's name without its number, and the innermost scopes, which locate it in a layer."""
     name = re.sub(r"([._]\d+)+$", "", kernel.name)
     parts = [part for part in kernel.scope.split("/") if not _PASSED_THROUGH.fullmatch(part)]
     return f"{name} ({'/'.join(parts[-2:])})" if any(parts) else name

@@ -17,7 +17,7 @@ Prompt = str | list[int]
 
 @dataclass(frozen=True)
 class BenchRequest:
-    """One request: its prompt's token ids, and how many tokens it generates."""
+    """One request: its prompt's token ids, and the number of tokens to generate."""
 
     prompt: list[int]
     output_tokens: int
@@ -37,7 +37,7 @@ def random_prompts(rng: np.random.Generator, count: int, length: int, vocab: int
 def synthetic_requests(
     count: int, input_len: int, output_len: int, *, vocab: int, seed: int = SEED, prefix: int = 0
 ) -> list[BenchRequest]:
-    """Requests of equal sizes with random prompts, whose first `prefix` ids are the same in all of them."""
+    """Requests of equal sizes with random prompts that share their first `prefix` ids."""
     rng = np.random.default_rng(seed)
     (shared,) = random_prompts(rng, 1, prefix, vocab)
     tails = random_prompts(rng, count, input_len - prefix, vocab)
@@ -45,7 +45,7 @@ def synthetic_requests(
 
 
 def arrival_times(count: int, rate: float | None, *, seed: int = SEED) -> list[float]:
-    """Seconds after the first arrival: a Poisson process of `rate` requests/s, or all at once where it is None."""
+    """Arrival times in seconds after the first: a Poisson process of `rate` requests/s, or all at once for None."""
     if rate is None:
         return [0.0] * count
     gaps = np.random.default_rng(seed).exponential(1 / rate, count)
@@ -56,7 +56,7 @@ def arrival_times(count: int, rate: float | None, *, seed: int = SEED) -> list[f
 def read_dataset(
     path: Path, *, vocab: int, encode: Callable[[str], Sequence[int]], limit: int | None = None
 ) -> list[BenchRequest]:
-    """The first `limit` requests of `read_prompts`, whose texts `encode` turns into ids."""
+    """The first `limit` prompts of `read_prompts` as requests, with texts encoded by `encode`."""
     return [
         BenchRequest(list(encode(prompt)) if isinstance(prompt, str) else prompt, tokens)
         for prompt, tokens in read_prompts(path, vocab=vocab, limit=limit)
@@ -66,8 +66,8 @@ def read_dataset(
 def read_prompts(path: Path, *, vocab: int | None = None, limit: int | None = None) -> list[tuple[Prompt, int]]:
     """The first `limit` prompts of JSON lines as TensorRT-LLM's prepare-dataset writes them, and their output tokens.
 
-    A line holds "output_tokens" and either "prompt", a text, or "input_ids" (once "logits"), ids below `vocab` where
-    that is known. ValueError names the line, the field, its value and the remedy.
+    A line has "output_tokens" and either "prompt", a text, or "input_ids" (formerly "logits"), ids below `vocab` if it
+    is given. ValueError names the line, the field, its value and the remedy.
     """
     try:
         lines = path.read_text().split("\n")
@@ -78,7 +78,7 @@ def read_prompts(path: Path, *, vocab: int | None = None, limit: int | None = No
         if line.strip() and len(prompts) != limit:
             prompts.append(_entry(line, f"dataset {path}, line {number}", vocab))
     if not prompts:
-        raise ValueError(f"dataset = {path} holds no request; give a file of JSON lines, one a request")
+        raise ValueError(f"dataset = {path} has no requests; give a file with one line of JSON for each request")
     return prompts
 
 
@@ -86,12 +86,14 @@ def _entry(line: str, where: str, vocab: int | None) -> tuple[Prompt, int]:
     try:
         entry = json.loads(line)
     except json.JSONDecodeError as error:
-        raise ValueError(f"{where}: not JSON ({error}); write one object a line") from error
+        raise ValueError(f"{where}: not JSON ({error}); write one object on each line") from error
     if not isinstance(entry, dict):
-        raise ValueError(f"{where}: {line.strip()[:40]!r} is not an object; write one object a line")
+        raise ValueError(f"{where}: {line.strip()[:40]!r} is not an object; write one object on each line")
     tokens: Any = entry.get("output_tokens")
     if not _is_int(tokens) or tokens < 1:
-        raise ValueError(f"{where}: output_tokens = {tokens!r} is not a positive integer; say how many to generate")
+        raise ValueError(
+            f"{where}: output_tokens = {tokens!r} is not a positive integer; give the number of tokens to generate"
+        )
     return _prompt(entry, where, vocab), tokens
 
 
@@ -105,7 +107,7 @@ def _prompt(entry: dict[str, Any], where: str, vocab: int | None) -> Prompt:
         raise ValueError(f"{where}: input_ids = {str(ids)[:40]} is not a list of token ids; give at least one")
     for wrong in _invalid_ids(ids, vocab):
         allowed = "positive integers or 0" if vocab is None else f"0 to {vocab - 1}"
-        raise ValueError(f"{where}: input_ids holds {wrong!r}; ids of this model are {allowed}")
+        raise ValueError(f"{where}: input_ids has {wrong!r}; ids of this model are {allowed}")
     return ids
 
 

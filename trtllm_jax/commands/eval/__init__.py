@@ -1,1 +1,1 @@
-"""`trtllm-eval`."""
+"""`trtllm-eval`: evaluates a model with lm-eval on the engine."""

@@ -1,4 +1,4 @@
-"""`trtllm-eval`: scores a model. Nothing heavy is imported before the options are read."""
+"""The command line of `trtllm-eval`. Heavy packages are imported only after the options are read."""
 
 import os
 import sys
@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from trtllm_jax.commands.click_options import POSITIVE, SETTINGS, WRITABLE, SectionedCommand, option, set_log_level
+from trtllm_jax.commands.click_options import OUTPUT_FILE, POSITIVE, SETTINGS, SectionedCommand, option, set_log_level
 from trtllm_jax.commands.engine_options import LOG_LEVEL, engine_options, split_options
 from trtllm_jax.commands.user_errors import readable_errors
 from trtllm_jax.commands.yaml_file import read_yaml
@@ -20,28 +20,28 @@ trtllm-eval --model M --dataset_path FOLDER
 trtllm-eval --model M --dataset_path FOLDER arc_easy gsm8k --limit 100
 trtllm-eval --model M --tasks mmlu,gsm8k --tp_size 2 --output_path scores.json
 
-TASKS are lm-eval's names. With --dataset_path they are arc_easy, arc_challenge, boolq, gsm8k, lambada_openai, mmlu,
-mmlu_<subject>, openbookqa, piqa, wikitext and winogrande, over files in FOLDER, and without TASKS all whose files are
-there. Without --dataset_path lm-eval fetches a task's data from the hub, and without TASKS it is mmlu's.
+TASKS are lm-eval's names. With --dataset_path, tasks read files in FOLDER; available are arc_easy, arc_challenge,
+boolq, gsm8k, lambada_openai, mmlu, mmlu_<subject>, openbookqa, piqa, wikitext and winogrande, and the default is every
+task whose files are there. Without --dataset_path, lm-eval fetches data from the hub, and the default is mmlu.
 
 Options are written with _ or with -, before or after TASKS.
 """
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 _EVAL_OPTIONS = (
-    option("--tasks", metavar="A[,B...]", help="TASKS in another spelling."),
+    option("--tasks", metavar="A[,B...]", help="TASKS as an option."),
     option("--dataset_path", type=FOLDER, help="Folder of the tasks' files; nothing is fetched from the hub."),
-    option("--limit --num_samples", type=POSITIVE, help="Items of each task, the first ones  [all]"),
+    option("--limit --num_samples", type=POSITIVE, help="Use only the first items of each task  [all]"),
     option("--num_fewshot", type=click.IntRange(min=0), help="Examples before each item  [the task's]"),
     option("--max_output_length", type=POSITIVE, help="Tokens of an answer  [the task's, or 256]"),
     option("--apply_chat_template", is_flag=True, default=None, help="Send items as a conversation."),
-    option("--system_prompt", help="What each conversation or prompt begins with."),
-    option("--random_seed", type=click.IntRange(min=0), help="Of the choice of examples  [1234]"),
-    option("--output_path", type=WRITABLE, help="Write scores and settings to this JSON file."),
+    option("--system_prompt", help="Text at the start of each conversation or prompt."),
+    option("--random_seed", type=click.IntRange(min=0), help="Seed of the choice of examples  [1234]"),
+    option("--output_path", type=OUTPUT_FILE, help="Write scores and settings to this JSON file."),
 )
 
 
 def eval_options(command: Any) -> Any:
-    """Give `command` the evaluation's options."""
+    """Add the evaluation's options to `command`."""
     for add in reversed(_EVAL_OPTIONS):
         command = add(command)
     return command
@@ -52,7 +52,7 @@ def eval_options(command: Any) -> Any:
 @eval_options
 @option("--model -m", section="Model", help="Folder, .gguf file or hub name.")
 @engine_options
-@option("--disable_kv_cache_reuse", section="Engine", is_flag=True, help="Prompts share no prefixes.")
+@option("--disable_kv_cache_reuse", section="Engine", is_flag=True, help="Turn the prefix cache off.")
 @LOG_LEVEL
 @click.pass_context
 def main(
@@ -68,7 +68,7 @@ def main(
     if names and options["tasks"]:
         raise click.UsageError("TASKS and --tasks are the same: give one of them.", ctx)
     if not sys.stderr.isatty():
-        # Libraries' progress bars do not ask, and read this when they are imported.
+        # The libraries' progress bars do not check for a terminal; they read these variables when they are imported.
         os.environ["TQDM_DISABLE"] = os.environ["HF_DATASETS_DISABLE_PROGRESS_BARS"] = "1"
     from trtllm_jax.commands.eval.run import EvalOptions, run
 

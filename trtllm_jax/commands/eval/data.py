@@ -1,4 +1,4 @@
-"""lm-eval's tasks over files of one's own: what each file is called, and how its rows become lm-eval's."""
+"""lm-eval's tasks over local files: the name of each file, and how its rows are converted to lm-eval's form."""
 
 import csv
 import json
@@ -15,7 +15,7 @@ Row = dict[str, Any]
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 MMLU = "mmlu"
 TITLE = re.compile(r"^ = [^=].* = $", re.MULTILINE)
-"""WikiText's heading of a page; those of its parts have more of the signs."""
+"""WikiText's heading of a page; section headings have more equals signs."""
 
 
 @dataclass(frozen=True)
@@ -23,12 +23,12 @@ class Source:
     """Where a task's rows are.
 
     Attributes:
-        file: name in the folder.
-        home: lm-eval's folder with the task's definition, under its `tasks`.
-        fields: of a row as lm-eval's task reads it (the hub's data set).
+        file: its name in the folder.
+        home: the folder of the task's definition, under lm-eval's `tasks`.
+        fields: of a row in the form that lm-eval's task reads (the hub's data set).
         short: of a row in the short form.
         convert: from the short form to `fields`.
-        examples: a file of the examples that are shown before a question; others of `file` without it.
+        examples: a file of few-shot examples; without it they are other rows of `file`.
     """
 
     file: str
@@ -68,7 +68,7 @@ def _winogrande(row: Row) -> Row:
     first, second = row["context_options"]
     shared = commonprefix([first, second])  # noqa: RUF071 of characters
     if "_" in shared:
-        raise ValueError(f"{shared!r} holds '_', which stands for the gap in lm-eval's form")
+        raise ValueError(f"{shared!r} has '_', which marks the gap in lm-eval's form")
     return {
         "sentence": f"{shared}_ {row['continuation']}",
         "option1": first[len(shared) :],
@@ -109,7 +109,7 @@ SOURCES = {
         _winogrande,
     ),
 }
-"""The tasks by lm-eval's name; MMLU's subjects are files of their own."""
+"""The tasks by lm-eval's name, except MMLU's, which has a file for each subject."""
 
 _MMLU_FIELDS = ("question", "choice0", "choice1", "choice2", "choice3", "answer")
 
@@ -121,7 +121,7 @@ def available_tasks(folder: Path) -> list[str]:
 
 
 def local_tasks(names: Sequence[str], folder: Path) -> Any:
-    """lm-eval's dict of tasks and groups, over the folder's files. ValueError names what is unknown, missing, wrong."""
+    """lm-eval's dict of tasks and groups, over the folder's files. ValueError if a task or a file is invalid."""
     import lm_eval
     from lm_eval.api.group import Group
     from lm_eval.tasks import TaskManager
@@ -142,7 +142,7 @@ def local_tasks(names: Sequence[str], folder: Path) -> Any:
     ]
     if foreign := [leaf for leaf in leaves if leaf not in manager.all_subtasks]:
         raise ValueError(f"lm-eval has no task {foreign[0]!r}: remove its file from {folder}")
-    # Only as a member of a group does lm-eval take a task of its own with changes.
+    # lm-eval accepts changes to one of its own tasks only if the task is a member of a group.
     tasks = manager.load({"group": "local", "task": specs})["tasks"]
     if MMLU not in names:
         return manager.load(list(tasks.values()))
@@ -168,7 +168,7 @@ def _spec(name: str, rows: dict[str, list[Row]]) -> Row:
         "training_split": None,
         "validation_split": None,
         "test_split": "test",
-        # Where the questions themselves are the examples, lm-eval leaves out the one that is asked.
+        # If the examples are drawn from the test rows, lm-eval leaves out the row that is being asked.
         "fewshot_split": "examples" if "examples" in rows else "test",
     }
 
@@ -181,12 +181,12 @@ def _read_source(folder: Path, source: Source) -> dict[str, list[Row]]:
 
 
 def _mmlu_folder(folder: Path) -> Path | None:
-    """Where `test` and `dev` are: the folder itself or `mmlu` in it."""
+    """The parent of MMLU's `test` and `dev`: the folder itself or its `mmlu`; None if neither has them."""
     return next((place for place in (folder, folder / MMLU) if any((place / "test").glob("*_test.csv"))), None)
 
 
 def _subjects(folder: Path) -> dict[str, Callable[[], dict[str, list[Row]]]]:
-    """For each of MMLU's tasks in the folder what reads its rows."""
+    """A function that reads the rows of each MMLU task in the folder, by the task's name."""
     place = _mmlu_folder(folder)
     if place is None:
         raise ValueError(f"--dataset_path = {folder} has no MMLU: put its files at {MMLU}/test/<subject>_test.csv")
@@ -208,9 +208,9 @@ def _read(file: Path, source: Source) -> list[Row]:
         raw = _parse(file)
         rows = [_convert_row(file, number, row, source) for number, row in enumerate(raw, start=1)]
     except UnicodeDecodeError as error:
-        raise ValueError(f"{file} is no UTF-8 text: {error}") from error
+        raise ValueError(f"{file} is not UTF-8 text: {error}") from error
     if not rows:
-        raise ValueError(f"{file} holds nothing to evaluate")
+        raise ValueError(f"{file} has no rows to evaluate")
     return rows
 
 
@@ -225,12 +225,12 @@ def _parse(file: Path) -> list[Any]:
         try:
             rows += [json.loads(line)] if line.strip() else []
         except json.JSONDecodeError as error:
-            raise ValueError(f"{file}, line {number} is no JSON: {error}") from error
+            raise ValueError(f"{file}, line {number} is not JSON: {error}") from error
     return rows
 
 
 def pages(text: str) -> list[str]:
-    """WikiText's pages, each from its heading on."""
+    """WikiText's pages, each beginning with its heading."""
     starts = [match.start() for match in TITLE.finditer(text)] or [0]
     return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
@@ -243,6 +243,6 @@ def _convert_row(file: Path, number: int, row: Any, source: Source) -> Row:
             try:
                 return source.convert(row)
             except (AttributeError, IndexError, TypeError, ValueError) as error:
-                raise ValueError(f"{file}, row {number} is wrong: {error}") from error
+                raise ValueError(f"{file}, row {number} is invalid: {error}") from error
     forms = " or ".join(", ".join(form) for form in (source.fields, source.short) if form)
-    raise ValueError(f"{file}, row {number} lacks a field: it has to have {forms}")
+    raise ValueError(f"{file}, row {number} lacks a field: it needs {forms}")

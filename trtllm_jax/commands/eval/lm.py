@@ -1,4 +1,4 @@
-"""lm-eval's view of our model: likelihoods in padded batches over the engine's weights, answers from the engine."""
+"""An `LLM` as an lm-eval model: likelihoods in padded batches over the engine's weights, answers from the engine."""
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,29 +18,28 @@ from trtllm_jax.requests.sampling_params import SamplingParams
 from trtllm_jax.text.inputs import check_ids
 
 MAX_NEW_TOKENS = 256
-"""Of an answer whose task names no number; lm-eval's."""
+"""lm-eval's default for tasks that set no length of answers."""
 
 SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
-"""Generation arguments of a task that we have too; tasks also name those of other backends."""
+"""The generation arguments of tasks that `SamplingParams` has; others, of other backends, are ignored."""
 
 Request = tuple[Any, list[int], list[int]]
-"""Whatever lm-eval knows it by, the context's ids, the continuation's ids."""
+"""lm-eval's key of the request (unused here), the context's ids, the continuation's ids."""
 
 
 class EngineLM(TemplateLM):  # type: ignore[misc]
-    """An `LLM` as lm-eval's model.
+    """An `LLM` as an lm-eval model.
 
-    A log-likelihood is that of `model`'s dense forward pass over `llm.params`, the arrays that the engine reads: the
-    longest sequences first, in batches of one width, logits of the continuations alone. Requests whose sequences
-    differ in the last token only, as choices of one letter do, share a row. Answers come from `llm.generate`, which
-    batches them and shares their prefixes. Sequences that are too long lose their beginning, as in lm-eval's own
-    transformers backend, with whose token ids and windows everything else agrees too.
+    Log-likelihoods come from `model`'s dense forward pass over `llm.params`, the engine's weights, in padded batches
+    with the longest sequences first; logits are computed only for the continuations. Requests whose sequences differ
+    only in the last token, such as single-letter choices, share a row. Answers come from `llm.generate`. Token ids and
+    windows are those of lm-eval's transformers backend; like it, sequences that are too long lose their beginning.
 
     Args:
-        llm: with a tokenizer.
+        llm: an LLM with a tokenizer.
         model: the same model, from `open_model`.
-        max_length: tokens of a sequence, at most `llm`'s max_seq_len.
-        tokens_at_once: of one batch, padding included; what suits the device by default.
+        max_length: the most tokens of a sequence, at most `llm`'s max_seq_len.
+        tokens_at_once: the most tokens of a batch, with padding; None for a default by device.
     """
 
     def __init__(self, llm: LLM, model: Model, max_length: int, *, tokens_at_once: int | None = None) -> None:
@@ -64,7 +63,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
     @property
     def prefix_token_id(self) -> int:
-        """What a text without context follows."""
+        """The id that precedes a text without context: BOS, or EOS if there is none."""
         bos = self.tokenizer.bos_token_id
         return self.eot_token_id if bos is None else int(bos)
 
@@ -74,27 +73,27 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         return str(self.tokenizer.name_or_path).replace("/", "__")
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_: Any) -> list[int]:
-        """The ids of a text, with the special tokens that the tokenizer adds unless it begins with one already."""
+        """The ids of a text, with the tokenizer's special tokens unless the text already begins with BOS."""
         if add_special_tokens is None:
             add_special_tokens = not has_bos_prefix(string, self._bos)
         return self._encode(string, add_special_tokens)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """The text of a conversation; ValueError where the model's template refuses it."""
-        made = self._llm.chat_prompt(
+        """The text of a conversation; ValueError if the model's template raises."""
+        prompt = self._llm.chat_prompt(
             chat_history,
             add_generation_prompt=add_generation_prompt,
             continue_final_message=not add_generation_prompt,
         )
-        return str(made["prompt"])
+        return str(prompt["prompt"])
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """Of each (context, continuation) the log-probability, and whether greedy decoding would give it."""
+        """The log-probability of each (context, continuation), and whether greedy decoding would generate it."""
         found: list[tuple[float, bool]] = super().loglikelihood(requests, disable_tqdm or not sys.stderr.isatty())
         return found
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """The log-probability of each text, in windows of `max_length` tokens that follow one another."""
+        """The log-probability of each text, in consecutive windows of `max_length` tokens."""
         windows: list[Request] = []
         owners: list[int] = []
         for owner, request in enumerate(requests):
@@ -114,7 +113,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         rows: dict[tuple[int, ...], list[int]] = {}
         for index, (_, context, continuation) in enumerate(requests):
             self._check(context, continuation)
-            # The last token is predicted, but predicts nothing.
+            # Without the last token, which is a target but never an input.
             ids = (context + continuation)[-self.max_length - 1 : -1]
             rows.setdefault(tuple(ids), []).append(index)
         found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
@@ -153,7 +152,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
 
     def _check(self, context: Sequence[int], continuation: Sequence[int]) -> None:
         if not continuation:
-            raise ValueError("a continuation has no tokens of its own; check the task's choices and answers")
+            raise ValueError("a continuation is empty; check the task's choices and answers")
         if len(continuation) > self.max_length:
             raise ValueError(
                 f"a continuation has {len(continuation)} tokens and max_seq_len is {self.max_length}: raise max_seq_len"
@@ -162,7 +161,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
             check_ids(name, ids, self._vocab, self._llm.tokenizer)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """An answer to each (context, arguments), up to one of the texts that end it."""
+        """An answer to each (context, arguments), up to the first of its stop strings."""
         prompts: list[list[int]] = []
         params: list[SamplingParams] = []
         stops: list[list[str]] = []
@@ -183,7 +182,7 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
     def _sampling(self, arguments: Mapping[str, Any], stops: Sequence[str], count: int) -> SamplingParams:
         sampled = arguments["do_sample"]
         given = {name: arguments[name] for name in SAMPLING if sampled and arguments.get(name) is not None}
-        # A special token is no part of the text, so that no stop string can be found in it.
+        # Special tokens are not part of the text, so a stop string that is one has to be a stop token id.
         ids = {stop: self._encode(stop, add_special_tokens=False) for stop in stops}
         special = {stop: found[0] for stop, found in ids.items() if len(found) == 1 and self._is_special(found[0])}
         texts = [stop for stop in stops if stop not in special]
@@ -192,12 +191,12 @@ class EngineLM(TemplateLM):  # type: ignore[misc]
         )
 
     def _is_special(self, token: int) -> bool:
-        """Whether it is a special token, and one that the model has."""
+        """Whether `token` is a special token in the model's vocabulary."""
         return self._piece(token).special and token < self._vocab
 
 
 class Batch(NamedTuple):
-    """Rows of token ids that are computed together, and the shape that they are padded to."""
+    """Rows of token ids that are computed together, and the shape [height, width] that they are padded to."""
 
     rows: list[tuple[int, ...]]
     height: int
@@ -205,7 +204,7 @@ class Batch(NamedTuple):
 
 
 def batches(rows: Iterable[tuple[int, ...]], tokens: int, longest: int) -> Iterable[Batch]:
-    """The rows, longest first, in batches of at most `tokens` tokens or one row; few shapes, since each compiles."""
+    """Batches of the rows, longest first, of at most `tokens` tokens or one row, in few shapes: each is compiled."""
     ordered = sorted(rows, key=len, reverse=True)
     while ordered:
         width = min(_bucket(len(ordered[0]), 2), max(longest, len(ordered[0])))

@@ -1,4 +1,4 @@
-"""What a user sees of an evaluation: a table and a JSON file of lm-eval's shape."""
+"""Reports an evaluation: a table, and a JSON file in lm-eval's form."""
 
 import json
 import sys
@@ -9,24 +9,24 @@ from rich.console import Console
 from rich.table import Table
 
 WIDTH = 120
-"""Columns where the output is no terminal."""
+"""Columns if the output is not a terminal."""
 
 SECTIONS = ("results", "groups", "group_subtasks", "versions", "n-shot", "higher_is_better", "n-samples")
-"""What is kept of lm-eval's results: everything but the samples and the tasks' definitions."""
+"""The parts of lm-eval's results to keep: everything but the samples and the tasks' definitions."""
 
 
 def record(results: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
-    """lm-eval's results, with what was run in `config`."""
+    """The `SECTIONS` of lm-eval's results, and the evaluation's settings as "config"."""
     return {name: results[name] for name in SECTIONS if name in results} | {"config": config}
 
 
 def write_record(path: Path, found: dict[str, Any]) -> None:
-    """A JSON file."""
+    """Write the record to a JSON file."""
     path.write_text(json.dumps(found, indent=2, default=str) + "\n", encoding="utf-8")
 
 
 def print_table(found: dict[str, Any]) -> None:
-    """One row a metric; a group stands before its members."""
+    """Print a table with one row for each metric; a group precedes its members."""
     config = found["config"]
     table = Table(title=f"{Path(config['model']).name}: {config['seconds']:.1f} s", title_justify="left")
     for name in ("task", "items", "shots", "filter", "metric", "value", "± stderr"):

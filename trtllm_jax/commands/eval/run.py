@@ -1,4 +1,4 @@
-"""An evaluation: its tasks first, because their errors show quickly, then the engine, then lm-eval."""
+"""Runs an evaluation: loads the tasks first, so that their errors show early, then the engine, then runs lm-eval."""
 
 import importlib.metadata
 import importlib.util
@@ -19,21 +19,21 @@ from trtllm_jax.common.strict_model import NonNegativeInt, PositiveInt, StrictMo
 
 DEFAULT_TASK = "mmlu"
 BOOTSTRAP_ITERATIONS = 1000
-"""Bootstrap iterations of standard errors that have no formula."""
+"""Bootstrap iterations for standard errors that have no formula."""
 
 
 class EvalOptions(StrictModel, owner="trtllm-eval"):
     """The options of an evaluation.
 
     Attributes:
-        tasks: names; none for every task whose files are in `dataset_path`, or `DEFAULT_TASK` without one.
-        dataset_path: folder of the tasks' files; None for lm-eval's own tasks, whose data is on the hub.
-        limit: items of each task, the first ones; None for all.
+        tasks: names; empty for every task whose files are in `dataset_path`, or `DEFAULT_TASK` without one.
+        dataset_path: folder of the tasks' files; None for lm-eval's tasks with data from the hub.
+        limit: the number of items of each task to use, from the first on; None for all.
         num_fewshot: examples before each item; None for the task's number.
         max_output_length: tokens of an answer; None for the task's number.
-        apply_chat_template: whether items are put to the model as a conversation.
-        system_prompt: what a conversation or prompt begins with.
-        random_seed: of the choice of examples.
+        apply_chat_template: whether items are sent to the model as a conversation.
+        system_prompt: text at the start of each conversation or prompt.
+        random_seed: seed of the choice of examples.
         output_path: a JSON file to write.
     """
 
@@ -49,7 +49,7 @@ class EvalOptions(StrictModel, owner="trtllm-eval"):
 
     @classmethod
     def _prepare(cls, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Convert texts of a command line or a YAML file to the fields' types."""
+        """Convert strings of a command line or a YAML file to the fields' types."""
         changed = dict(arguments)
         if isinstance(tasks := changed.get("tasks"), str | list):
             changed["tasks"] = (
@@ -62,7 +62,7 @@ class EvalOptions(StrictModel, owner="trtllm-eval"):
 
 
 def run(options: EvalOptions, arguments: Mapping[str, Any]) -> None:
-    """Evaluate `LLM(**arguments)` and report; ValueError for wrong options, mostly before the engine starts."""
+    """Evaluate `LLM(**arguments)` and report; ValueError for invalid options, mostly before the engine starts."""
     if importlib.util.find_spec("lm_eval") is None:
         raise ValueError("an evaluation needs lm-eval: install trtllm-jax[eval]")
     with _quiet_libraries(options.dataset_path is not None):
@@ -73,7 +73,7 @@ def run(options: EvalOptions, arguments: Mapping[str, Any]) -> None:
 
 
 def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """The results of `LLM(**arguments)`, in lm-eval's shape."""
+    """The results of `LLM(**arguments)`, in lm-eval's form."""
     from trtllm_jax import LLM, __version__
     from trtllm_jax.commands.eval.lm import EngineLM
     from trtllm_jax.functional.research import open_model
@@ -103,7 +103,7 @@ def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, An
 
 
 def load_tasks(options: EvalOptions) -> Any:
-    """lm-eval's dict of the tasks. ValueError: one is unknown, or its data is not here."""
+    """lm-eval's dict of the tasks. ValueError if a task is unknown or its data is not available."""
     if options.dataset_path is not None:
         from trtllm_jax.commands.eval.data import SOURCES, available_tasks, local_tasks
 
@@ -128,28 +128,28 @@ def load_tasks(options: EvalOptions) -> Any:
         return manager.load(list(names))
     except OSError as error:
         raise ValueError(
-            f"the data of {', '.join(names)} is neither cached here nor to be had from the hub ({error}): name a "
-            "folder of files with --dataset_path, see docs/evaluation.md"
+            f"the data of {', '.join(names)} is not cached and cannot be fetched from the hub ({error}): give a folder "
+            "of files with --dataset_path, see docs/evaluation.md"
         ) from error
 
 
 def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
-    """lm-eval's results of one of its models on loaded tasks."""
+    """lm-eval's results of the model `lm` on loaded tasks."""
     import numpy as np
     from lm_eval import evaluator
 
     random.seed(options.random_seed)
     np.random.seed(options.random_seed)  # noqa: NPY002 lm-eval's filters and metrics draw from it
     for task in tasks["tasks"].values():
-        # A task that states 0 is not to be shown examples.
+        # A task that sets 0 must not be shown examples.
         stated = task.get_config("num_fewshot")
         if stated is None or (options.num_fewshot is not None and stated != 0):
             task.set_config(key="num_fewshot", value=options.num_fewshot or 0)
         if options.max_output_length is not None and task.get_config("output_type") == "generate_until":
             task.set_config(key="generation_kwargs", value={"max_gen_toks": options.max_output_length}, update=True)
         task.set_fewshot_seed(seed=options.random_seed)
-    # A perplexity's standard error comes from resampling, which would otherwise fork a process with jax's threads, and
-    # which prints that it begins.
+    # The standard error of a perplexity is bootstrapped. By default that forks this process, which is unsafe with
+    # jax's threads, and it prints to stdout.
     with _environment(DISABLE_MULTIPROC="1"), redirect_stdout(io.StringIO()):
         results: dict[str, Any] = evaluator.evaluate(
             lm=lm,
@@ -166,7 +166,7 @@ def measure(lm: Any, tasks: Any, options: EvalOptions) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_libraries(offline: bool) -> Iterator[None]:
-    """A context in which lm-eval and datasets log errors only, and with `offline` use no hub."""
+    """A context in which lm-eval and datasets log only errors and, with `offline`, do not access the hub."""
     levels = {name: logging.getLogger(name).level for name in ("lm_eval", "datasets")}
     for name in levels:
         logging.getLogger(name).setLevel(logging.ERROR)

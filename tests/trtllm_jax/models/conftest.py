@@ -35,7 +35,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture(scope="class")
 def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     """The tiny model of one of the class's configurations."""
-    return TinyModel(request.cls.configs[request.param], tmp_path_factory.mktemp("tiny"), request.cls.module)
+    return TinyModel(request.cls.configs[request.param], tmp_path_factory.mktemp("tiny"))
 
 
 @pytest.fixture

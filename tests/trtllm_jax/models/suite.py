@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import ClassVar
 
 import jax
@@ -54,8 +53,6 @@ class ModelSuite:
     served: ClassVar[Sequence[str]]
     slow: ClassVar[Sequence[str]] = ()
     """The configurations whose tests are all slow."""
-    module: ClassVar[ModuleType | None] = None
-    """The architecture; None for the one that the package finds by the configuration."""
 
     @pytest.mark.parametrize("steps", [WHOLE, CHUNKS, ONE_BY_ONE], ids=["whole", "chunks", "one by one"])
     def test_logits_are_those_of_transformers(self, tiny: TinyModel, steps: Sequence[Step]) -> None:

@@ -15,12 +15,12 @@ from checkpoints.table import param_shapes
 from pallas_kernels.attention import cache_shape
 from pallas_kernels.devices import Platform
 from sharding import Extents, ShardingRules, make_mesh
-from trtllm_jax.models import qwen3
+from trtllm_jax.models import gemma2, qwen3
 from trtllm_jax.nn.batch import Batch, RaggedRows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.model import Caches, Model
 
-from . import gemma2_like, int8_llama
+from . import int8_llama
 
 H100 = "NVIDIA H100 80GB HBM3"
 HOPPER = AbstractMesh(
@@ -66,7 +66,7 @@ def lowered(model: Model, tokens: int) -> str:
 @pytest.mark.parametrize(
     ("module", "config"),
     [
-        pytest.param(gemma2_like, Gemma2Config(**SIZES), id="gemma2"),
+        pytest.param(gemma2, Gemma2Config(**SIZES), id="gemma2"),
         pytest.param(qwen3, Qwen3Config(**SIZES), id="qwen3"),
         pytest.param(int8_llama, LlamaConfig(**SIZES), id="int8"),
     ],
@@ -78,7 +78,7 @@ def test_steps(module: ModuleType, config: PreTrainedConfig, tokens: int) -> Non
     assert "stablehlo.case" not in text
     assert "rms_norm" in text
     assert ("decode_attention" in text) == (tokens == ROWS)
-    by_hopper = tokens == 2048 and module is not gemma2_like
+    by_hopper = tokens == 2048 and module is not gemma2
     assert ("ragged_attention" in text) == (tokens != ROWS and not by_hopper)
     assert ("skinny_matmul" in text) == (tokens < 2048 and module is not int8_llama), (
         "the products of quantised weights are XLA's"

@@ -1,0 +1,163 @@
+"""Gemma 2 (Gemma team 2024, arXiv:2408.00118)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.table import Weight
+from pallas_kernels.norm import Norm
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.cache_group import CacheGroup
+from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
+from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope
+
+ARCHITECTURES = ("Gemma2ForCausalLM",)
+
+_27B = 46
+"""Layers of the one published model whose queries are scaled by the channels that the stream has for each head."""
+
+
+def _query_scalar(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What no GGUF file states, by llama.cpp's rule."""
+    of_stream = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": of_stream if config["num_hidden_layers"] == _27B else config["head_dim"]}
+
+
+GGUF = (
+    GgufArchitecture(
+        name="gemma2",
+        model_type="gemma2",
+        model_class="Gemma2ForCausalLM",
+        tensors={
+            "blk.{i}.post_attention_norm": f"{LAYER}.post_attention_layernorm",
+            "blk.{i}.ffn_norm": f"{LAYER}.pre_feedforward_layernorm",
+            "blk.{i}.post_ffw_norm": f"{LAYER}.post_feedforward_layernorm",
+        },
+        metadata={
+            "attention.sliding_window": "sliding_window",
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        config={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+        derived=_query_scalar,
+        norms_plus_one=True,
+    ),
+)
+
+DEFAULTS = {
+    "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 8192, "query_pre_attn_scalar": 256,
+    "sliding_window": 4096, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+}  # fmt: skip
+"""What fields that are absent mean."""
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """The facts of one Gemma 2 model that its layers need.
+
+    Attributes:
+        rope: of every layer.
+        attention_bias: whether attention's projections have biases.
+        windows: the window of each layer, None for all tokens.
+        query_scale: factor on the product of query and key.
+        score_cap: scores become score_cap * tanh(score / score_cap); None for as they are.
+        logit_cap: the same of logits.
+    """
+
+    rope: Rope
+    attention_bias: bool
+    windows: tuple[int | None, ...]
+    query_scale: float
+    score_cap: float | None
+    logit_cap: float | None
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        config = {**DEFAULTS, **config}
+        require(config, hidden_activation=("gelu_pytorch_tanh",), use_bidirectional_attention=(None, False))
+        fields = decoder_fields(config, tied=True)
+        positive(config, "sliding_window")  # which layers with a window must have
+        return cls(
+            **fields,
+            rope=Rope.from_config(config, fields["head_dim"]),
+            attention_bias=flag(config, "attention_bias"),
+            windows=layer_windows(config, fields["num_layers"], lambda index: index % 2 == 0),
+            query_scale=positive(config, "query_pre_attn_scalar") ** -0.5,
+            score_cap=above_zero(config, "attn_logit_softcapping"),
+            logit_cap=above_zero(config, "final_logit_softcapping"),
+        )
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    return (
+        *decoder.vocabulary(config),
+        *decoder.norm("norm", "model.norm"),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *decoder.norm("layers.{i}.post_attn_norm", f"{LAYER}.post_attention_layernorm"),
+        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.pre_feedforward_layernorm"),
+        *decoder.gated_mlp(),
+        *decoder.norm("layers.{i}.post_mlp_norm", f"{LAYER}.post_feedforward_layernorm"),
+    )
+
+
+def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
+    """A group for layers that see everything, and one for those with a window."""
+    return decoder.cache_groups(config, config.windows)
+
+
+def same_layer(config: Config, index: int) -> int:
+    """The first layer that computes what layer `index` computes: one of the same window."""
+    return config.windows.index(config.windows[index])
+
+
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: one."""
+    return (config.rope,)
+
+
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.embed(batch, params["embed"], scale=config.embed**0.5)
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, _norm(config, p["attn_norm"]), batch)
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    attended, cache = layers.attention(
+        qkv, batch, cache, rotation=batch.rotations[0], scale=config.query_scale, soft_cap=config.score_cap,
+        window=config.windows[index],
+    )  # fmt: skip
+    rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    residual = layers.add(residual, layers.norm(rows, _norm(config, p["post_attn_norm"]), batch))
+    with jax.named_scope("mlp"):
+        residual, normed = layers.normalised(residual, _norm(config, p["mlp_norm"]), batch)
+        hidden = layers.gated(normed, p["gate_up"], batch, activation="gelu_tanh")
+        rows = layers.linear(hidden, p["down"], batch, "mlp")
+        return layers.add(residual, layers.norm(rows, _norm(config, p["post_mlp_norm"]), batch)), cache
+
+
+def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
+    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
+    return layers.Normed(x, _norm(config, params["norm"]))
+
+
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer."""
+    table = params.get("head", params["embed"])
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=config.logit_cap)
+
+
+def _norm(config: Config, weight: jax.Array) -> Norm:
+    """A norm whose weight is stored less one."""
+    return Norm(weight, config.eps, offset=1.0)

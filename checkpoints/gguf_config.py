@@ -1,5 +1,6 @@
 """A GGUF file's metadata as a Hugging Face configuration."""
 
+import math
 from typing import Any
 
 from checkpoints.gguf_architecture import GgufArchitecture
@@ -19,7 +20,7 @@ def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
     hidden, heads = metadata.count("embedding_length"), metadata.count("attention.head_count")
     head_dim = metadata.count("attention.key_length", default=hidden // heads)
     rotary = metadata.count("rope.dimension_count", default=head_dim)
-    if rotary != head_dim:
+    if rotary != head_dim and not (architecture.partial_rotary and 0 < rotary < head_dim):
         raise ValueError(f"{file.path} rotates {rotary} of {head_dim} head dimensions; only whole heads are supported")
     if "token_embd.weight" not in file.tensors:
         raise ValueError(f"{file.path} has no tensor 'token_embd.weight': it is not a language model's file")
@@ -40,12 +41,15 @@ def model_config(file: GgufFile, architecture: GgufArchitecture) -> dict[str, An
         "vocab_size": file.tensors["token_embd.weight"].shape[0],
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "attention_bias": "blk.0.attn_q.bias" in file.tensors,
-        "mlp_bias": "blk.0.ffn_gate.bias" in file.tensors,
+        "mlp_bias": "blk.0.ffn_up.bias" in file.tensors,
         "bos_token_id": file.integer("tokenizer.ggml.bos_token_id"),
         "eos_token_id": file.integer("tokenizer.ggml.eos_token_id"),
         **architecture.config,
         **_further_fields(metadata, architecture),
     }
+    if architecture.partial_rotary:
+        # Rounded up, so that this times head_dim is not a fraction below the number of channels.
+        config["partial_rotary_factor"] = math.nextafter(rotary / head_dim, 1.0)
     return {**config, **architecture.derived(config)}
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
@@ -19,6 +20,18 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
 ARCHITECTURES = ("NemotronForCausalLM",)
+
+GGUF = (
+    GgufArchitecture(
+        name="nemotron",
+        model_type="nemotron",
+        model_class="NemotronForCausalLM",
+        metadata={"attention.layer_norm_epsilon": "norm_eps"},
+        config={"hidden_act": "relu2"},
+        norms_plus_one=True,
+        partial_rotary=True,
+    ),
+)
 
 
 @dataclass(frozen=True)

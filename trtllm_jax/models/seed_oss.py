@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
@@ -18,6 +19,15 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
 ARCHITECTURES = ("SeedOssForCausalLM",)
+
+GGUF = (
+    GgufArchitecture(
+        name="seed_oss",
+        model_type="seed_oss",
+        model_class="SeedOssForCausalLM",
+        tensors={"blk.{i}.post_attention_norm": f"{LAYER}.post_attention_layernorm"},
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
@@ -19,6 +20,18 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
 ARCHITECTURES = ("StableLmForCausalLM",)
+
+GGUF = (
+    # Not of 12B: llama.cpp stacks the norms of its heads, and says of others too that their blocks are parallel.
+    GgufArchitecture(
+        name="stablelm",
+        model_type="stablelm",
+        model_class="StableLmForCausalLM",
+        metadata={"attention.layer_norm_epsilon": "layer_norm_eps"},
+        derived=lambda config: {"use_qkv_bias": config["attention_bias"]},
+        partial_rotary=True,
+    ),
+)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 
+from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
@@ -19,6 +20,19 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
 ARCHITECTURES = ("Starcoder2ForCausalLM",)
+
+GGUF = (
+    GgufArchitecture(
+        name="starcoder2",
+        model_type="starcoder2",
+        model_class="Starcoder2ForCausalLM",
+        tensors={"blk.{i}.ffn_up": f"{MLP}.c_fc", "blk.{i}.ffn_down": f"{MLP}.c_proj"},
+        metadata={"attention.layer_norm_epsilon": "norm_epsilon", "attention.sliding_window": "sliding_window"},
+        # The window of every published model, which llama.cpp does not write.
+        config={"hidden_act": "gelu_pytorch_tanh", "sliding_window": 4096},
+        derived=lambda config: {"use_bias": config["attention_bias"]},
+    ),
+)
 
 
 @dataclass(frozen=True)

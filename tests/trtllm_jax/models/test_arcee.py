@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,10 +8,7 @@ from transformers import ArceeConfig
 
 from trtllm_jax.models.arcee import Config
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
-from .tiny import TinyModel
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> ArceeConfig:
@@ -24,7 +20,7 @@ def config(**fields: Any) -> ArceeConfig:
     return ArceeConfig(**copy.deepcopy(sizes | fields))
 
 
-class TestArcee(ModelSuite):
+class TestArcee(GgufModelSuite):
     configs: ClassVar = {
         "grouped": config(),
         "biases, tied, another activation": config(
@@ -32,6 +28,7 @@ class TestArcee(ModelSuite):
         ),
     }
     served = ("grouped",)
+    gguf: ClassVar = {"grouped": "arcee"}
     slow = tuple(configs)[1:]
 
 
@@ -55,12 +52,3 @@ def test_fields_that_may_be_absent() -> None:
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
-
-
-@pytest.mark.slow
-def test_gguf_files_are_read(tmp_path: Path) -> None:
-    tiny = TinyModel(config(), tmp_path / "hf")
-    heads = {"self_attn.q_proj": 6, "self_attn.k_proj": 3}
-    write_gguf(tiny, tmp_path / "arcee.gguf", "arcee", {"attention.layer_norm_rms_epsilon": 1e-5}, heads)
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "arcee.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4

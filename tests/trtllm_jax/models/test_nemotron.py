@@ -8,7 +8,7 @@ from transformers import NemotronConfig
 
 from trtllm_jax.models.nemotron import Config
 
-from .suite import ModelSuite
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> NemotronConfig:
@@ -20,7 +20,7 @@ def config(**fields: Any) -> NemotronConfig:
     return NemotronConfig(**copy.deepcopy(sizes | fields))
 
 
-class TestNemotron(ModelSuite):
+class TestNemotron(GgufModelSuite):
     configs: ClassVar = {
         "grouped": config(),
         "biases, tied, head_dim, three quarters rotated": config(
@@ -34,6 +34,7 @@ class TestNemotron(ModelSuite):
         ),
     }
     served = ("grouped",)
+    gguf: ClassVar = {"grouped": "nemotron", "biases, tied, head_dim, three quarters rotated": "nemotron"}
     slow = tuple(configs)[1:]
 
 

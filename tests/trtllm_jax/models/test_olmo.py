@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,10 +8,7 @@ from transformers import OlmoConfig
 
 from trtllm_jax.models.olmo import Config
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
-from .tiny import TinyModel
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> OlmoConfig:
@@ -24,12 +20,13 @@ def config(**fields: Any) -> OlmoConfig:
     return OlmoConfig(**copy.deepcopy(sizes | fields))
 
 
-class TestOlmo(ModelSuite):
+class TestOlmo(GgufModelSuite):
     configs: ClassVar = {
         "grouped, clipped": config(clip_qkv=1.5),
         "multi-head, biases, tied": config(num_key_value_heads=None, attention_bias=True, tie_word_embeddings=True),
     }
     served = ("grouped, clipped",)
+    gguf: ClassVar = {"grouped, clipped": "olmo"}
     slow = tuple(configs)[1:]
 
 
@@ -54,14 +51,3 @@ def test_fields_that_may_be_absent() -> None:
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
-
-
-@pytest.mark.slow
-def test_gguf_files_are_read(tmp_path: Path) -> None:
-    tiny = TinyModel(config(clip_qkv=1.5), tmp_path / "hf")
-    heads = {"self_attn.q_proj": 6, "self_attn.k_proj": 3}
-    write_gguf(
-        tiny, tmp_path / "olmo.gguf", "olmo", {"attention.layer_norm_epsilon": 1e-5, "attention.clamp_kqv": 1.5}, heads
-    )
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "olmo.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4

@@ -8,7 +8,7 @@ from transformers import SeedOssConfig
 
 from trtllm_jax.models.seed_oss import Config
 
-from .suite import ModelSuite
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> SeedOssConfig:
@@ -20,13 +20,14 @@ def config(**fields: Any) -> SeedOssConfig:
     return SeedOssConfig(**copy.deepcopy(sizes | fields))
 
 
-class TestSeedOss(ModelSuite):
+class TestSeedOss(GgufModelSuite):
     configs: ClassVar = {
         "grouped, head_dim": config(head_dim=16),
         "no biases, tied": config(head_dim=None, attention_bias=False, tie_word_embeddings=True, num_key_value_heads=6),
         "biases everywhere": config(head_dim=8, attention_out_bias=True, mlp_bias=True),
     }
     served = ("grouped, head_dim",)
+    gguf: ClassVar = {"grouped, head_dim": "seed_oss"}
     slow = tuple(configs)[1:]
 
 

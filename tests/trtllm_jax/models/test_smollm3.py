@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,10 +8,7 @@ from transformers import SmolLM3Config
 
 from trtllm_jax.models.smollm3 import Config
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
-from .tiny import TinyModel
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> SmolLM3Config:
@@ -24,7 +20,7 @@ def config(**fields: Any) -> SmolLM3Config:
     return SmolLM3Config(**copy.deepcopy(sizes | fields))
 
 
-class TestSmolLM3(ModelSuite):
+class TestSmolLM3(GgufModelSuite):
     configs: ClassVar = {
         "its pattern": config(num_hidden_layers=5),
         "biases, untied, its own pattern, windows": config(
@@ -46,6 +42,7 @@ class TestSmolLM3(ModelSuite):
         ),
     }
     served = ("its pattern",)
+    gguf: ClassVar = {"its pattern": "smollm3"}
     slow = tuple(configs)[1:]
 
 
@@ -72,12 +69,3 @@ def test_fields_that_may_be_absent() -> None:
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
-
-
-@pytest.mark.slow
-def test_gguf_files_are_read(tmp_path: Path) -> None:
-    tiny = TinyModel(config(num_hidden_layers=4), tmp_path / "hf")
-    heads = {"self_attn.q_proj": 6, "self_attn.k_proj": 3}
-    write_gguf(tiny, tmp_path / "smollm3.gguf", "smollm3", {"attention.layer_norm_rms_epsilon": 1e-6}, heads)
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "smollm3.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4

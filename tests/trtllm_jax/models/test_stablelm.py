@@ -8,7 +8,7 @@ from transformers import StableLmConfig
 
 from trtllm_jax.models.stablelm import Config
 
-from .suite import ModelSuite
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> StableLmConfig:
@@ -20,7 +20,7 @@ def config(**fields: Any) -> StableLmConfig:
     return StableLmConfig(**copy.deepcopy(sizes | fields))
 
 
-class TestStableLm(ModelSuite):
+class TestStableLm(GgufModelSuite):
     configs: ClassVar = {
         "grouped, biases": config(use_qkv_bias=True),
         "normalised heads, parallel": config(qk_layernorm=True, use_parallel_residual=True, partial_rotary_factor=0.5),
@@ -34,6 +34,7 @@ class TestStableLm(ModelSuite):
         ),
     }
     served = ("normalised heads, parallel",)
+    gguf: ClassVar = {"grouped, biases": "stablelm"}
     slow = tuple(configs)[1:]
 
 

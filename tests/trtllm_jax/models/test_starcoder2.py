@@ -8,7 +8,7 @@ from transformers import Starcoder2Config
 
 from trtllm_jax.models.starcoder2 import Config
 
-from .suite import ModelSuite
+from .suite import GgufModelSuite
 
 
 def config(**fields: Any) -> Starcoder2Config:
@@ -20,7 +20,7 @@ def config(**fields: Any) -> Starcoder2Config:
     return Starcoder2Config(**copy.deepcopy(sizes | fields))
 
 
-class TestStarcoder2(ModelSuite):
+class TestStarcoder2(GgufModelSuite):
     configs: ClassVar = {
         "grouped, window": config(sliding_window=7),
         "no biases, untied": config(
@@ -29,6 +29,7 @@ class TestStarcoder2(ModelSuite):
         "8 and 2 heads, wide window": config(num_attention_heads=8, num_key_value_heads=2, sliding_window=20),
     }
     served = ("grouped, window",)
+    gguf: ClassVar = {"grouped, window": "starcoder2"}
     slow = tuple(configs)[1:]
 
 

@@ -9,10 +9,8 @@ import jax
 from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, positive, require
 from trtllm_jax.nn.decoder import (
     HEADS,
@@ -22,7 +20,6 @@ from trtllm_jax.nn.decoder import (
     decoder_fields,
     layer_windows,
 )
-from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -45,14 +42,12 @@ class Config(DecoderConfig):
     Attributes:
         rope: of the layers that rotate their heads.
         rotated: whether each layer does.
-        windows: the window of each layer, None for one that sees everything.
         attention_bias: whether the four projections of attention have a bias.
         mlp_bias: whether the three projections of the feed-forward block have a bias.
     """
 
     rope: Rope
     rotated: tuple[bool, ...]
-    windows: tuple[int | None, ...]
     attention_bias: bool
     mlp_bias: bool
 
@@ -65,8 +60,8 @@ class Config(DecoderConfig):
         rotated = _rotated(config, fields["num_layers"])
         used = flag(config, "use_sliding_window")
         windowed = config if used else {**config, "sliding_window": None}
-        windows = layer_windows(windowed, fields["num_layers"], lambda index: not rotated[index])
-        if not any(windows) and SLIDING in (config.get("layer_types") or ()):
+        fields["windows"] = layer_windows(windowed, fields["num_layers"], lambda index: not rotated[index])
+        if not any(fields["windows"]) and SLIDING in (config.get("layer_types") or ()):
             raise ValueError(
                 f"config.json has layer_types={short_repr(config['layer_types'])}, but use_sliding_window={used} and "
                 f"sliding_window={short_repr(config.get('sliding_window'))}"
@@ -75,7 +70,6 @@ class Config(DecoderConfig):
             **fields,
             rope=Rope.from_config(config, fields["head_dim"], theta=2000000.0),
             rotated=rotated,
-            windows=windows,
             attention_bias=flag(config, "attention_bias"),
             mlp_bias=flag(config, "mlp_bias"),
         )
@@ -107,30 +101,15 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """A group for the layers of each window."""
-    return decoder.cache_groups(config, config.windows)
-
-
 def same_layer(config: Config, index: int) -> int:
     """The first layer that computes what layer `index` computes: one that sees as far, and rotates or does not too."""
     kinds = list(zip(config.windows, config.rotated, strict=True))
     return kinds.index(kinds[index])
 
 
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
-
-
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, Norm(p["attn_norm"], config.eps), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     rotation = batch.rotations[0] if config.rotated[index] else None
     attended, cache = layers.attention(
@@ -138,17 +117,13 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     )
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, Norm(p["mlp_norm"], config.eps), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch, bias=p.get("gate_up_bias"))
         return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p.get("down_bias")), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, Norm(params["norm"], config.eps))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

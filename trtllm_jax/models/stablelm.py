@@ -12,10 +12,8 @@ from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, DecoderConfig, decoder_fields
-from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, LayerNormConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
@@ -35,7 +33,7 @@ GGUF = (
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(LayerNormConfig):
     """The facts of one StableLM model that its layers need.
 
     Attributes:
@@ -86,34 +84,9 @@ def table(config: Config) -> tuple[Weight, ...]:
     return tuple(rows)
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """One group: every layer keeps every token's key and value."""
-    return (CacheGroup(tuple(range(config.num_layers)), config.keys_and_values),)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: they all do the same."""
-    return 0
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
-
-
-def _norm(config: Config, p: Any, name: str) -> Norm:
-    """A layer norm of the layer's parameters, or the model's."""
-    return Norm(p[name], config.eps, bias=p[f"{name}_bias"], kind="layer")
-
-
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, _norm(config, p, "attn_norm"), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     if config.normalised_heads:
         heads = layers.norm(qkv[:, :, :-1], Norm(p["qk_norm"], config.eps, kind="layer"), batch)
@@ -122,17 +95,14 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS)
     with jax.named_scope("mlp"):
         if not config.parallel:
-            residual, normed = layers.normalised(residual, _norm(config, p, "mlp_norm"), batch)
+            residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch)
         return layers.add_linear(residual, hidden, p["down"], batch, "mlp"), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, _norm(config, params, "norm"))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

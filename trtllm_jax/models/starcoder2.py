@@ -9,13 +9,10 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, DecoderConfig, activation, decoder_fields, layer_windows
-from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, LayerNormConfig, activation, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -36,20 +33,18 @@ GGUF = (
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(LayerNormConfig):
     """The facts of one StarCoder2 model that its layers need.
 
     Attributes:
         rope: of every layer.
         bias: whether the projections have a bias; norms always have.
         activation: of the feed-forward block.
-        window: of every layer; None for none.
     """
 
     rope: Rope
     bias: bool
     activation: Activation
-    window: int | None
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
@@ -57,13 +52,12 @@ class Config(DecoderConfig):
         defaults = {"num_key_value_heads": 2, "max_position_embeddings": 4096, "norm_epsilon": 1e-5, "use_bias": True}
         config = {**defaults, **config}
         fields = decoder_fields(config, eps="norm_epsilon", tied=True)
-        (window, *_) = layer_windows({**config, "layer_types": None}, fields["num_layers"])
+        fields["windows"] = layer_windows({**config, "layer_types": None}, fields["num_layers"])
         return cls(
             **fields,
             rope=Rope.from_config(config, fields["head_dim"]),
             bias=flag(config, "use_bias"),
             activation=activation(config, "gelu_pytorch_tanh"),
-            window=window,
         )
 
 
@@ -79,51 +73,23 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """One group: every layer sees as far."""
-    return (CacheGroup(tuple(range(config.num_layers)), config.keys_and_values, config.window),)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: they all do the same."""
-    return 0
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
-
-
-def _norm(config: Config, p: Any, name: str) -> Norm:
-    """A layer norm of the layer's parameters, or the model's."""
-    return Norm(p[name], config.eps, bias=p[f"{name}_bias"], kind="layer")
-
-
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, _norm(config, p, "attn_norm"), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     attended, cache = layers.attention(
-        qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5, window=config.window
+        qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5, window=config.windows[index]
     )
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, _norm(config, p, "mlp_norm"), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p.get("up_bias"))
         return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p.get("down_bias")), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, _norm(config, params, "norm"))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

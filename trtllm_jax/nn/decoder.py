@@ -44,6 +44,9 @@ HF_ACTIVATIONS: Mapping[str, Activation] = {
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
 
+PAIRED_HEADS = ("kv_heads", "group", "half", "pair")
+"""The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
+
 
 @dataclass(frozen=True)
 class DecoderConfig:
@@ -79,7 +82,8 @@ class DecoderConfig:
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
         names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
-        return {name: getattr(self, name) for name in names} | {"layers": self.num_layers}
+        channels = {"half": 2, "pair": self.head_dim // 2}
+        return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property
     def keys_and_values(self) -> KeysAndValues:
@@ -185,23 +189,32 @@ def norm(path: str, module: str, *, axis: str = "embed", bias: bool = False) -> 
 
 
 def attention(
-    *, bias: bool = False, output_bias: bool = False, module: str = ATTENTION, output: str = "o_proj"
+    *,
+    bias: bool = False,
+    output_bias: bool = False,
+    module: str = ATTENTION,
+    output: str = "o_proj",
+    paired: bool = False,
 ) -> list[Weight]:
-    """`qkv`, which fuses three projections, and `o`, with their biases."""
-    heads = "(kv_heads qkv head_dim)"
+    """`qkv`, which fuses three projections, and `o`, with their biases.
+
+    With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
+    models, along the axes `half pair` instead of `head_dim`; reshape the product to one axis of channels.
+    """
+    channels, stored_channels = ("half pair", "pair half") if paired else ("head_dim", "head_dim")
+    heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
         sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
         return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
 
-    axes = "kv_heads group head_dim"
-    stored = (Stored(f"{module}.{output}.weight", f"embed ({axes})"),)
+    stored = (Stored(f"{module}.{output}.weight", f"embed (kv_heads group {stored_channels})"),)
     weights = [
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", stored),
+        Weight("layers.{i}.qkv", f"kv_heads qkv {channels} embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight("layers.{i}.o", f"embed kv_heads group {channels}", stored),
     ]
     if bias:
-        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
+        weights.append(Weight("layers.{i}.qkv_bias", f"kv_heads qkv {channels}", qkv("bias", heads), fuse="qkv"))
     if output_bias:
         weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
     return weights

@@ -281,7 +281,8 @@ class Engine:
             del command
 
     def _dispatch(self, plan: StepPlan) -> InFlight:
-        results, dispatched = self._runner.run(self._packer.step(plan)), time.perf_counter()
+        dispatched = time.perf_counter()
+        results = self._runner.run(self._packer.step(plan))
         draws: tuple[EditedDraw, ...] = ()
         if plan.edited:
             # While the device computes the step: only the draw needs them.

@@ -11,7 +11,6 @@ from checkpoints.table import Weight
 from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
 from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
@@ -65,7 +64,6 @@ class Config(DecoderConfig):
     Attributes:
         rope: of every layer.
         attention_bias: whether attention's projections have biases.
-        windows: the window of each layer, None for all tokens.
         query_scale: factor on the product of query and key.
         score_cap: scores become score_cap * tanh(score / score_cap); None for as they are.
         logit_cap: the same of logits.
@@ -73,7 +71,6 @@ class Config(DecoderConfig):
 
     rope: Rope
     attention_bias: bool
-    windows: tuple[int | None, ...]
     query_scale: float
     score_cap: float | None
     logit_cap: float | None
@@ -85,15 +82,19 @@ class Config(DecoderConfig):
         require(config, hidden_activation=("gelu_pytorch_tanh",), use_bidirectional_attention=(None, False))
         fields = decoder_fields(config, tied=True)
         positive(config, "sliding_window")  # which layers with a window must have
+        fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: index % 2 == 0)
         return cls(
             **fields,
             rope=Rope.from_config(config, fields["head_dim"]),
             attention_bias=flag(config, "attention_bias"),
-            windows=layer_windows(config, fields["num_layers"], lambda index: index % 2 == 0),
             query_scale=positive(config, "query_pre_attn_scalar") ** -0.5,
             score_cap=above_zero(config, "attn_logit_softcapping"),
             logit_cap=above_zero(config, "final_logit_softcapping"),
         )
+
+    def norm(self, params: Any, name: str) -> Norm:
+        """The norm of this name, whose weight is stored less one."""
+        return Norm(params[name], self.eps, offset=1.0)
 
 
 def table(config: Config) -> tuple[Weight, ...]:
@@ -110,21 +111,6 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """A group for layers that see everything, and one for those with a window."""
-    return decoder.cache_groups(config, config.windows)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
     return layers.embed(batch, params["embed"], scale=config.embed**0.5)
@@ -132,32 +118,27 @@ def embed(config: Config, params: Any, batch: Batch) -> Residual:
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, _norm(config, p["attn_norm"]), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     attended, cache = layers.attention(
         qkv, batch, cache, rotation=batch.rotations[0], scale=config.query_scale, soft_cap=config.score_cap,
         window=config.windows[index],
     )  # fmt: skip
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
-    residual = layers.add(residual, layers.norm(rows, _norm(config, p["post_attn_norm"]), batch))
+    residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, _norm(config, p["mlp_norm"]), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch, activation="gelu_tanh")
         rows = layers.linear(hidden, p["down"], batch, "mlp")
-        return layers.add(residual, layers.norm(rows, _norm(config, p["post_mlp_norm"]), batch)), cache
-
-
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, _norm(config, params["norm"]))
+        return layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch)), cache
 
 
 def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=config.logit_cap)
+    return decoder.head(config, params, x, execution, soft_cap=config.logit_cap)
 
 
-def _norm(config: Config, weight: jax.Array) -> Norm:
-    """A norm whose weight is stored less one."""
-    return Norm(weight, config.eps, offset=1.0)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+last_rows = decoder.last_rows

@@ -8,10 +8,8 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, number, require
 from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields
 from trtllm_jax.nn.execution import Execution
@@ -90,21 +88,6 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """One group: every layer keeps every token's key and value."""
-    return (CacheGroup(tuple(range(config.num_layers)), config.keys_and_values),)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: they all do the same."""
-    return 0
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
     return layers.embed(batch, params["embed"], scale=config.embedding_multiplier)
@@ -113,7 +96,7 @@ def embed(config: Config, params: Any, batch: Batch) -> Residual:
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     factor = config.residual_multiplier
-    residual, normed = layers.normalised(residual, Norm(p["attn_norm"], config.eps), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     attended, cache = layers.attention(
         qkv, batch, cache, rotation=batch.rotations[0], scale=config.attention_multiplier
@@ -121,18 +104,18 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     residual = layers.add(residual, rows * factor)
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, Norm(p["mlp_norm"], config.eps), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch, bias=p.get("gate_up_bias"))
         rows = layers.linear(hidden, p["down"], batch, "mlp", bias=p.get("down_bias"))
         return layers.add(residual, rows * factor), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, Norm(params["norm"], config.eps))
-
-
 def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution) / config.logits_scaling
+    return decoder.head(config, params, x, execution) / config.logits_scaling
+
+
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+last_rows = decoder.last_rows

@@ -8,13 +8,10 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import ATTENTION, FULL, HEADS, LAYER, SLIDING, DecoderConfig, decoder_fields, layer_windows
-from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -44,13 +41,11 @@ class Config(DecoderConfig):
     Attributes:
         full_rope: the rope of layers that see everything.
         sliding_rope: the rope of layers with a window.
-        windows: the window of each layer, None for one that sees everything.
         attention_bias: whether the four projections of attention have a bias.
     """
 
     full_rope: Rope
     sliding_rope: Rope
-    windows: tuple[int | None, ...]
     attention_bias: bool
 
     @classmethod
@@ -61,19 +56,17 @@ class Config(DecoderConfig):
             full, sliding = (_of_kind(config, kind) for kind in (FULL, SLIDING))
             fields = decoder_fields({"rms_norm_eps": 1e-5, **full})
             windowed = {"sliding_window": 4096, **config}
-            windows = layer_windows(windowed, fields["num_layers"], lambda index: (index + 1) % 4 != 0)
+            fields["windows"] = layer_windows(windowed, fields["num_layers"], lambda index: (index + 1) % 4 != 0)
             theta = 500000.0
         else:
             require(config, sliding_window=(None,))
             full = sliding = dict(config)
             fields = decoder_fields({"rms_norm_eps": 1e-5, **config})
-            windows = (None,) * fields["num_layers"]
             theta = 10000.0
         return cls(
             **fields,
             full_rope=Rope.from_config(full, fields["head_dim"], theta),
             sliding_rope=Rope.from_config(sliding, fields["head_dim"], theta),
-            windows=windows,
             attention_bias=flag(config, "attention_bias"),
         )
 
@@ -101,24 +94,9 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """A group for the layers of each window."""
-    return decoder.cache_groups(config, config.windows)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
-
-
 def ropes(config: Config) -> tuple[Rope, ...]:
     """The ropes whose rotations the layers find in the batch: of layers without a window, and with one."""
     return (config.full_rope, config.sliding_rope)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
@@ -132,19 +110,15 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         qkv, batch, cache, rotation=batch.rotations[window is not None], scale=config.head_dim**-0.5, window=window
     )
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
-    residual = Residual(residual.x + layers.norm(rows, Norm(p["attn_norm"], config.eps), batch))
+    residual = Residual(residual.x + layers.norm(rows, config.norm(p, "attn_norm"), batch))
     with jax.named_scope("mlp"):
         hidden = layers.gated(layers.Normed(residual.x, None), p["gate_up"], batch)
         rows = layers.linear(hidden, p["down"], batch, "mlp")
-        return layers.add(residual, layers.norm(rows, Norm(p["mlp_norm"], config.eps), batch)), cache
+        return layers.add(residual, layers.norm(rows, config.norm(p, "mlp_norm"), batch)), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, Norm(params["norm"], config.eps))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

@@ -8,13 +8,10 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import require
 from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, switched_windows
-from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -28,10 +25,9 @@ DEFAULTS = {"num_key_value_heads": 32, "max_position_embeddings": 32768, "slidin
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """The facts of one Qwen2 model that its layers need; `windows` has each layer's, None for all tokens."""
+    """The facts of one Qwen2 model that its layers need: `rope` is that of every layer."""
 
     rope: Rope
-    windows: tuple[int | None, ...]
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
@@ -39,11 +35,8 @@ class Config(DecoderConfig):
         config = {**DEFAULTS, **config}
         require(config, hidden_act=("silu",))
         fields = decoder_fields(config)
-        return cls(
-            **fields,
-            rope=Rope.from_config(config, fields["head_dim"]),
-            windows=switched_windows(config, fields["num_layers"]),
-        )
+        fields["windows"] = switched_windows(config, fields["num_layers"])
+        return cls(**fields, rope=Rope.from_config(config, fields["head_dim"]))
 
 
 def table(config: Config) -> tuple[Weight, ...]:
@@ -58,29 +51,9 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """A group for layers that see everything, and one for those with a window."""
-    return decoder.cache_groups(config, config.windows)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
-
-
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, Norm(p["attn_norm"], config.eps), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p["qkv_bias"])
     attended, cache = layers.attention(
         qkv, batch, cache,
@@ -88,17 +61,14 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     )  # fmt: skip
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS)
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, Norm(p["mlp_norm"], config.eps), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch)
         return layers.add_linear(residual, hidden, p["down"], batch, "mlp"), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, Norm(params["norm"], config.eps))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

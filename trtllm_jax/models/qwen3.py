@@ -8,13 +8,10 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, DecoderConfig, decoder_fields, switched_windows
-from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -38,11 +35,10 @@ DEFAULTS = {"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """The facts of one Qwen3 model that its layers need; `windows` has each layer's, None for all tokens."""
+    """The facts of one Qwen3 model that its layers need: `rope` is that of every layer."""
 
     rope: Rope
     attention_bias: bool
-    windows: tuple[int | None, ...]
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
@@ -50,11 +46,11 @@ class Config(DecoderConfig):
         config = {**DEFAULTS, **config}
         require(config, hidden_act=("silu",))
         fields = decoder_fields(config)
+        fields["windows"] = switched_windows(config, fields["num_layers"])
         return cls(
             **fields,
             rope=Rope.from_config(config, fields["head_dim"]),
             attention_bias=flag(config, "attention_bias"),
-            windows=switched_windows(config, fields["num_layers"]),
         )
 
 
@@ -71,48 +67,25 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """A group for layers that see everything, and one for those with a window."""
-    return decoder.cache_groups(config, config.windows)
-
-
-def same_layer(config: Config, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: one."""
-    return (config.rope,)
-
-
-def embed(config: Config, params: Any, batch: Batch) -> Residual:
-    """The residual stream [t, embed] that enters the first layer."""
-    return layers.embed(batch, params["embed"])
-
-
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
-    residual, normed = layers.normalised(residual, Norm(p["attn_norm"], config.eps), batch)
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
-    qkv = layers.normalised_heads(qkv, Norm(p["q_norm"], config.eps), Norm(p["k_norm"], config.eps), batch)
+    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
     attended, cache = layers.attention(
         qkv, batch, cache,
         rotation=batch.rotations[0], scale=config.head_dim**-0.5, window=config.windows[index],
     )  # fmt: skip
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
-        residual, normed = layers.normalised(residual, Norm(p["mlp_norm"], config.eps), batch)
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch)
         return layers.add_linear(residual, hidden, p["down"], batch, "mlp"), cache
 
 
-def last_rows(config: Config, params: Any, x: jax.Array) -> layers.Normed:
-    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
-    return layers.Normed(x, Norm(params["norm"], config.eps))
-
-
-def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
-    """Logits [n, vocab] of rows of the residual stream after the last layer."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution)
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

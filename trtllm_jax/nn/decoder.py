@@ -1,19 +1,26 @@
-"""What decoder-only architectures share beside their layers: their sizes, and the rows of their weights.
+"""What decoder-only architectures share beside their layers: sizes, the rows of their weights, first and last steps.
 
 An architecture's `Config` adds what is its own to `DecoderConfig`, and its `table` puts rows from here together with
-its own. The names of tensors are those of Hugging Face's Llama unless an argument says otherwise.
+its own. The names of tensors are those of Hugging Face's Llama unless an argument says otherwise. An architecture that
+has nothing of its own to say in one of the functions that every architecture must have takes the one from here.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
+
+import jax
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
+from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
+from trtllm_jax.nn import layers
+from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive
-from trtllm_jax.nn.rope import context_stretch
+from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.rope import Rope, context_stretch
 
 LAYER = "model.layers.{i}"
 ATTENTION = f"{LAYER}.self_attn"
@@ -41,6 +48,7 @@ class DecoderConfig:
         eps: what norms add to the mean square or the variance.
         tied: whether the logits are computed with the embeddings.
         max_position: tokens of the longest sequence.
+        windows: for each layer the number of tokens that a token sees, itself included; None for all.
     """
 
     vocab: int
@@ -53,6 +61,7 @@ class DecoderConfig:
     eps: float
     tied: bool
     max_position: int
+    windows: tuple[int | None, ...]
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -65,12 +74,16 @@ class DecoderConfig:
         """What a layer keeps of each token."""
         return KeysAndValues(self.kv_heads, self.head_dim)
 
+    def norm(self, params: Any, name: str) -> Norm:
+        """The norm whose weight a layer's parameters, or the model's, have under this name."""
+        return Norm(params[name], self.eps)
+
 
 def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied: bool = False) -> dict[str, Any]:
     """The fields of `DecoderConfig` as most Hugging Face configurations spell them.
 
-    `eps` names the field of the norms' epsilon, `tied` is what an absent `tie_word_embeddings` means. ValueError names
-    a field that is missing or makes no sense.
+    `eps` names the field of the norms' epsilon, `tied` is what an absent `tie_word_embeddings` means. No layer has a
+    window. ValueError names a field that is missing or makes no sense.
     """
     heads = positive(config, "num_attention_heads")
     kv_heads = positive(config, "num_key_value_heads", default=heads)
@@ -78,17 +91,19 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         raise ValueError(f"num_attention_heads={heads} is not a multiple of num_key_value_heads={kv_heads}")
     embed = positive(config, "hidden_size")
     positions = positive(config, "max_position_embeddings", default=2048)
+    num_layers = positive(config, "num_hidden_layers", most=MAX_LAYERS)
     return {
         "vocab": positive(config, "vocab_size"),
         "embed": embed,
         "mlp": positive(config, "intermediate_size"),
-        "num_layers": positive(config, "num_hidden_layers", most=MAX_LAYERS),
+        "num_layers": num_layers,
         "kv_heads": kv_heads,
         "group": heads // kv_heads,
         "head_dim": positive(config, "head_dim", default=embed // heads, most=MAX_HEAD_DIM),
         "eps": number(config, eps, default=1e-6),
         "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
+        "windows": (None,) * num_layers,
     }
 
 
@@ -124,19 +139,6 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
         return layer_windows({**config, "sliding_window": None}, num_layers)
     first = count(config, "max_window_layers", default=28)
     return layer_windows(config, num_layers, lambda index: index >= first)
-
-
-def cache_groups(config: DecoderConfig, windows: Sequence[int | None]) -> tuple[CacheGroup, ...]:
-    """A group for the layers of each window, those that see everything first."""
-    ordered = sorted(set(windows), key=lambda window: (window is not None, window or 0))
-    return tuple(
-        CacheGroup(
-            tuple(index for index, of_layer in enumerate(windows) if of_layer == window),
-            config.keys_and_values,
-            window,
-        )
-        for window in ordered
-    )
 
 
 def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:
@@ -210,3 +212,43 @@ def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:
         weights.append(Weight("layers.{i}.up_bias", "mlp", (Stored(f"{up}.bias", "mlp"),)))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
     return weights
+
+
+def cache_spec(config: DecoderConfig) -> tuple[CacheGroup, ...]:
+    """A group for the layers of each window, those that see everything first."""
+    windows = sorted(set(config.windows), key=lambda window: (window is not None, window or 0))
+    of_window = {window: [index for index, one in enumerate(config.windows) if one == window] for window in windows}
+    return tuple(CacheGroup(tuple(found), config.keys_and_values, window) for window, found in of_window.items())
+
+
+def same_layer(config: DecoderConfig, index: int) -> int:
+    """The first layer that computes what layer `index` computes: one of the same window."""
+    return config.windows.index(config.windows[index])
+
+
+class _HasRope(Protocol):
+    @property
+    def rope(self) -> Rope: ...
+
+
+def ropes(config: _HasRope) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: one."""
+    return (config.rope,)
+
+
+def embed(config: DecoderConfig, params: Any, batch: Batch) -> layers.Residual:
+    """The residual stream [t, embed] that enters the first layer: the tokens' embeddings."""
+    return layers.embed(batch, params["embed"])
+
+
+def last_rows(config: DecoderConfig, params: Any, x: jax.Array) -> layers.Normed:
+    """What `head` reads of rows [n, embed] of the residual stream after the last layer."""
+    return layers.Normed(x, config.norm(params, "norm"))
+
+
+def head(
+    config: DecoderConfig, params: Any, x: jax.Array, execution: Execution, *, soft_cap: float | None = None
+) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer, normalised first."""
+    table = params.get("head", params["embed"])
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=soft_cap)

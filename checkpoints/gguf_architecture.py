@@ -30,6 +30,7 @@ class GgufArchitecture:
         derived: the configuration fields that follow from the others, which it is given.
         norms_plus_one: whether the weights of norms are stored plus one (`Gemma2Model.modify_tensors` in llama.cpp's
             convert_hf_to_gguf.py).
+        partial_rotary: whether the architecture may rotate a part of each head, its `partial_rotary_factor`.
     """
 
     name: str
@@ -41,6 +42,7 @@ class GgufArchitecture:
     config: Mapping[str, Any] = field(default_factory=dict)
     derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
     norms_plus_one: bool = False
+    partial_rotary: bool = False
 
 
 def find_architecture(file: GgufFile, known: Iterable[GgufArchitecture]) -> GgufArchitecture:

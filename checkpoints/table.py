@@ -5,6 +5,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -23,7 +24,8 @@ class Stored:
     """One tensor of a Hugging Face checkpoint, a part of one, or a family of them.
 
     `name` may hold `{i}`, the layer, and `{axis}`: then there is one tensor for each index of that logical axis
-    ("experts.{experts}.w1.weight"), and the axis is not part of the layout. `layout` lists the stored dimensions, each
+    ("experts.{experts}.w1.weight"), and the axis is not part of the layout; several axes are counted through, the last
+    one fastest ("norms.{kv_heads group}.weight"). `layout` lists the stored dimensions, each
     a logical axis or a parenthesised group of them, outermost first. `size` is the extent along the row's fused axis: a
     name in the sizes or a number; with size 1 the layout may leave that axis out.
 
@@ -44,7 +46,20 @@ class Stored:
     @property
     def indexed(self) -> tuple[str, ...]:
         """The logical axes that choose a tensor by its name."""
-        return tuple(axis for axis in re.findall(r"{(\w+)}", self.name) if axis != "i")
+        return tuple(itertools.chain(*(group.split() for group in self._numbers)))
+
+    def name_of(self, index: Sizes, size: Sizes) -> str:
+        """The name of the tensor at an index along the axes in `indexed`, whose extents `size` has."""
+
+        def number(group: str) -> int:
+            return reduce(lambda count, axis: count * size[axis] + index[axis], group.split(), 0)
+
+        return self.name.format(**{group: number(group) for group in self._numbers})
+
+    @property
+    def _numbers(self) -> list[str]:
+        """What the name counts, in the order of the name."""
+        return [group for group in re.findall(r"{([\w ]+)}", self.name) if group != "i"]
 
 
 @dataclass(frozen=True)
@@ -146,9 +161,10 @@ def blocks(row: Weight, extents: Extents) -> tuple[Block, ...]:
             start[row.fuse] = offset
         for chosen in itertools.product(*(range(size[axis]) for axis in stored.indexed)):
             index = dict(zip(stored.indexed, chosen, strict=True))
-            name = stored.name.format(**index)
+            name = stored.name_of(index, size)
+            first = start | {axis: start[axis] + at * times.get(axis, 1) for axis, at in index.items()}
             one = size | dict.fromkeys(index, 1)
-            found.append(Block(name, stored.dims, start | index, one, times, ends.get(name, 0)))
+            found.append(Block(name, stored.dims, first, one, times, ends.get(name, 0)))
             ends[name] = found[-1].offset + math.prod(found[-1].stored_shape[:1])
         if row.fuse is not None:
             offset += piece_size(row, stored, extents)[row.fuse]
@@ -174,7 +190,7 @@ def stored_size(row: Weight, stored: Stored, extents: Extents) -> tuple[dict[str
     lengths = dict(_lengths(row, stored, extents))
     for one in extents.repetitions:
         shared_by = next((axis for axis, length in lengths.items() if length == one.shared_by), None)
-        for order in (row.axis_names, tuple(itertools.chain(*stored.dims))):
+        for order in (row.axis_names, (*stored.indexed, *itertools.chain(*stored.dims))):
             if shared_by is not None and (one.axis, shared_by) not in itertools.pairwise(order):
                 raise ValueError(
                     f"weight {row.path!r} has the axes {order} in {stored.name!r}: {shared_by!r} must follow "

@@ -129,7 +129,7 @@ def test_the_table_of_models_has_every_architecture() -> None:
     from trtllm_jax.models import gguf_architectures, supported
 
     rows = re.findall(r"^\| .*? \| (.*?) \| (.*?) \|", (ROOT / "docs" / "models.md").read_text(), re.MULTILINE)[1:]
-    listed, of_gguf = (sorted(re.findall(r"`(\w+)`", "\n".join(column))) for column in zip(*rows, strict=True))
+    listed, of_gguf = (sorted(re.findall(r"`([\w-]+)`", "\n".join(column))) for column in zip(*rows, strict=True))
     assert listed == sorted(supported())
     assert of_gguf == sorted(architecture.name for architecture in gguf_architectures())
 

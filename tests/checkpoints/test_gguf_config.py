@@ -55,6 +55,8 @@ def test_tensors_decide_about_biases_and_the_head(write_gguf: WriteGguf) -> None
     tensors = {"output.weight": np.zeros((10, 32), np.float32), "blk.0.attn_q.bias": np.zeros(32, np.float32)}
     config = config_of(write_gguf(EMBEDDING | tensors))
     assert (config["tie_word_embeddings"], config["attention_bias"], config["vocab_size"]) == (False, True, 10)
+    assert not config["mlp_bias"]
+    assert config_of(write_gguf(EMBEDDING | {"blk.0.ffn_up.bias": np.zeros(64, np.float32)}))["mlp_bias"]
 
 
 def test_absent_metadata_has_llama_cpps_defaults(write_gguf: WriteGguf) -> None:
@@ -92,6 +94,23 @@ def test_a_tensor_of_frequency_factors_is_rope_scaling(write_gguf: WriteGguf) ->
     tensors = EMBEDDING | {"rope_freqs.weight": np.array([1, 1.5, 4, 8], np.float32)}
     expected = {"rope_type": "frequency_factors", "factors": [1.0, 1.5, 4.0, 8.0]}
     assert config_of(write_gguf(tensors))["rope_scaling"] == expected
+
+
+@pytest.mark.parametrize("rotary", [1, 49, 97, 98, None])
+def test_a_part_of_each_head_is_rotated_where_the_architecture_may(write_gguf: WriteGguf, rotary: int | None) -> None:
+    """The part times the channels of a head is as many channels again, whatever the division was rounded to."""
+    partly = dataclasses.replace(LLAMA, partial_rotary=True)
+    metadata = {"llama.attention.key_length": 98, "llama.rope.dimension_count": rotary}
+    assert int(98 * config_of(write_gguf(metadata=metadata), partly)["partial_rotary_factor"]) == (rotary or 98)
+    with pytest.raises(ValueError, match="rotates 99 of 98 head dimensions"):
+        config_of(write_gguf(metadata=metadata | {"llama.rope.dimension_count": 99}), partly)
+
+
+def test_layer_norms_have_an_epsilon_of_their_own(write_gguf: WriteGguf) -> None:
+    layered = dataclasses.replace(LLAMA, metadata={"attention.layer_norm_epsilon": "norm_eps"})
+    keys = {"llama.attention.layer_norm_epsilon": 1e-3, "llama.attention.layer_norm_rms_epsilon": None}
+    config = config_of(write_gguf(metadata=keys), layered)
+    assert (config["norm_eps"], config["rms_norm_eps"]) == (1e-3, None)
 
 
 def test_every_end_of_sequence_token_is_known(write_gguf: WriteGguf) -> None:

@@ -148,3 +148,33 @@ def test_parts_of_different_widths_are_refused() -> None:
     parts = (Stored("t", "(x two) y"), Stored("t", "(y two) x"))
     with pytest.raises(ValueError, match="parts of 't' that differ behind the first dimension"):
         Weight("a", "two x y", parts, fuse="two")
+
+
+NORMS = Weight(
+    "norm",
+    "kv_heads qkv head_dim",
+    (Stored("q.{kv_heads qkv}", "head_dim", "group"), Stored("k.{kv_heads}", "head_dim")),
+    fuse="qkv",
+)
+
+
+@pytest.mark.parametrize(
+    "devices", [1, *(pytest.param(count, marks=pytest.mark.multi_device(count)) for count in (2, 6))]
+)
+def test_a_tensor_for_each_head_is_found_on_any_mesh(devices: int) -> None:
+    """Names may count through several axes: query heads are numbered without their key-value heads."""
+    tensors = {f"q.{head}": np.full(4, head, np.float32) for head in range(6)}
+    tensors |= {f"k.{head}": np.full(4, 10 + head, np.float32) for head in range(3)}
+    rules = ShardingRules(sharding.make_mesh(devices))
+    extents = rules.extents(SIZES)
+    params = load_params([NORMS], Recording(tensors), extents=extents, rules=rules, dtype=np.float32)
+    rows = {
+        1: [[0, 1, 10], [2, 3, 11], [4, 5, 12]],
+        2: [[0, 1, 10], [2, 3, 11], [4, 5, 12], [0, 0, 0]],
+        6: [[0, 10], [1, 10], [2, 11], [3, 11], [4, 12], [5, 12]],
+    }
+    np.testing.assert_array_equal(np.asarray(params["norm"])[:, :, 0], rows[devices])
+    restored = dict(to_stored(NORMS, params["norm"], extents))
+    assert {name: array.tobytes() for name, array in restored.items()} == {
+        name: array.tobytes() for name, array in tensors.items()
+    }

@@ -114,6 +114,7 @@ class Config(DecoderConfig):
         fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
         full = of_layer_type(config, FULL, ("rope_theta", 1e6))
         local = of_layer_type(config, SLIDING, ("rope_local_base_freq", 1e4), scaled=False)
+        fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
         return cls(
             **fields,
             prefix="language_model." if nested else "",

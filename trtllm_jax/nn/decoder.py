@@ -13,12 +13,13 @@ import jax
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
+from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
 from trtllm_jax.nn import layers
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
-from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.rope import Rope, context_stretch
 
@@ -29,8 +30,22 @@ MLP = f"{LAYER}.mlp"
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The kinds of layers that `layer_types` names."""
 
+HF_ACTIVATIONS: Mapping[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "relu": "relu",
+    "relu2": "relu_squared",
+}
+"""The activations by the names that Hugging Face configurations have for them."""
+
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
+
+PAIRED_HEADS = ("kv_heads", "group", "half", "pair")
+"""The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +82,8 @@ class DecoderConfig:
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
         names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
-        return {name: getattr(self, name) for name in names} | {"layers": self.num_layers}
+        channels = {"half": 2, "pair": self.head_dim // 2}
+        return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property
     def keys_and_values(self) -> KeysAndValues:
@@ -77,6 +93,15 @@ class DecoderConfig:
     def norm(self, params: Any, name: str) -> Norm:
         """The norm whose weight a layer's parameters, or the model's, have under this name."""
         return Norm(params[name], self.eps)
+
+
+@dataclass(frozen=True)
+class LayerNormConfig(DecoderConfig):
+    """The sizes of a decoder-only model with layer norms (Ba et al. 2016, arXiv:1607.06450)."""
+
+    def norm(self, params: Any, name: str) -> Norm:
+        """The layer norm whose weight and bias are under this name."""
+        return Norm(params[name], self.eps, bias=params[f"{name}_bias"], kind="layer")
 
 
 def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied: bool = False) -> dict[str, Any]:
@@ -105,6 +130,12 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
         "windows": (None,) * num_layers,
     }
+
+
+def activation(config: Mapping[str, Any], default: str) -> Activation:
+    """The function that `hidden_act` names, `default` where it is absent; ValueError lists those that are known."""
+    require(config, hidden_act=(default, *(name for name in HF_ACTIVATIONS if name != default)))
+    return HF_ACTIVATIONS[config.get("hidden_act", default)]
 
 
 def layer_windows(
@@ -158,23 +189,32 @@ def norm(path: str, module: str, *, axis: str = "embed", bias: bool = False) -> 
 
 
 def attention(
-    *, bias: bool = False, output_bias: bool = False, module: str = ATTENTION, output: str = "o_proj"
+    *,
+    bias: bool = False,
+    output_bias: bool = False,
+    module: str = ATTENTION,
+    output: str = "o_proj",
+    paired: bool = False,
 ) -> list[Weight]:
-    """`qkv`, which fuses three projections, and `o`, with their biases."""
-    heads = "(kv_heads qkv head_dim)"
+    """`qkv`, which fuses three projections, and `o`, with their biases.
+
+    With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
+    models, along the axes `half pair` instead of `head_dim`; reshape the product to one axis of channels.
+    """
+    channels, stored_channels = ("half pair", "pair half") if paired else ("head_dim", "head_dim")
+    heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
         sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
         return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
 
-    axes = "kv_heads group head_dim"
-    stored = (Stored(f"{module}.{output}.weight", f"embed ({axes})"),)
+    stored = (Stored(f"{module}.{output}.weight", f"embed (kv_heads group {stored_channels})"),)
     weights = [
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", stored),
+        Weight("layers.{i}.qkv", f"kv_heads qkv {channels} embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight("layers.{i}.o", f"embed kv_heads group {channels}", stored),
     ]
     if bias:
-        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
+        weights.append(Weight("layers.{i}.qkv_bias", f"kv_heads qkv {channels}", qkv("bias", heads), fuse="qkv"))
     if output_bias:
         weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
     return weights

@@ -234,6 +234,13 @@ def gated(
     return ACTIVATIONS[activation](both[:, 0]) * both[:, 1]
 
 
+def activated(
+    x: Normed, up: AnyWeight, batch: Batch, activation: Activation, bias: jax.Array | None = None
+) -> jax.Array:
+    """The hidden channels [t, mlp] of an MLP without a gate: up [mlp, embed], bias [mlp]."""
+    return ACTIVATIONS[activation](linear(x, up, batch, "embed", bias=bias))
+
+
 def logits(
     x: Normed,
     table: Float[Array, "part embed"] | QuantizedWeight,

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -9,10 +8,7 @@ from transformers import GraniteConfig
 
 from trtllm_jax.models.granite import Config
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
-from .tiny import TinyModel
+from .suite import GgufModelSuite
 
 FACTORS: dict[str, float] = {
     "embedding_multiplier": 12.0, "attention_multiplier": 0.2, "residual_multiplier": 0.22, "logits_scaling": 8.0,
@@ -29,7 +25,7 @@ def config(**fields: Any) -> GraniteConfig:
     return GraniteConfig(**copy.deepcopy(sizes | FACTORS | fields))
 
 
-class TestGranite(ModelSuite):
+class TestGranite(GgufModelSuite):
     configs: ClassVar = {
         "grouped, tied": config(tie_word_embeddings=True),
         "one key head, biases, yarn": config(
@@ -38,6 +34,7 @@ class TestGranite(ModelSuite):
         "no factors": config(**dict.fromkeys(FACTORS, 1.0), num_key_value_heads=6),
     }
     served = ("grouped, tied",)
+    gguf: ClassVar = {"one key head, biases, yarn": "granite"}
     slow = tuple(configs)[1:]
 
 
@@ -63,16 +60,3 @@ def test_fields_that_may_be_absent() -> None:
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
-
-
-@pytest.mark.slow
-def test_gguf_files_are_read(tmp_path: Path) -> None:
-    tiny = TinyModel(config(), tmp_path / "hf")
-    stated = {
-        "attention.layer_norm_rms_epsilon": 1e-6, "embedding_scale": 12.0, "attention.scale": 0.2,
-        "residual_scale": 0.22, "logit_scale": 8.0,
-    }  # fmt: skip
-    heads = {"self_attn.q_proj": 6, "self_attn.k_proj": 3}
-    write_gguf(tiny, tmp_path / "granite.gguf", "granite", stated, heads)
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "granite.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4

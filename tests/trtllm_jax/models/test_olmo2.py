@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import pytest
 from transformers import Olmo2Config, Olmo3Config
 
+from trtllm_jax.functional.research import open_model
 from trtllm_jax.models.olmo2 import Config
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
+from .gguf_writer import write_gguf
+from .suite import GgufModelSuite
 from .tiny import TinyModel
 
 SIZES: dict[str, Any] = {
@@ -26,7 +26,7 @@ def config(kind: type[Olmo2Config] | type[Olmo3Config] = Olmo2Config, **fields: 
     return kind(**copy.deepcopy(SIZES | fields))
 
 
-class TestOlmo2(ModelSuite):
+class TestOlmo2(GgufModelSuite):
     configs: ClassVar = {
         "grouped": config(),
         "multi-head, biases, tied": config(
@@ -39,6 +39,7 @@ class TestOlmo2(ModelSuite):
         ),
     }
     served = ("olmo3, its pattern, yarn",)
+    gguf: ClassVar = {"grouped": "olmo2"}
     slow = tuple(configs)[1:]
 
 
@@ -79,18 +80,8 @@ def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
 
 
 @pytest.mark.slow
-def test_gguf_files_are_read(tmp_path: Path) -> None:
-    tiny = TinyModel(config(), tmp_path / "hf")
-    write_gguf(tiny, tmp_path / "olmo2.gguf", "olmo2", {"attention.layer_norm_rms_epsilon": 1e-5})
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "olmo2.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4
-
-
-@pytest.mark.slow
 def test_gguf_files_of_olmo_3_are_refused(tmp_path: Path) -> None:
     """llama.cpp gives them the name of OLMo 2."""
-    tiny = TinyModel(config(), tmp_path / "hf")
-    stated = {"attention.layer_norm_rms_epsilon": 1e-5, "attention.sliding_window": 7}
-    write_gguf(tiny, tmp_path / "olmo3.gguf", "olmo2", stated)
+    tiny = TinyModel(config(Olmo3Config, sliding_window=7), tmp_path / "hf")
     with pytest.raises(ValueError, match=r"sliding_window=7; supported here: None"):
-        gguf_logits(tmp_path / "olmo3.gguf", tiny.prompt(3))
+        open_model(write_gguf(tiny.folder, tmp_path / "olmo3.gguf", "olmo2"))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -11,10 +10,7 @@ from trtllm_jax.models import phi3
 from trtllm_jax.models.phi3 import Config
 from trtllm_jax.nn.model import Model
 
-from .gguf_files import gguf_logits, write_gguf
-from .paged import relative_error
-from .suite import ModelSuite
-from .tiny import TinyModel
+from .suite import GgufModelSuite
 
 
 def longrope(pairs: int) -> dict[str, Any]:
@@ -32,7 +28,7 @@ def config(**fields: Any) -> Phi3Config:
     return Phi3Config(**copy.deepcopy(sizes | fields))
 
 
-class TestPhi3(ModelSuite):
+class TestPhi3(GgufModelSuite):
     """The longer prompt is longer than the lengths that LongRoPE says were trained, the shorter one is not."""
 
     configs: ClassVar = {
@@ -50,6 +46,7 @@ class TestPhi3(ModelSuite):
         ),
     }
     served = ("grouped, longrope",)
+    gguf: ClassVar = {"multi-head, window": "phi3"}
     slow = tuple(configs)[1:]
 
 
@@ -73,6 +70,10 @@ def test_older_files_have_other_names_for_longrope(kind: str) -> None:
     assert read == Config.from_hf(theirs)
 
 
+def test_gguf_files_state_a_window_of_0_for_none() -> None:
+    assert Config.from_hf(HF | {"sliding_window": 0}) == Config.from_hf(HF)
+
+
 def test_prefixes_of_long_prompts_are_kept_apart() -> None:
     long = Config.from_hf(HF | {"rope_scaling": longrope(4), "original_max_position_embeddings": 16})
     assert Model(phi3, long).rope_stretch == 16
@@ -93,14 +94,3 @@ def test_prefixes_of_long_prompts_are_kept_apart() -> None:
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("window", [0, 7])
-def test_gguf_files_are_read(window: int, tmp_path: Path) -> None:
-    """llama.cpp writes a window of 0 for none."""
-    tiny = TinyModel(config(sliding_window=window or None), tmp_path / "hf")
-    stated = {"attention.layer_norm_rms_epsilon": 1e-5, "attention.sliding_window": window}
-    write_gguf(tiny, tmp_path / "phi3.gguf", "phi3", stated)
-    prompt = tiny.prompt(41)
-    assert relative_error(gguf_logits(tmp_path / "phi3.gguf", prompt), tiny.expected_logits(prompt)) < 1e-4

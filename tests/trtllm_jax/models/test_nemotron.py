@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import copy
+from typing import Any, ClassVar
+
+import pytest
+from transformers import NemotronConfig
+
+from trtllm_jax.models.nemotron import Config
+
+from .suite import GgufModelSuite
+
+
+def config(**fields: Any) -> NemotronConfig:
+    """Sizes that four devices do not divide."""
+    sizes: dict[str, Any] = {
+        "vocab_size": 101, "hidden_size": 48, "intermediate_size": 90, "num_hidden_layers": 2, "num_attention_heads": 6,
+        "num_key_value_heads": 3, "max_position_embeddings": 64, "pad_token_id": None,
+    }  # fmt: skip
+    return NemotronConfig(**copy.deepcopy(sizes | fields))
+
+
+class TestNemotron(GgufModelSuite):
+    configs: ClassVar = {
+        "grouped": config(),
+        "biases, tied, head_dim, three quarters rotated": config(
+            num_key_value_heads=6,
+            head_dim=16,
+            attention_bias=True,
+            mlp_bias=True,
+            tie_word_embeddings=True,
+            partial_rotary_factor=0.75,
+            norm_eps=1e-3,
+        ),
+    }
+    served = ("grouped",)
+    gguf: ClassVar = {"grouped": "nemotron", "biases, tied, head_dim, three quarters rotated": "nemotron"}
+    slow = tuple(configs)[1:]
+
+
+HF: dict[str, Any] = config().to_dict()
+REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+
+
+def test_fields_that_may_be_absent() -> None:
+    """Transformers gives them these values."""
+    bare = {name: HF[name] for name in REQUIRED}
+    assert Config.from_hf(bare) == Config.from_hf(NemotronConfig(**bare, pad_token_id=None).to_dict())
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hidden_act": "mish"}, r"hidden_act='mish'; supported here: .*'relu2'"),
+        ({"norm_eps": "1"}, r"norm_eps='1'; it must be a number"),
+        ({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 1.5}}, r"partial_rotary_factor=1.5"),
+    ],
+)
+def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Config.from_hf(HF | fields)

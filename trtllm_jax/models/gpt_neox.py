@@ -1,0 +1,105 @@
+"""GPT-NeoX (Black et al. 2022, arXiv:2204.06745) and Pythia (Biderman et al. 2023, arXiv:2304.01373)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.table import Stored, Weight
+from pallas_kernels.matmul import Activation
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.config_fields import flag
+from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope, rotary_channels
+
+ARCHITECTURES = ("GPTNeoXForCausalLM",)
+
+LAYER = "gpt_neox.layers.{i}"
+ATTENTION = f"{LAYER}.attention"
+
+
+@dataclass(frozen=True)
+class Config(LayerNormConfig):
+    """The facts of one GPT-NeoX model that its layers need.
+
+    Attributes:
+        rope: of every layer, for a part of each head.
+        attention_bias: whether the two projections of attention have a bias; the others always have.
+        activation: of the feed-forward block.
+        parallel: whether both blocks of a layer read what enters the layer.
+    """
+
+    rope: Rope
+    attention_bias: bool
+    activation: Activation
+    parallel: bool
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        defaults = {"layer_norm_eps": 1e-5, "attention_bias": True, "use_parallel_residual": True}
+        config = {**defaults, **config, "num_key_value_heads": None, "head_dim": None}
+        fields = decoder_fields(config, eps="layer_norm_eps")
+        if fields["embed"] % fields["kv_heads"]:
+            raise ValueError(
+                f"hidden_size={fields['embed']} is not a multiple of num_attention_heads={fields['kv_heads']}"
+            )
+        config |= {"rope_theta": config.get("rotary_emb_base"), "partial_rotary_factor": config.get("rotary_pct")}
+        return cls(
+            **fields,
+            rope=Rope.from_config(config, rotary_channels(config, fields["head_dim"], 0.25)),
+            attention_bias=flag(config, "attention_bias"),
+            activation=activation(config, "gelu"),
+            parallel=flag(config, "use_parallel_residual"),
+        )
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    axes, qkv, dense = "kv_heads group head_dim", f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense"
+    rows = [
+        *decoder.vocabulary(config, "gpt_neox.embed_in", "embed_out"),
+        *decoder.norm("norm", "gpt_neox.final_layer_norm", bias=True),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        Weight(
+            "layers.{i}.qkv",
+            "kv_heads qkv head_dim embed",
+            (Stored(f"{qkv}.weight", "(kv_heads qkv head_dim) embed", 3),),
+            fuse="qkv",
+        ),
+        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{dense}.weight", f"embed ({axes})"),)),
+        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
+        *decoder.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
+    ]
+    if config.attention_bias:
+        bias = (Stored(f"{qkv}.bias", "(kv_heads qkv head_dim)", 3),)
+        rows.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", bias, fuse="qkv"))
+        rows.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{dense}.bias", "embed"),)))
+    return tuple(rows)
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
+    entered = residual.x
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
+    residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    with jax.named_scope("mlp"):
+        if config.parallel:
+            normed = layers.Normed(entered, config.norm(p, "mlp_norm"))
+        else:
+            residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
+        hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p["up_bias"])
+        return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p["down_bias"]), cache
+
+
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

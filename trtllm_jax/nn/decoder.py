@@ -44,7 +44,7 @@ HF_ACTIVATIONS: Mapping[str, Activation] = {
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
 
-PAIRED_HEADS = ("kv_heads", "group", "half", "pair")
+PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
 """The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
 
 
@@ -82,7 +82,7 @@ class DecoderConfig:
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
         names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
-        channels = {"half": 2, "pair": self.head_dim // 2}
+        channels = {"part": 1, "half": 2, "pair": self.head_dim // 2}
         return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property
@@ -199,9 +199,10 @@ def attention(
     """`qkv`, which fuses three projections, and `o`, with their biases.
 
     With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
-    models, along the axes `half pair` instead of `head_dim`; reshape the product to one axis of channels.
+    models, along the axes `part half pair` instead of `head_dim`; reshape the product to one axis of channels. Where
+    rope rotates the first channels of a head only, these are a `part`, and the others parts of as many: `paired_sizes`.
     """
-    channels, stored_channels = ("half pair", "pair half") if paired else ("head_dim", "head_dim")
+    channels, stored_channels = ("part half pair", "part pair half") if paired else ("head_dim", "head_dim")
     heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
@@ -218,6 +219,16 @@ def attention(
     if output_bias:
         weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
     return weights
+
+
+def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
+    """The sizes of the axes of channels in `attention(paired=True)` whose rope rotates the first `rotary` of a head."""
+    if head_dim % rotary or rotary % 2:
+        raise ValueError(
+            f"rope rotates {rotary} of {head_dim} channels of a head in pairs of neighbours; supported here: an even "
+            "number that divides all"
+        )
+    return {"part": head_dim // rotary, "half": 2, "pair": rotary // 2}
 
 
 def head_norms(module: str = ATTENTION) -> list[Weight]:
@@ -240,6 +251,15 @@ def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
         weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
     return weights
+
+
+def stacked_mlp(*, module: str = MLP) -> list[Weight]:
+    """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
+    stored = (Stored(f"{module}.gate_up_proj.weight", "(two mlp) embed", 2),)
+    return [
+        Weight("layers.{i}.gate_up", "two mlp embed", stored, fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
+    ]
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:

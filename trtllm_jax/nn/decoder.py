@@ -132,10 +132,18 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
     }
 
 
-def activation(config: Mapping[str, Any], default: str) -> Activation:
-    """The function that `hidden_act` names, `default` where it is absent; ValueError lists those that are known."""
-    require(config, hidden_act=(default, *(name for name in HF_ACTIVATIONS if name != default)))
-    return HF_ACTIVATIONS[config.get("hidden_act", default)]
+def activation(config: Mapping[str, Any], default: str, field: str = "hidden_act") -> Activation:
+    """The function that `field` names, `default` where it is absent; ValueError lists those that are known."""
+    require(config, **{field: (default, *(name for name in HF_ACTIVATIONS if name != default))})
+    return HF_ACTIVATIONS[config.get(field, default)]
+
+
+def require_whole_heads(
+    config: Mapping[str, Any], embed: str = "hidden_size", heads: str = "num_attention_heads"
+) -> None:
+    """Raise ValueError if heads do not share the channels of the residual stream; the fields are named."""
+    if config[embed] % config[heads]:
+        raise ValueError(f"{embed}={config[embed]} is not a multiple of {heads}={config[heads]}")
 
 
 def layer_windows(
@@ -172,11 +180,15 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
     return layer_windows(config, num_layers, lambda index: index >= first)
 
 
-def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:
-    """`embed`, and `head` where the logits are not computed with the embeddings."""
+def vocabulary(
+    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
+) -> list[Weight]:
+    """`embed`, and `head` where the logits are not computed with the embeddings; with a bias `head_bias`."""
     weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
     if not config.tied:
         weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+    if bias:
+        weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights
 
 
@@ -310,5 +322,5 @@ def head(
     config: DecoderConfig, params: Any, x: jax.Array, execution: Execution, *, soft_cap: float | None = None
 ) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer, normalised first."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=soft_cap)
+    table, bias = params.get("head", params["embed"]), params.get("head_bias")
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, bias=bias, soft_cap=soft_cap)

@@ -243,10 +243,13 @@ def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
     return {"part": head_dim // rotary, "half": 2, "pair": rotary // 2}
 
 
-def head_norms(module: str = ATTENTION) -> list[Weight]:
-    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`."""
-    names = ("q_norm", "k_norm")
-    return [row for name in names for row in norm(f"layers.{{i}}.{name}", f"{module}.{name}", axis="head_dim")]
+def head_norms(
+    module: str = ATTENTION, *, names: tuple[str, str] = ("q_norm", "k_norm"), bias: bool = False
+) -> list[Weight]:
+    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`, and their biases."""
+    paths = ("layers.{i}.q_norm", "layers.{i}.k_norm")
+    of_each = (norm(at, f"{module}.{name}", axis="head_dim", bias=bias) for at, name in zip(paths, names, strict=True))
+    return [row for rows in of_each for row in rows]
 
 
 def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:

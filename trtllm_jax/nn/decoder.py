@@ -45,7 +45,7 @@ HF_ACTIVATIONS: Mapping[str, Activation] = {
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
 
-PAIRED_HEADS = ("kv_heads", "group", "half", "pair")
+PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
 """The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
 
 
@@ -85,7 +85,7 @@ class DecoderConfig:
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
         names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim", "labels")
-        channels = {"half": 2, "pair": self.head_dim // 2}
+        channels = {"part": 1, "half": 2, "pair": self.head_dim // 2}
         return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property
@@ -147,10 +147,18 @@ def num_labels(config: Mapping[str, Any]) -> int:
     return positive(config, "num_labels", default=2)
 
 
-def activation(config: Mapping[str, Any], default: str) -> Activation:
-    """The function that `hidden_act` names, `default` where it is absent; ValueError lists those that are known."""
-    require(config, hidden_act=(default, *(name for name in HF_ACTIVATIONS if name != default)))
-    return HF_ACTIVATIONS[config.get("hidden_act", default)]
+def activation(config: Mapping[str, Any], default: str, field: str = "hidden_act") -> Activation:
+    """The function that `field` names, `default` where it is absent; ValueError lists those that are known."""
+    require(config, **{field: (default, *(name for name in HF_ACTIVATIONS if name != default))})
+    return HF_ACTIVATIONS[config.get(field, default)]
+
+
+def require_whole_heads(
+    config: Mapping[str, Any], embed: str = "hidden_size", heads: str = "num_attention_heads"
+) -> None:
+    """Raise ValueError if heads do not share the channels of the residual stream; the fields are named."""
+    if config[embed] % config[heads]:
+        raise ValueError(f"{embed}={config[embed]} is not a multiple of {heads}={config[heads]}")
 
 
 def layer_windows(
@@ -187,13 +195,20 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
     return layer_windows(config, num_layers, lambda index: index >= first)
 
 
-def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:
-    """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier."""
+def vocabulary(
+    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
+) -> list[Weight]:
+    """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
+
+    With a bias there is `head_bias` too.
+    """
     weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
     if config.labels:
         weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
     elif not config.tied:
         weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+    if bias:
+        weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights
 
 
@@ -216,9 +231,10 @@ def attention(
     """`qkv`, which fuses three projections, and `o`, with their biases.
 
     With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
-    models, along the axes `half pair` instead of `head_dim`; reshape the product to one axis of channels.
+    models, along the axes `part half pair` instead of `head_dim`; reshape the product to one axis of channels. Where
+    rope rotates the first channels of a head only, these are a `part`, and the others parts of as many: `paired_sizes`.
     """
-    channels, stored_channels = ("half pair", "pair half") if paired else ("head_dim", "head_dim")
+    channels, stored_channels = ("part half pair", "part pair half") if paired else ("head_dim", "head_dim")
     heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
@@ -237,10 +253,23 @@ def attention(
     return weights
 
 
-def head_norms(module: str = ATTENTION) -> list[Weight]:
-    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`."""
-    names = ("q_norm", "k_norm")
-    return [row for name in names for row in norm(f"layers.{{i}}.{name}", f"{module}.{name}", axis="head_dim")]
+def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
+    """The sizes of the axes of channels in `attention(paired=True)` whose rope rotates the first `rotary` of a head."""
+    if head_dim % rotary or rotary % 2:
+        raise ValueError(
+            f"rope rotates {rotary} of {head_dim} channels of a head in pairs of neighbours; supported here: an even "
+            "number that divides all"
+        )
+    return {"part": head_dim // rotary, "half": 2, "pair": rotary // 2}
+
+
+def head_norms(
+    module: str = ATTENTION, *, names: tuple[str, str] = ("q_norm", "k_norm"), bias: bool = False
+) -> list[Weight]:
+    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`, and their biases."""
+    paths = ("layers.{i}.q_norm", "layers.{i}.k_norm")
+    of_each = (norm(at, f"{module}.{name}", axis="head_dim", bias=bias) for at, name in zip(paths, names, strict=True))
+    return [row for rows in of_each for row in rows]
 
 
 def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
@@ -257,6 +286,15 @@ def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
         weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
     return weights
+
+
+def stacked_mlp(*, module: str = MLP) -> list[Weight]:
+    """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
+    stored = (Stored(f"{module}.gate_up_proj.weight", "(two mlp) embed", 2),)
+    return [
+        Weight("layers.{i}.gate_up", "two mlp embed", stored, fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
+    ]
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:
@@ -307,8 +345,8 @@ def head(
     config: DecoderConfig, params: Any, x: jax.Array, execution: Execution, *, soft_cap: float | None = None
 ) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer, normalised first."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=soft_cap)
+    table, bias = params.get("head", params["embed"]), params.get("head_bias")
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, bias=bias, soft_cap=soft_cap)
 
 
 def classify(config: DecoderConfig, params: Any, x: jax.Array, lengths: jax.Array, execution: Execution) -> jax.Array:

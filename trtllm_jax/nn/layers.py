@@ -247,14 +247,16 @@ def logits(
     vocab: int,
     execution: Execution,
     *,
+    bias: Float[Array, " part"] | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "n vocab"]:
     """The logits of n rows, in x's dtype, from a table of which each device holds a part of the padded vocabulary.
 
-    With `soft_cap` they are soft_cap * tanh(logit / soft_cap).
+    The `bias` is one for each entry of the table. With `soft_cap` they are soft_cap * tanh(logit / soft_cap).
     """
     with jax.named_scope("logits"):
         parts = _product(x, table, ("embed",), execution)
+        parts = parts if bias is None else parts + bias.astype(parts.dtype)
         scores = sharding.all_gather(parts, "vocab", 1, execution.rules)[:, :vocab]
         if soft_cap is None:
             return scores

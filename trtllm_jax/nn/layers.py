@@ -235,9 +235,13 @@ def gated(
 
 
 def activated(
-    x: Normed, up: AnyWeight, batch: Batch, activation: Activation, bias: jax.Array | None = None
-) -> jax.Array:
-    """The hidden channels [t, mlp] of an MLP without a gate: up [mlp, embed], bias [mlp]."""
+    x: Normed,
+    up: Float[Array, "mlp embed"] | QuantizedWeight,
+    batch: Batch,
+    activation: Activation,
+    bias: Float[Array, " mlp"] | None = None,
+) -> Float[Array, "t mlp"]:
+    """The hidden layer of an MLP without a gate."""
     return ACTIVATIONS[activation](linear(x, up, batch, "embed", bias=bias))
 
 

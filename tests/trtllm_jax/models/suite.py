@@ -84,7 +84,7 @@ class ModelSuite:
         expected_value, expected = tiny.expected_gradients(prompt)
         np.testing.assert_allclose(value, expected_value, rtol=1e-5)
         found = stored_tensors(tiny, gradients, Extents(config.sizes))
-        assert found.keys() == expected.keys()
+        assert found.keys() >= expected.keys()  # a checkpoint may have buffers too
         for name, values in expected.items():
             assert relative_error(found[name], values) < 1e-4, name
 

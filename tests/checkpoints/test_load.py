@@ -344,6 +344,18 @@ def test_a_row_may_state_its_dtype_and_its_format() -> None:
 
 
 @pytest.mark.multi_device(4)
+def test_a_weight_may_be_a_number() -> None:
+    """Loaded, written back and drawn, on every device."""
+    row = Weight("beta", "", (Stored("act_fn.beta", ""),))
+    where: Any = {"extents": EXTENTS, "rules": ShardingRules(mesh_of(1, 1, 4), RULES), "dtype": jnp.float32}
+    params = load_params((row,), CountingSource({"act_fn.beta": np.float32(0.5).reshape(())}), **where)
+    for found in (params, dummy_params((row,), **where)):
+        assert_matches(found, param_shapes((row,), **where))
+    ((name, written),) = to_stored(row, params["beta"], EXTENTS)
+    assert (name, written.shape, written) == ("act_fn.beta", (), 0.5)
+
+
+@pytest.mark.multi_device(4)
 def test_dummy_parameters_are_the_same_on_every_mesh_and_padded_with_zeros() -> None:
     def dummy(mesh: Mesh, extents: Extents) -> Params:
         qkv = tuple(row for row in TABLE if row.path == "layers.{i}.qkv")  # a program is slow to compile

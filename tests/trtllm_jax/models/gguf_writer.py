@@ -79,6 +79,10 @@ def _converted(name: str, tensor: str, values: np.ndarray, config: dict[str, Any
 def _add_rope(writer: GGUFWriter, name: str, rope: dict[str, Any], head_dim: int) -> None:
     """That of the layers which see everything, where others have one of their own: llama.cpp knows theirs."""
     rope = rope.get("full_attention", rope)
+    if "alpha" in rope:  # of Hunyuan's
+        writer.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2)))
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
+        return
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope.get("partial_rotary_factor") is not None:
         writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * head_dim))

@@ -40,7 +40,7 @@ class GgufArchitecture:
     tensors: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default_factory=lambda: lambda config: {})
     norms_plus_one: bool = False
     partial_rotary: bool = False
 

@@ -90,7 +90,7 @@ class Step:
         gained = np.minimum(plan.steps, [request.max_tokens - len(request.generated) for request in plan.requests])
         tokens = np.ones((len(plan.requests), plan.steps), np.int32)
         return np.concatenate(
-            [(plan.emits if plan.kind == "step" else gained)[:, None], tokens], axis=1, dtype=np.int32
+            [(plan.emits if plan.kind == "ragged" else gained)[:, None], tokens], axis=1, dtype=np.int32
         )
 
 

@@ -74,7 +74,7 @@ class SimulatedDevice:
         """Wait until the step ends; the number of ids that each row gained, then the ids."""
         time.sleep(max(0.0, step.ends - time.perf_counter()))
         plan, rows = step.plan, len(step.plan.requests)
-        gained = plan.emits if plan.kind == "step" else np.full(rows, plan.steps)
+        gained = plan.emits if plan.kind == "ragged" else np.full(rows, plan.steps)
         ids = self._rng.integers(0, IDS, (rows, plan.steps))
         return {"tokens": np.concatenate([gained[:, None], ids], axis=1)}
 

@@ -72,10 +72,11 @@ def as_hugging_face(source: TensorSource, rows: Sequence[Weight], sizes: Sizes) 
     return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else source
 
 
-def ignorable(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The tensors that a checkpoint of this config.json may hold although nothing reads them."""
+def ignorable(config: Mapping[str, Any], further: Iterable[str] = ()) -> tuple[str, ...]:
+    """The tensors that a checkpoint of this config.json may hold although nothing reads them; `further` is its own."""
     # Many files of models with tied embeddings hold the tied copy too.
-    return (*IGNORED, "lm_head.weight") if config.get("tie_word_embeddings") else IGNORED
+    tied = ("lm_head.weight",) if config.get("tie_word_embeddings") else ()
+    return (*IGNORED, *tied, *further)
 
 
 def own_dtype(row: Weight, dtype: npt.DTypeLike) -> np.dtype[Any]:

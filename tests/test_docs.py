@@ -235,7 +235,7 @@ def test_architecture_shows_the_table_of_programs() -> None:
     assert shown == [(family.name, family.runs) for family in FAMILIES]
 
 
-def test_architecture_counts_the_programs() -> None:
+def test_decisions_count_the_programs() -> None:
     from types import ModuleType, SimpleNamespace
 
     from pallas_kernels.devices import Platform
@@ -252,7 +252,8 @@ def test_architecture_counts_the_programs() -> None:
         model = Model(ModuleType("any"), SimpleNamespace(vocab=1000), execution=Execution(platform))
         sizes = Sizes(model, limits, page_size=32, table_widths=(16,), new_pages=1)
         counts.append(str(len(programs(sizes))))
-    assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", ARCHITECTURE) == [tuple(counts)]
+    decisions = (ROOT / "docs" / "decisions.md").read_text()
+    assert re.findall(r"(\d+) on a CPU with default sizes, (\d+) on a GPU", decisions) == [tuple(counts)]
 
 
 def test_architecture_names_functions_that_exist() -> None:
@@ -260,6 +261,22 @@ def test_architecture_names_functions_that_exist() -> None:
     named = {name for name in code if "." in name or name[0].isupper()} - {"LLM"}
     assert len(named) > 20
     assert named <= set(defined_names())
+
+
+def test_what_is_said_to_be_in_a_file_is_there() -> None:
+    """A row that names files names functions, classes and tables of these files, and nothing else."""
+    rows = re.findall(r"^\| [^|]*\| (.+) \|$", section(ARCHITECTURE, "Where things are"), re.MULTILINE)
+    checked = 0
+    for code in (re.findall(r"`([^`]+)`", row) for row in rows):
+        bases = (ROOT, ROOT / "trtllm_jax")
+        paths = [base / name for name in code if "/" in name for base in bases if (base / name).exists()]
+        assert len(paths) == sum("/" in name for name in code), code
+        files = [file for path in paths for file in ([path] if path.is_file() else path.rglob("*.py"))]
+        text = "".join(file.read_text() for file in files)
+        names = [name for name in code if "/" not in name and files]
+        assert [name for name in names if not re.search(rf"(def|class) {name}\b|^ *{name}\b.* =", text, re.M)] == []
+        checked += len(names)
+    assert checked > 20
 
 
 @each_document

@@ -271,25 +271,25 @@ class KVCacheManager:
         """Take back what prompts of the last plan needed for one step."""
         for request in self._with_chunks:
             if request.blocks is not None:
-                for index, group in enumerate(self._groups):
-                    if group.window is not None:
-                        # A fork of it reads from its last token but one on.
-                        self._give_back(request, index, group.first_column(max(request.computed_min - 1, 0)))
+                # A fork of it reads from its last token but one on.
+                self._give_back_unread(request, max(request.computed_min - 1, 0))
         self._with_chunks.clear()
 
     def grow(self, request: Request, first: int, end: int) -> bool:
-        """Hold pages for positions up to `end`, of which `first` is the next to be computed; False, and none, if short.
+        """Hold pages for positions up to `end`, the next to be computed being `first`; False if the pools lack them.
 
-        What no token from `first` on reads is given back before.
+        Pages that no token from `first` on reads are given back first, whether or not the others are there.
         """
         return _held(request).tokens >= end or self.grow_all({request: (first, end)})
 
     def grow_all(self, goals: Mapping[Request, tuple[int, int]]) -> bool:
         """`grow` for several sequences, of which all get their pages or none."""
+        for request, (first, _) in goals.items():
+            self._give_back_unread(request, first)
         short = [
             (request, index, pages)
-            for request, (first, end) in goals.items()
-            for index, pages in self._missing(request, first, end)
+            for request, (_, end) in goals.items()
+            for index, pages in self._missing(request, end)
         ]
         for index, group in enumerate(self._groups):
             if sum(pages for _, of, pages in short if of == index) > group.pool.available:
@@ -347,14 +347,17 @@ class KVCacheManager:
         columns = np.maximum(held[:, None] - np.arange(self._pages_per_dispatch, 0, -1), 0)
         return np.stack([columns, self._groups[index].table[slots[:, None], columns]], axis=2)
 
-    def _missing(self, request: Request, first: int, end: int) -> Iterator[tuple[int, int]]:
+    def _missing(self, request: Request, end: int) -> Iterator[tuple[int, int]]:
         """The groups in which a sequence lacks pages for positions up to `end`, and how many."""
-        held = _held(request)
+        for index, pages in enumerate(_held(request).pages):
+            if (lacking := self._pages_for(end) - len(pages)) > 0:
+                yield index, lacking
+
+    def _give_back_unread(self, request: Request, position: int) -> None:
+        """Let go of the pages that no token from a position on reads, in the groups of windows."""
         for index, group in enumerate(self._groups):
             if group.window is not None:
-                self._give_back(request, index, group.first_column(first))
-            if (pages := self._pages_for(end) - len(held.pages[index])) > 0:
-                yield index, pages
+                self._give_back(request, index, group.first_column(position))
 
     def _give_back(self, request: Request, index: int, column: int) -> None:
         """Let go of the pages before a column, which no later token reads."""

@@ -14,7 +14,7 @@ class Compilation(enum.Enum):
     BEFORE = "before"
     """Before the first request: none waits for the compiler."""
     BESIDE = "beside"
-    """What the smallest request runs with before the first one, the rest beside them."""
+    """Those that the smallest request needs before the first request, the others in a thread while requests run."""
     WHEN_NEEDED = "when needed"
     """Each when a request needs it."""
 

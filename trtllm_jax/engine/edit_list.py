@@ -24,7 +24,7 @@ class Kind(IntEnum):
     ADD = 1
     """Adds the value."""
     OCCURRED = 2
-    """Is penalised, by the value in times that it counts."""
+    """Is penalised as an id that occurred; the value is how often, for the frequency penalty."""
     BAN = 3
     """Is forbidden."""
     END = 4

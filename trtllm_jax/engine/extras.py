@@ -24,7 +24,7 @@ FEW_EXTRAS = 8
 """Rows that a program with extras has room for, where it has not room for all."""
 
 LOGITS_PER_TURN = 1 << 14
-"""Of rows with extras, in a program that looks at as many rows as it needs: more of them take the time of their own."""
+"""Logits that a program computes at once where it goes through as many rows with extras as there are."""
 
 
 class Outcome(IntEnum):

@@ -1,4 +1,4 @@
-"""Drawing for sequences whose logits the host must see: users' functions, penalties, bans, then the device's draw."""
+"""Tokens of sequences whose logits come to the host: it edits them, users' functions included, and has them sampled."""
 
 from collections.abc import Callable, Sequence
 

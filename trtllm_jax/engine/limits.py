@@ -41,8 +41,9 @@ class SchedulerLimits:
 
     @property
     def max_step_tokens(self) -> int:
-        """Tokens between the first that a dispatch may compute of a sequence and the last.
+        """The most positions of a sequence between the first and the last that a dispatch may write.
 
-        Those of any dispatch, and the distance of both bounds of one in flight.
+        It is the most tokens that any dispatch computes, and in addition the difference between the most and the fewest
+        tokens that the one in flight may have gained.
         """
         return max(self.max_num_tokens, self.max_decode_tokens) + self.max_decode_tokens - self.max_decode_steps

@@ -38,7 +38,7 @@ class Packer:
     def step(self, plan: StepPlan) -> list[Dispatch]:
         """What runs a step, in order."""
         begins = [Dispatch(("begin",), {"packed": pack_begin(self._layout(("begin",)), one)}) for one in plan.penalised]
-        return [*self._copies(plan), *begins, *(self._ragged(plan) if plan.kind == "step" else [self._decode(plan)])]
+        return [*self._copies(plan), *begins, *(self._ragged(plan) if plan.kind == "ragged" else [self._decode(plan)])]
 
     def edited(self, plan: StepPlan, edits: StepEdits) -> list[Dispatch]:
         """What draws for the rows of a ragged step whose logits the host edits, once that step was dispatched."""

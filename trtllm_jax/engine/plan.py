@@ -29,13 +29,13 @@ class StepPlan:
     Axes: r rows, t tokens of a ragged step, p pages of a row, n pages that a dispatch may add to a row.
 
     Attributes:
-        kind: "step" or "decode".
+        kind: "ragged", or "decode" for a loop whose rows all decode.
         requests: whose rows these are; read for their sampling parameters, never changed through the plan.
         slots: int32 [r], each sequence's row of the device's state.
         page_tables: for each cache group int32 [r, p], every page of every row. Empty for "decode".
         newest_pages: for each cache group int32 [r, n, 2], the last pages of each row: their columns in the page
             table, and the pages. The device has the earlier ones: a dispatch adds at most n to a row. Empty for
-            "step".
+            "ragged".
         tokens: int32 [t], known ids to compute; -1 where the device holds the id (a decoding row). Empty for "decode".
         starts: int32 [r + 1], where each row's tokens begin. Empty for "decode".
         first: int32 [r], position of a row's first token; -1 where the device knows it. Empty for "decode".
@@ -47,7 +47,7 @@ class StepPlan:
         penalised: admitted with this plan; the device is to know their tokens and penalties first.
     """
 
-    kind: Literal["step", "decode"]
+    kind: Literal["ragged", "decode"]
     requests: tuple[Request, ...]
     slots: np.ndarray
     page_tables: tuple[np.ndarray, ...] = ()
@@ -69,7 +69,7 @@ class StepPlan:
 
     @cached_property
     def extras(self) -> list[int]:
-        """The rows that a token is drawn for with more than that: logits changed before, log-probabilities after."""
+        """The rows whose draw has extras: logits changed before it, or log-probabilities after it."""
         # Asked for every step: most have none.
         if not any(map(_HAS_EXTRAS, self.requests)):
             return []
@@ -77,12 +77,12 @@ class StepPlan:
 
     @cached_property
     def not_likeliest(self) -> list[int]:
-        """These rows, and those that may take another token than the likeliest."""
+        """The rows that do more than take the likeliest token: those with extras, and those that sample."""
         return [row for row in self._drawing if self.requests[row].has_extras or not self.requests[row].sampling.greedy]
 
     @cached_property
     def scored(self) -> bool:
-        """Whether any of them reports log-probabilities."""
+        """Whether any row with extras reports log-probabilities."""
         return any(self.requests[row].num_logprobs is not None for row in self.extras)
 
     @cached_property
@@ -103,7 +103,7 @@ class StepPlan:
     def is_due(self, row: int, due: Due) -> bool:
         """Whether what is reported after such tokens is reported after this row."""
         if due is Due.PROMPT_TOKEN:
-            return self.kind == "step" and bool(self.context[row])
+            return self.kind == "ragged" and bool(self.context[row])
         return self.kind == "decode" or bool(self.emits[row])
 
     @cached_property

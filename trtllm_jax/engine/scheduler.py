@@ -235,7 +235,7 @@ class Scheduler:
         tokens = itertools.chain.from_iterable(row.tokens for row in rows)
         slots = _slots(requests)
         return StepPlan(
-            kind="step",
+            kind="ragged",
             requests=requests,
             slots=slots,
             page_tables=self.cache.page_tables(slots),
@@ -337,7 +337,7 @@ class Scheduler:
             request.finished = FinishReason.CANCELLED
             return Update(request, finish=request.finished, error=output.failures[row])
         gained = output.tokens[row]
-        reports_context = plan.kind == "step" and bool(plan.context[row])
+        reports_context = plan.kind == "ragged" and bool(plan.context[row])
         if reports_context:
             request.context_sent += 1
         if plan.gains:

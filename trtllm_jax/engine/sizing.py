@@ -1,4 +1,4 @@
-"""What a start measured of memory, kept beside the compiled programs, so that the next start need not measure it."""
+"""How large the largest step and the KV cache were at an earlier start, kept beside the compiled programs."""
 
 import contextlib
 import hashlib
@@ -31,7 +31,7 @@ class Sizing(NamedTuple):
     columns: int
 
     def columns_that_fit(self, fitting: int) -> int:
-        """The columns of the record where they fit and are about as many, because compiled programs are for so many."""
+        """`fitting`, or the record's columns if they fit and are nearly as many: programs were compiled for those."""
         return self.columns if self.columns <= fitting <= self.columns * (1 + TOLERANCE) else fitting
 
 

@@ -64,7 +64,8 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
     model = module.Config.from_hf(checkpoint.config)
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
-    check(rows, source, sizes=model.sizes, ignore=ignorable(checkpoint.config))
+    ignore = ignorable(checkpoint.config, getattr(module, "IGNORED", ()))
+    check(rows, source, sizes=model.sizes, ignore=ignore)
     names = tuple(stored_shapes(block for row in rows for block in blocks(row, Extents(model.sizes))))
     return SourceWeights(source, names, rows, model.sizes)
 

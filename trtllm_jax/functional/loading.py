@@ -62,4 +62,5 @@ def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> A
 
         if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
-        return load_params(table, checkpoint.tensors, progress=show, ignore=ignorable(checkpoint.config), **where)
+        ignore = ignorable(checkpoint.config, getattr(model.module, "IGNORED", ()))
+        return load_params(table, checkpoint.tensors, progress=show, ignore=ignore, **where)

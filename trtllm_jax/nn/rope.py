@@ -113,6 +113,30 @@ def rotary_channels(config: Mapping[str, Any], head_dim: int, part: float = 1.0)
     return channels
 
 
+def of_layer_type(
+    config: Mapping[str, Any], layer_type: str, base: tuple[str, float], *, scaled: bool = True
+) -> dict[str, Any]:
+    """The configuration with the rope of the layers of one type, for `Rope.from_config`.
+
+    `rope_parameters` has a record for each type. Files before transformers 5 have none: there `base` names the field of
+    the base and its default. `rope_scaling` is for the layers that are `scaled`, and takes precedence there.
+    """
+    records = config.get("rope_parameters") or {}
+    record = records.get(layer_type) or {} if isinstance(records, dict) else None
+    if not isinstance(record, dict) or "rope_type" in records or "rope_theta" in records:
+        raise ValueError(
+            f"config.json has rope_parameters={short_repr(records)}; it must have an object for each type of layers, "
+            f"such as {layer_type!r}"
+        )
+    scaling = config.get("rope_scaling") if scaled else None
+    if scaling is not None and not isinstance(scaling, dict):
+        raise ValueError(f"config.json has rope_scaling={short_repr(scaling)}; it must be an object")
+    field, default = base
+    stated = default if config.get(field) is None else config[field]
+    whole = {"rope_theta": record.get("rope_theta", stated), **(scaling or record)}
+    return {**config, "rope_scaling": None, "rope_parameters": whole}
+
+
 def context_stretch(config: Mapping[str, Any]) -> float:
     """The factor by which a sequence may exceed max_position_embeddings.
 

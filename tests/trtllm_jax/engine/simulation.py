@@ -140,7 +140,7 @@ class Device:
             for slot, newest in zip(plan.slots.tolist(), rows.tolist(), strict=True):
                 for column, page in newest:
                     tables[slot][column] = page
-        return self._ragged(plan) if plan.kind == "step" else self._decode(plan)
+        return self._ragged(plan) if plan.kind == "ragged" else self._decode(plan)
 
     def _ragged(self, plan: StepPlan) -> list[list[int]]:
         """Every row's tokens are written before any row reads, as in each layer of a model."""

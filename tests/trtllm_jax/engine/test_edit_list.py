@@ -64,7 +64,7 @@ def test_many_new_ids_make_room() -> None:
 def step_of(requests: list[Request]) -> StepPlan:
     none = np.zeros(0, np.int32)
     emits = np.ones(len(requests), bool)
-    return StepPlan("step", tuple(requests), none, none, none, none, none, none, emits, ~emits, 1)
+    return StepPlan("ragged", tuple(requests), none, none, none, none, none, none, emits, ~emits, 1)
 
 
 def test_lists_that_do_not_fit_one_program_go_to_several() -> None:

@@ -38,7 +38,7 @@ def run(scheduler: Scheduler, *requests: Request) -> None:
 
 
 def commit(scheduler: Scheduler, plan: StepPlan) -> None:
-    counts = plan.emits.astype(int) if plan.kind == "step" else [plan.steps] * len(plan.requests)
+    counts = plan.emits.astype(int) if plan.kind == "ragged" else [plan.steps] * len(plan.requests)
     left = [request.max_tokens - len(request.generated) for request in plan.requests]
     gained = [[0] * min(count, most) for count, most in zip(counts, left, strict=True)]
     scheduler.commit(plan, StepOutput(gained))

@@ -323,7 +323,7 @@ def test_a_spare_page_for_each_running_sequence_keeps_an_admission_from_being_un
 @pytest.mark.parametrize(("tokens", "steps"), [(1, []), (2, [1]), (5, [4]), (9, [8]), (12, [8, 3])])
 def test_one_dispatch_gains_a_row_as_many_tokens_as_it_may(tokens: int, steps: list[int]) -> None:
     simulation = ran(setup_of(), make_request([1], tokens))
-    assert [(plan.kind, plan.steps) for plan in simulation.plans] == [("step", 1), *(("decode", n) for n in steps)]
+    assert [(plan.kind, plan.steps) for plan in simulation.plans] == [("ragged", 1), *(("decode", n) for n in steps)]
 
 
 def test_a_fixed_number_of_steps_is_taken_where_nobody_waits() -> None:
@@ -398,7 +398,7 @@ def test_extras_hold_nobody_up() -> None:
         make_request([3], 17, edits=LogitEdits()),
     ]
     simulation = ran(setup_of(steps=8), *requests)
-    assert [plan.kind for plan in simulation.plans] == ["step", "decode", "decode"]
+    assert [plan.kind for plan in simulation.plans] == ["ragged", "decode", "decode"]
     assert all(plan.requests == (*requests,) for plan in simulation.plans)
     assert [plan.extras for plan in simulation.plans] == [[0, 2]] * 3
 
@@ -418,7 +418,7 @@ def test_what_the_host_draws_waits_for_its_commit_while_others_go_on() -> None:
     for _ in range(6):
         simulation.step()
     assert [(plan.kind, plan.requests) for plan in simulation.plans] == [
-        ("step", (edited, plain)),
+        ("ragged", (edited, plain)),
         ("decode", (plain,)),
     ] * 3
     simulation.run(100)

@@ -227,3 +227,54 @@ def test_an_architecture_may_rotate_less_where_nothing_is_said() -> None:
 def test_other_parts_of_a_head_are_refused(factor: Any) -> None:
     with pytest.raises(ValueError, match=r"partial_rotary_factor="):
         rotary_channels({"partial_rotary_factor": factor}, HEAD_DIM)
+
+
+FULL, LOCAL = "full_attention", "sliding_attention"
+
+
+@pytest.mark.parametrize(
+    ("config", "full", "local"),
+    [
+        ({}, {"rope_theta": 1e6}, {"rope_theta": 1e4}),
+        (
+            {"rope_theta": 5e5, "local_base": 2e4, "rope_scaling": {"rope_type": "linear", "factor": 8.0}},
+            {"rope_theta": 5e5, "rope_type": "linear", "factor": 8.0},
+            {"rope_theta": 2e4},
+        ),
+        (
+            {"rope_theta": 7.0, "rope_parameters": {FULL: {"rope_theta": 3e5, "rope_type": "default"}, LOCAL: None}},
+            {"rope_theta": 3e5, "rope_type": "default"},
+            {"rope_theta": 1e4},
+        ),
+        (
+            {
+                "rope_scaling": {"type": "linear", "factor": 2.0},
+                "rope_parameters": {FULL: {"rope_theta": 3e5, "rope_type": "default"}, LOCAL: {"rope_theta": 2e4}},
+            },
+            {"rope_theta": 3e5, "type": "linear", "factor": 2.0},
+            {"rope_theta": 2e4},
+        ),
+    ],
+)
+def test_layers_of_each_type_have_a_rope_of_their_own(
+    config: dict[str, Any], full: dict[str, Any], local: dict[str, Any]
+) -> None:
+    read = [
+        rope_module.of_layer_type(config, FULL, ("rope_theta", 1e6)),
+        rope_module.of_layer_type(config, LOCAL, ("local_base", 1e4), scaled=False),
+    ]
+    assert [(one["rope_parameters"], one["rope_scaling"]) for one in read] == [(full, None), (local, None)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"rope_parameters": [1]}, r"rope_parameters=\[1\]; it must have an object for each type of layers"),
+        ({"rope_parameters": {FULL: 1.0}}, "it must have an object for each type of layers, such as 'full_attention'"),
+        ({"rope_parameters": {"rope_type": "default"}}, "it must have an object for each type of layers"),
+        ({"rope_scaling": "linear"}, "rope_scaling='linear'; it must be an object"),
+    ],
+)
+def test_records_of_another_kind_are_named(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rope_module.of_layer_type(fields, FULL, ("rope_theta", 1e6))

@@ -1,0 +1,192 @@
+"""Gemma 3, of the models that see pictures the language model (Gemma team 2025, arXiv:2503.19786)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.error_text import short_repr
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.table import Weight
+from pallas_kernels.norm import Norm
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
+from trtllm_jax.nn.decoder import (
+    ATTENTION,
+    FULL,
+    HEADS,
+    LAYER,
+    MLP,
+    SLIDING,
+    DecoderConfig,
+    decoder_fields,
+    layer_windows,
+)
+from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope, of_layer_type
+
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+
+IGNORED = ("vision_tower.*", "multi_modal_projector.*")
+"""Tensors of what sees pictures, which nothing reads."""
+
+_27B = 62
+"""Layers of the one published model whose queries are scaled by the channels that the stream has for each head."""
+
+
+def _query_scalar(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What no GGUF file states, by llama.cpp's rule."""
+    of_stream = config["hidden_size"] // config["num_attention_heads"]
+    return {"query_pre_attn_scalar": of_stream if config["num_hidden_layers"] == _27B else config["head_dim"]}
+
+
+GGUF = (
+    GgufArchitecture(
+        name="gemma3",
+        model_type="gemma3_text",
+        model_class="Gemma3ForCausalLM",
+        tensors={
+            "blk.{i}.attn_q_norm": f"{ATTENTION}.q_norm",
+            "blk.{i}.attn_k_norm": f"{ATTENTION}.k_norm",
+            "blk.{i}.post_attention_norm": f"{LAYER}.post_attention_layernorm",
+            "blk.{i}.ffn_norm": f"{LAYER}.pre_feedforward_layernorm",
+            "blk.{i}.post_ffw_norm": f"{LAYER}.post_feedforward_layernorm",
+        },
+        metadata={
+            "attention.sliding_window": "sliding_window",
+            "attention.sliding_window_pattern": "sliding_window_pattern",
+            "rope.freq_base_swa": "rope_local_base_freq",
+            "attn_logit_softcapping": "attn_logit_softcapping",
+            "final_logit_softcapping": "final_logit_softcapping",
+        },
+        config={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
+        derived=_query_scalar,
+        norms_plus_one=True,
+    ),
+)
+
+DEFAULTS = {
+    "vocab_size": 262208, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "max_position_embeddings": 131072,
+    "query_pre_attn_scalar": 256, "sliding_window": 4096,
+}  # fmt: skip
+"""What fields that are absent mean: the published `text_config` records leave most of them out."""
+
+
+@dataclass(frozen=True)
+class Config(DecoderConfig):
+    """The facts of one Gemma 3 model that its layers need.
+
+    Attributes:
+        prefix: what the names of its tensors start with.
+        rope: of the layers that see everything.
+        local_rope: of those with a window.
+        attention_bias: whether attention's projections have biases.
+        query_scale: factor on the product of query and key.
+        logit_cap: logits become logit_cap * tanh(logit / logit_cap); None for as they are.
+    """
+
+    prefix: str
+    rope: Rope
+    local_rope: Rope
+    attention_bias: bool
+    query_scale: float
+    logit_cap: float | None
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        nested = "text_config" in config
+        config = {**DEFAULTS, **(_text_config(config) if nested else config)}
+        require(
+            config,
+            hidden_activation=("gelu_pytorch_tanh",),
+            use_bidirectional_attention=(None, False),
+            attn_logit_softcapping=(None,),  # transformers does not compute it
+        )
+        # Positions are those of the scaled rope already, whatever its type.
+        fields = decoder_fields({**config, "rope_scaling": None, "rope_parameters": None}, tied=True)
+        positive(config, "sliding_window")  # which layers with a window must have
+        period = positive(config, "sliding_window_pattern", default=6)
+        full = of_layer_type(config, FULL, ("rope_theta", 1e6))
+        local = of_layer_type(config, SLIDING, ("rope_local_base_freq", 1e4), scaled=False)
+        fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
+        return cls(
+            **fields,
+            prefix="language_model." if nested else "",
+            rope=Rope.from_config(full, fields["head_dim"]),
+            local_rope=Rope.from_config(local, fields["head_dim"]),
+            attention_bias=flag(config, "attention_bias"),
+            query_scale=positive(config, "query_pre_attn_scalar") ** -0.5,
+            logit_cap=above_zero(config, "final_logit_softcapping"),
+        )
+
+    def norm(self, params: Any, name: str) -> Norm:
+        """The norm of this name, whose weight is stored less one."""
+        return Norm(params[name], self.eps, offset=1.0)
+
+
+def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration; whether embeddings are tied is said beside it."""
+    text = config["text_config"]
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
+    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")}
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    prefix = config.prefix
+    layer, attention = f"{prefix}{LAYER}", f"{prefix}{ATTENTION}"
+    bias = config.attention_bias
+    return (
+        *decoder.vocabulary(config, f"{prefix}model.embed_tokens", f"{prefix}lm_head"),
+        *decoder.norm("norm", f"{prefix}model.norm"),
+        *decoder.norm("layers.{i}.attn_norm", f"{layer}.input_layernorm"),
+        *decoder.attention(bias=bias, output_bias=bias, module=attention),
+        *decoder.head_norms(attention),
+        *decoder.norm("layers.{i}.post_attn_norm", f"{layer}.post_attention_layernorm"),
+        *decoder.norm("layers.{i}.mlp_norm", f"{layer}.pre_feedforward_layernorm"),
+        *decoder.gated_mlp(module=f"{prefix}{MLP}"),
+        *decoder.norm("layers.{i}.post_mlp_norm", f"{layer}.post_feedforward_layernorm"),
+    )
+
+
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: of those that see everything, of those with a window."""
+    return (config.rope, config.local_rope)
+
+
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.embed(batch, params["embed"], scale=config.embed**0.5)
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
+    window = config.windows[index]
+    rotation = batch.rotations[0 if window is None else 1]
+    attended, cache = layers.attention(qkv, batch, cache, rotation=rotation, scale=config.query_scale, window=window)
+    rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
+    with jax.named_scope("mlp"):
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
+        hidden = layers.gated(normed, p["gate_up"], batch, activation="gelu_tanh")
+        rows = layers.linear(hidden, p["down"], batch, "mlp")
+        return layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch)), cache
+
+
+def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:
+    """Logits [n, vocab] of rows of the residual stream after the last layer."""
+    return decoder.head(config, params, x, execution, soft_cap=config.logit_cap)
+
+
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+last_rows = decoder.last_rows

@@ -132,10 +132,10 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
     }
 
 
-def activation(config: Mapping[str, Any], default: str) -> Activation:
-    """The function that `hidden_act` names, `default` where it is absent; ValueError lists those that are known."""
-    require(config, hidden_act=(default, *(name for name in HF_ACTIVATIONS if name != default)))
-    return HF_ACTIVATIONS[config.get("hidden_act", default)]
+def activation(config: Mapping[str, Any], default: str, *, field: str = "hidden_act") -> Activation:
+    """The function that a field names, `default` where it is absent; ValueError lists those that are known."""
+    require(config, **{field: (default, *(name for name in HF_ACTIVATIONS if name != default))})
+    return HF_ACTIVATIONS[config.get(field, default)]
 
 
 def layer_windows(

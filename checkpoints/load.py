@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from checkpoints.fit import require_fit
 from checkpoints.packed_source import PackedSource
+from checkpoints.prefixed_source import with_prefix
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorSource
 from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, leaf_shape, shape, stored_shapes
@@ -72,10 +73,10 @@ def check(rows: Iterable[Weight], source: TensorSource, *, sizes: Sizes, ignore:
 
 
 def as_hugging_face(source: TensorSource, rows: Sequence[Weight], sizes: Sizes) -> TensorSource:
-    """The source under Hugging Face's names, which Orbax's arrays lack; ValueError where these do not fit the rows."""
+    """The source under Hugging Face's names; ValueError where Orbax's arrays, which lack them, do not fit the rows."""
     from checkpoints.orbax_source import OrbaxSource  # tensorstore is for those who need it
 
-    return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else source
+    return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else with_prefix(source, rows)
 
 
 def ignorable(config: Mapping[str, Any], further: Iterable[str] = ()) -> tuple[str, ...]:

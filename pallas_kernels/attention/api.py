@@ -30,6 +30,7 @@ def append_and_attend(
     scoring: Scoring,
     rotation: Rotation | None = None,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "h g"] | None = None,
     implementation: Literal["xla"] | None = None,
     platform: Platform | None = None,
 ) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
@@ -44,6 +45,8 @@ def append_and_attend(
         scoring: how scores are computed, and which keys a query attends to.
         rotation: of each token; None if the heads are not rotated, or already are.
         sinks: for each query head a score that joins its softmax without a value; None for none.
+        slopes: for each query head what a score falls by with every position that the key is before the query (ALiBi,
+            Press et al. 2021, arXiv:2108.12409); None for nothing.
         implementation: None takes a kernel on a GPU and XLA elsewhere; only XLA's can be mapped and partitioned.
         platform: the one that computes it; None for JAX's default backend.
 
@@ -57,7 +60,7 @@ def append_and_attend(
     """
     if not scoring.causal:
         raise ValueError("attention over pages is causal; attend without a cache where scoring.causal is False")
-    options: dict[str, Any] = {"scoring": scoring, "sinks": sinks}
+    options: dict[str, Any] = {"scoring": scoring, "sinks": sinks, "slopes": slopes}
     tokens, heads, planes, dim = qkv.shape
     rows = locations.lengths.shape[0]
     if locations.starts is None and tokens % rows:
@@ -72,6 +75,7 @@ def append_and_attend(
         longest = locations.page_table.shape[1] * cache.shape[3]
         decode = tuned.decode_config(rows, heads, dim, entry, longest)
         return pallas_decode.decode_attention(qkv, cache, locations, rotation=rotation, config=decode, **options)
-    by_hopper = tokens >= tuned.HOPPER_TOKENS and platform.is_hopper and mosaic_hopper.takes(qkv, cache, scoring, sinks)
+    long = tokens >= tuned.HOPPER_TOKENS
+    by_hopper = long and platform.is_hopper and mosaic_hopper.takes(qkv, cache, scoring, sinks, slopes)
     ragged = None if by_hopper else tuned.ragged_config(tokens, planes - 2, dim, entry)
     return pallas_ragged.ragged_attention(qkv, cache, locations, rotation=rotation, config=ragged, **options)

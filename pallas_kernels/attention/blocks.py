@@ -164,10 +164,12 @@ def add_keys(
     end: Int[Array, ""],
     block: int,
     masked: bool,
+    slopes: Float[Array, " n"] | None = None,
 ) -> RunningSoftmax:
     """The softmax after the `block` cached keys of a row that start at position `first`, except those from `end` on.
 
-    `positions` are those of the queries. `masked` may be False only if every query attends to the whole block.
+    `positions` are those of the queries, `slopes` what their scores times log2(e) fall by with every position. `masked`
+    may be False only if every query attends to the whole block.
     """
     places = first + jnp.arange(block)
     inside = places < end if masked else None
@@ -179,6 +181,8 @@ def add_keys(
     keys = Halves(keys.first.astype(queries.first.dtype), keys.second.astype(queries.first.dtype))
     values = load_rows(cache_ref, rows + value_step(heads), inside, 0, heads.dim, heads.padded_dim)
     scores = scoring.log2_scores(queries.dot_transposed(keys))
+    if slopes is not None:
+        scores += slopes[:, None] * (places[None, :] - positions[:, None]).astype(scores.dtype)
     if inside is not None:
         seen = scoring.visible(positions[:, None], places[None, :]) & inside[None, :]
         scores = jnp.where(seen, scores, MASKED)

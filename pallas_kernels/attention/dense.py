@@ -22,6 +22,7 @@ def attend(
     scoring: Scoring,
     rotation: Rotation | None = None,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "h g"] | None = None,
     lengths: Int32[Array, " b"] | None = None,
     implementation: Implementation | None = None,
     platform: Platform | None = None,
@@ -36,6 +37,7 @@ def attend(
         scoring: how scores are computed, and which keys a query attends to.
         rotation: of each token; None if the heads are not rotated, or already are.
         sinks: for each query head a score that joins its softmax without a value; None for none.
+        slopes: for each query head what a score falls by with every position between key and query; None for nothing.
         lengths: tokens of each sequence that are not padding; None if none is. Causal attention ignores them, because
             the padding comes after the tokens.
         implementation: "xla" keeps all scores, float32 [b, h, g, s, s]. "cudnn" keeps none, has only a first derivative
@@ -53,10 +55,11 @@ def attend(
     k = turned[:, :, group].reshape(*by_sequence, heads, dim)
     v = qkv[:, :, group + 1].reshape(*by_sequence, heads, dim)
     if implementation == "cudnn" or (
-        implementation is None and _cudnn_takes(platform or Platform.default(), qkv, scoring, sinks)
+        implementation is None and _cudnn_takes(platform or Platform.default(), qkv, scoring, sinks, slopes)
     ):
-        return _cudnn(q, k, v, scoring, sinks).reshape(tokens, heads, group, dim)
-    return _xla(q, k, v, scoring, sinks, None if scoring.causal else lengths).reshape(tokens, heads, group, dim)
+        return _cudnn(q, k, v, scoring, sinks, slopes).reshape(tokens, heads, group, dim)
+    lengths = None if scoring.causal else lengths
+    return _xla(q, k, v, scoring, sinks, slopes, lengths).reshape(tokens, heads, group, dim)
 
 
 def _xla(
@@ -65,11 +68,14 @@ def _xla(
     v: jax.Array,
     scoring: Scoring,
     sinks: jax.Array | None,
+    slopes: jax.Array | None,
     lengths: jax.Array | None,
 ) -> jax.Array:
     """Attention of queries [b, s, h, g, d] to keys and values [b, s, h, d], none of them at or after `lengths` [b]."""
     scores = scoring.scores(jnp.einsum("bqhgd,bkhd->bhgqk", q, k, preferred_element_type=jnp.float32))
     places = jnp.arange(q.shape[1])
+    if slopes is not None:
+        scores -= slopes.astype(jnp.float32)[:, :, None, None] * jnp.abs(places - places[:, None])
     visible = scoring.visible(places[:, None], places)
     if lengths is not None:
         real = places < lengths[:, None]
@@ -84,7 +90,9 @@ def _xla(
     return jnp.einsum("bhgqk,bkhd->bqhgd", weights, v, preferred_element_type=jnp.float32).astype(q.dtype)
 
 
-def _cudnn_takes(platform: Platform, qkv: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> bool:
+def _cudnn_takes(
+    platform: Platform, qkv: jax.Array, scoring: Scoring, sinks: jax.Array | None, slopes: jax.Array | None
+) -> bool:
     dim = qkv.shape[3]
     return (
         platform.on_gpu
@@ -94,12 +102,20 @@ def _cudnn_takes(platform: Platform, qkv: jax.Array, scoring: Scoring, sinks: ja
         and scoring.causal
         and scoring.soft_cap is None
         and sinks is None
+        and slopes is None
     )
 
 
-def _cudnn(q: jax.Array, k: jax.Array, v: jax.Array, scoring: Scoring, sinks: jax.Array | None) -> jax.Array:
-    if scoring.soft_cap is not None or sinks is not None or not scoring.causal:
-        raise ValueError("cuDNN's attention is causal, has no soft cap and no sinks: use implementation='xla'")
+def _cudnn(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    scoring: Scoring,
+    sinks: jax.Array | None,
+    slopes: jax.Array | None,
+) -> jax.Array:
+    if scoring.soft_cap is not None or sinks is not None or slopes is not None or not scoring.causal:
+        raise ValueError("cuDNN's attention is causal, has no soft cap, sinks or slopes: use implementation='xla'")
     queries = q.reshape(*q.shape[:2], -1, q.shape[4])
     window = None if scoring.window is None else (scoring.window - 1, 0)
     out = jax.nn.dot_product_attention(

@@ -46,6 +46,7 @@ def decode_attention(
     scoring: Scoring,
     rotation: Rotation | None,
     sinks: Float[Array, "h g"] | None,
+    slopes: Float[Array, "h g"] | None,
     config: DecodeConfig,
     interpret: bool = False,
 ) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
@@ -57,11 +58,10 @@ def decode_attention(
     tile = _Tile(tokens // rows, heads)
     splits = config.splits
     matrix = cache.reshape(-1, dim)
-    if sinks is not None:
-        sinks = sinks.reshape(-1).astype(jnp.float32)
+    sinks, slopes = (each if each is None else each.reshape(-1).astype(jnp.float32) for each in (sinks, slopes))
     # The page of a single new token follows from its row's length; of several tokens, the last may have no page.
     pages = None if tile.tokens == 1 else locations.page
-    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, rotation, sinks)
+    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, rotation, sinks, slopes)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
         out_shape.append(jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype))
@@ -199,13 +199,24 @@ class _New(NamedTuple):
         store_rows(cache_ref, there + value_step(heads), None, 0, heads.dim, self.values[token])
 
     def add_to(
-        self, running: RunningSoftmax, scoring: Scoring, token: int, seen: jax.Array | None, kept: jnp.dtype
+        self,
+        running: RunningSoftmax,
+        scoring: Scoring,
+        token: int,
+        seen: jax.Array | None,
+        falls: jax.Array | None,
+        kept: jnp.dtype,
     ) -> RunningSoftmax:
-        """The softmax after a token's key and value, rounded to the cache's dtype as later steps will read them."""
+        """The softmax after a token's key and value, rounded to the cache's dtype as later steps will read them.
+
+        `seen` [n] says which queries attend to it, None for all; `falls` [n] is added to their scores times log2(e).
+        """
         key = Halves(*(part.astype(kept).astype(jnp.float32) for part in self.keys[token]))
         products = jnp.sum(self.queries.first.astype(jnp.float32) * key.first, axis=1)
         products += jnp.sum(self.queries.second.astype(jnp.float32) * key.second, axis=1)
-        return running.add_one(scoring.log2_scores(products), self.values[token].astype(kept).reshape(-1), seen)
+        scores = scoring.log2_scores(products)
+        scores = scores if falls is None else scores + falls
+        return running.add_one(scores, self.values[token].astype(kept).reshape(-1), seen)
 
 
 def _kernel(
@@ -216,6 +227,7 @@ def _kernel(
     pages_ref: Ref | None,
     rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
+    slopes_ref: Ref | None,
     written_ref: Ref,
     *out_refs: Ref,
     tile: _Tile,
@@ -242,6 +254,9 @@ def _kernel(
     def _attend() -> None:
         cached = length - tile.tokens
         positions = jnp.broadcast_to(cached + tile.token(place), place.shape)
+        slopes = None
+        if slopes_ref is not None:
+            slopes = plgpu.load(slopes_ref.at[head * heads.group + tile.member(place)], mask=real, other=0) * LOG2_E
         first = begin + split * share
         end = jnp.minimum(first + share, cached)
 
@@ -249,6 +264,7 @@ def _kernel(
             return add_keys(
                 running, new.queries, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=first + index * config.block, end=end, block=config.block, masked=True,
+                slopes=slopes,
             )  # fmt: skip
 
         pages = _pages_of_new(page_table_ref, pages_ref, tile, row, cached)
@@ -261,7 +277,8 @@ def _kernel(
                 position = cached if token == 0 else cached + token
                 new.write(written_ref, heads, token, cache_rows(page, heads, head, position % heads.page_size))
                 seen = None if tile.tokens == 1 else scoring.visible(positions, position)
-                running = new.add_to(running, scoring, token, seen, written_ref.dtype)
+                falls = None if slopes is None else slopes * (position - positions).astype(jnp.float32)
+                running = new.add_to(running, scoring, token, seen, falls, written_ref.dtype)
             return running
 
         running = lax.cond(split == active - 1, add_new, lambda running: running, running)

@@ -46,6 +46,7 @@ def ragged_attention(
     scoring: Scoring,
     rotation: Rotation | None,
     sinks: jax.Array | None,
+    slopes: jax.Array | None,
     config: RaggedConfig | None,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
@@ -69,9 +70,8 @@ def ragged_attention(
         queries = queries if rotation is None else rotate(queries, rotation)
         return mosaic_hopper.attend(queries, cache, padded, *tiles, scoring=scoring), cache
     row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
-    if sinks is not None:
-        sinks = sinks.reshape(-1).astype(jnp.float32)
-    inputs = (matrix, written, locations.page_table, lengths, starts, row_of_tile, first_of_tile, rotation, sinks)
+    own = tuple(each if each is None else each.reshape(-1).astype(jnp.float32) for each in (sinks, slopes))
+    inputs = (matrix, written, locations.page_table, lengths, starts, row_of_tile, first_of_tile, rotation, *own)
     out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
     attended = pl.pallas_call(
         partial(_kernel, heads=heads, scoring=scoring, config=config),
@@ -155,6 +155,7 @@ def _kernel(
     first_of_tile_ref: Ref,
     rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
+    slopes_ref: Ref | None,
     out_ref: Ref,
     *,
     heads: Heads,
@@ -178,6 +179,9 @@ def _kernel(
         plane = (token * heads.kv + head) * (heads.group + 2) + member
         q = load_rotated(qkv_ref, rotation_ref, heads, plane, token, real)
         positions = position + place // heads.padded_group
+        slopes = None
+        if slopes_ref is not None:
+            slopes = plgpu.load(slopes_ref.at[head * heads.group + member], mask=member < heads.group, other=0) * LOG2_E
         # A row of length 0 attends to nothing, and its result is 0.
         last = jnp.minimum(position + jnp.minimum(config.tile_tokens, end_token - first), length)
 
@@ -185,6 +189,7 @@ def _kernel(
             return lambda index, running: add_keys(
                 running, q, positions, cache_ref, page_table_ref, heads, scoring,
                 row=row, head=head, first=index * config.block, end=last, block=config.block, masked=masked,
+                slopes=slopes,
             )  # fmt: skip
 
         # Without a window, all of the tile attends to all of any block that ends before the tile's first position.

@@ -34,6 +34,7 @@ def append_and_attend(
     scoring: Scoring,
     rotation: Rotation | None = None,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "h g"] | None = None,
 ) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
     """`pallas_kernels.attention.append_and_attend`: rotate, then write, then attend."""
     group = qkv.shape[2] - 2
@@ -48,8 +49,8 @@ def append_and_attend(
         each = queries.shape[0] // rows
         # A single new token always has a page. Of several, the last may have none, and then they are not in the cache.
         kept = each if each == 1 else jnp.sum(locations.page.reshape(rows, each) > 0, axis=1)
-        return decode_attention(queries, cache, table, lengths, lengths - each + kept, scoring, sinks), cache
-    return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks), cache
+        return decode_attention(queries, cache, table, lengths, lengths - each + kept, scoring, sinks, slopes), cache
+    return ragged_attention(queries, cache, table, lengths, locations.starts, scoring, sinks, slopes), cache
 
 
 def write_pages(
@@ -105,6 +106,7 @@ def decode_attention(
     ends: Int32[Array, " r"],
     scoring: Scoring,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "h g"] | None = None,
 ) -> Float[Array, "t h g d"]:
     """Attention of rotated queries, which are the last t / r tokens of each row.
 
@@ -125,6 +127,9 @@ def decode_attention(
         # Keys are the left operand: a library that packs the right one then packs the few queries.
         scores = scoring.scores(jnp.einsum("nsd,nqd->nsq", keys, queries))
         positions = (block * block_tokens + jnp.arange(block_tokens))[:, None]
+        if slopes is not None:
+            falls = jnp.tile(slopes.astype(jnp.float32), (rows, each))[:, None, :]
+            scores += falls * (positions - query_positions)
         scores = jnp.where(scoring.visible(query_positions, positions), scores, MASKED)
         return softmax.add(scores.transpose(0, 2, 1), partial(_weighted, values))
 
@@ -146,6 +151,7 @@ def ragged_attention(
     starts: Int32[Array, " r+1"],
     scoring: Scoring,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "h g"] | None = None,
 ) -> Float[Array, "t h g d"]:
     """Attention of rotated queries of rows with any number of tokens, as a loop over tiles of one row each.
 
@@ -163,7 +169,7 @@ def ragged_attention(
         position = lengths[row] - starts[row + 1] + first
         tile = lax.dynamic_slice_in_dim(padded, first, size)
         end = jnp.minimum(position + size, lengths[row])
-        attended = _tile_attention(tile, cache, page_table[row], position, end, width, scoring, sinks)
+        attended = _tile_attention(tile, cache, page_table[row], position, end, width, scoring, sinks, slopes)
         return lax.dynamic_update_slice_in_dim(out, attended.astype(out.dtype), first, 0)
 
     def add_tile(tile: jax.Array, out: jax.Array) -> jax.Array:
@@ -190,6 +196,7 @@ def _tile_attention(
     width: int,
     scoring: Scoring,
     sinks: jax.Array | None,
+    slopes: jax.Array | None,
 ) -> jax.Array:
     """Causal attention over `length` tokens of consecutive queries [t, h, g, d], the first of them at `position`."""
     tokens, heads, group, head_dim = q.shape
@@ -201,6 +208,9 @@ def _tile_attention(
         keys, values = _read_block(cache, pages[None], length[None], block, width)
         scores = scoring.scores(jnp.einsum("nqd,nsd->nqs", by_head, keys))
         positions = block * block_tokens + jnp.arange(block_tokens)
+        if slopes is not None:
+            falls = jnp.repeat(slopes.astype(jnp.float32), tokens, axis=1)[:, :, None]
+            scores += falls * (positions - query_positions)
         # Queries past the end of the row would attend to positions that were never written.
         visible = scoring.visible(query_positions, positions) & (positions < length)
         return softmax.add(jnp.where(visible, scores, MASKED), partial(_weighted, values))

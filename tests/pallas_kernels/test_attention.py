@@ -105,6 +105,7 @@ class Kind:
     window: int | None = None
     rotated: float = 1.0
     sinks: bool = False
+    slopes: bool = False
     scale: float = 0.37
 
     @property
@@ -129,6 +130,7 @@ class Case:
     starts: np.ndarray
     angles: np.ndarray
     sinks: np.ndarray
+    slopes: np.ndarray
     keys: list[np.ndarray]
     values: list[np.ndarray]
 
@@ -150,10 +152,10 @@ class Case:
     def run(self, attend: Attend, *, decode: bool) -> tuple[jax.Array, jax.Array]:
         angles = self.angles
         rotation = Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None
-        sinks = self.sinks if self.kind.sinks else None
-        arrays = (self.qkv, self.cache, self.locations(decode=decode), rotation, sinks)
-        qkv, cache, locations, rotation, sinks = jax.tree.map(jnp.asarray, arrays)
-        return attend(qkv, cache, locations, scoring=self.kind.scoring, rotation=rotation, sinks=sinks)
+        own = {"sinks": self.sinks if self.kind.sinks else None, "slopes": self.slopes if self.kind.slopes else None}
+        arrays = (self.qkv, self.cache, self.locations(decode=decode), rotation, own)
+        qkv, cache, locations, rotation, own = jax.tree.map(jnp.asarray, arrays)
+        return attend(qkv, cache, locations, scoring=self.kind.scoring, rotation=rotation, **own)
 
     def expected(self) -> np.ndarray:
         """Causal softmax attention of each row's last tokens, in float64."""
@@ -171,6 +173,9 @@ class Case:
                 scores = np.einsum("hgd,shd->hgs", queries[token], keys[seen]) * self.kind.scale
                 if cap := self.kind.soft_cap:
                     scores = cap * np.tanh(scores / cap)
+                if self.kind.slopes:
+                    behind = visible - 1 - np.arange(visible)[seen]
+                    scores -= self.slopes.astype(np.float64)[..., None] * behind
                 weights = np.exp(scores)
                 total = weights.sum(-1) + (np.exp(self.sinks.astype(np.float64)) if self.kind.sinks else 0)
                 out[token] = np.einsum("hgs,shd->hgd", weights, values[seen]) / total[..., None]
@@ -233,7 +238,10 @@ def make_case(
     qkv[page == 0] = UNSEEN
     angles = (positions[:, None] * rng.uniform(0.01, 1, int(shape.head_dim * kind.rotated) // 2)).astype(np.float32)
     sinks = rng.normal(size=(shape.heads, shape.group)).astype(np.float32) * 2
-    return Case(kind, qkv, jnp.asarray(cache, dtype), page, offset, table, lengths, starts, angles, sinks, keys, values)
+    slopes = rng.uniform(0.01, 0.5, size=(shape.heads, shape.group)).astype(np.float32)
+    cached = jnp.asarray(cache, dtype)
+    own = sinks, slopes
+    return Case(kind, qkv, cached, page, offset, table, lengths, starts, angles, *own, keys, values)
 
 
 def check(attend: Attend, case: Case, *, decode: bool = False) -> None:
@@ -266,7 +274,8 @@ KINDS = {
     "window": Kind(window=20),
     "window of one, sinks": Kind(window=1, sinks=True),
     "soft cap": Kind(soft_cap=1.5),
-    "all": Kind(soft_cap=1.5, window=40, sinks=True, scale=1.3),
+    "slopes": Kind(rotated=0, slopes=True),
+    "all": Kind(soft_cap=1.5, window=40, sinks=True, slopes=True, scale=1.3),
 }
 
 
@@ -516,6 +525,7 @@ def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: np
                 case.locations(decode=decode),
                 rotation=Rotation(case.angles, case.angles),
                 sinks=case.sinks,
+                slopes=case.slopes,
             )
             text = traced.lower(lowering_platforms=("cuda",)).as_text()
             assert "triton" in text
@@ -605,7 +615,7 @@ def test_the_kernel_for_hopper_lowers(shape: str) -> None:
     """Lowering refuses what the interpreter forgives."""
     case = make_case([chunk(9, 1), chunk(40, 1)], ON_HOPPER[shape], dtype=jnp.bfloat16)
     arrays = (case.qkv.astype(jnp.bfloat16), case.cache, case.locations(decode=False))
-    run = jax.jit(partial(ragged_attention, scoring=case.kind.scoring, sinks=None, config=None))
+    run = jax.jit(partial(ragged_attention, scoring=case.kind.scoring, sinks=None, slopes=None, config=None))
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
         traced = run.trace(*arrays, rotation=Rotation(case.angles, case.angles))
@@ -618,6 +628,7 @@ def test_the_kernel_for_hopper_lowers(shape: str) -> None:
         (Kind(window=5), Shape(2, 4, 128, 32)),
         (Kind(soft_cap=3.0), Shape(2, 4, 128, 32)),
         (Kind(sinks=True), Shape(2, 4, 128, 32)),
+        (Kind(slopes=True), Shape(2, 4, 128, 32)),
         (PLAIN, Shape(2, 4, 64, 32)),
         (PLAIN, Shape(2, 3, 128, 32)),
         (PLAIN, Shape(2, 4, 128, 48)),
@@ -627,5 +638,6 @@ def test_the_kernel_for_hopper_leaves_other_attention_to_triton(kind: Kind, shap
     case = make_case([chunk(9, 1)], shape, kind, dtype=jnp.bfloat16)
     qkv = jnp.asarray(case.qkv, jnp.bfloat16)
     sinks = jnp.asarray(case.sinks) if kind.sinks else None
-    assert not mosaic_hopper.takes(qkv, case.cache, kind.scoring, sinks)
-    assert not mosaic_hopper.takes(jnp.asarray(case.qkv), case.cache, PLAIN.scoring, None)
+    slopes = jnp.asarray(case.slopes) if kind.slopes else None
+    assert not mosaic_hopper.takes(qkv, case.cache, kind.scoring, sinks, slopes)
+    assert not mosaic_hopper.takes(jnp.asarray(case.qkv), case.cache, PLAIN.scoring, None, None)

@@ -39,9 +39,12 @@ QKV = random(SEQUENCES * TOKENS, HEADS, GROUP + 2, DIM)
 ANGLES = random(SEQUENCES * TOKENS, DIM // 2)
 ROTATION = Rotation(jnp.cos(ANGLES).astype(jnp.float32), jnp.sin(ANGLES).astype(jnp.float32))
 SINKS = random(HEADS, GROUP)
+SLOPES = np.abs(random(HEADS, GROUP))
 
 
-def expected(scoring: Scoring, rotation: bool, sinks: bool, lengths: tuple[int, ...] = ()) -> np.ndarray:
+def expected(
+    scoring: Scoring, rotation: bool, sinks: bool, lengths: tuple[int, ...] = (), slopes: bool = False
+) -> np.ndarray:
     """One query at a time, by the definitions, channel i paired with channel i + d / 2."""
     turned = QKV.copy()
     if rotation:
@@ -58,6 +61,8 @@ def expected(scoring: Scoring, rotation: bool, sinks: bool, lengths: tuple[int, 
         scores = scoring.scale * seen[:, GROUP] @ turned[token, head, member]
         if scoring.soft_cap is not None:
             scores = scoring.soft_cap * np.tanh(scores / scoring.soft_cap)
+        if slopes:
+            scores = scores - SLOPES[head, member] * np.abs(np.arange(first, end) - token)
         weights = np.exp(scores)
         total = weights.sum() + (np.exp(SINKS[head, member]) if sinks else 0)
         out[token, head, member] = weights @ seen[:, GROUP + 1] / total if len(seen) else np.nan
@@ -75,6 +80,12 @@ def test_every_query_by_itself(scoring: Scoring, rotated: bool, sinks: bool) -> 
         sinks=jnp.asarray(SINKS) if sinks else None,
     )
     np.testing.assert_allclose(out, expected(scoring, rotated, sinks), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("scoring", [*SCORINGS.values(), *ENCODERS.values()], ids=[*SCORINGS, *ENCODERS])
+def test_scores_fall_with_the_distance(scoring: Scoring) -> None:
+    out = attend(jnp.asarray(QKV, jnp.float32), SEQUENCES, scoring=scoring, slopes=jnp.asarray(SLOPES))
+    np.testing.assert_allclose(out, expected(scoring, False, False, slopes=True), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("scoring", ENCODERS.values(), ids=ENCODERS)
@@ -148,7 +159,7 @@ def test_xla_may_be_asked_for(chosen: Any, calls: list[dict[str, Any]]) -> None:
 
 
 def test_cudnn_refuses_what_it_cannot() -> None:
-    with pytest.raises(ValueError, match=r"is causal, has no soft cap and no sinks: use implementation='xla'"):
+    with pytest.raises(ValueError, match=r"is causal, has no soft cap, sinks or slopes: use implementation='xla'"):
         attend(jnp.asarray(QKV), SEQUENCES, scoring=SCORINGS["soft cap"], implementation="cudnn")
 
 

@@ -196,6 +196,7 @@ def attention(
     window: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "h g"] | None = None,
+    slopes: Float[Array, "..."] | None = None,
     causal: bool = True,
 ) -> tuple[Float[Array, "t h g d"], Cache]:
     """Attention of fused projections, and the cache after their keys and values have been written to it.
@@ -209,23 +210,36 @@ def attention(
         window: how many positions a query attends to, its own included; None for no limit.
         soft_cap: scores become soft_cap * tanh(score / soft_cap); None for no cap.
         sinks: for each query head a score that joins its softmax without a value; None for none.
+        slopes: for each query head of the whole model, [kv_heads, group], what a score falls by with every position
+            between key and query (ALiBi); None for nothing.
         causal: whether a query attends to no later position; may be False only without a cache.
     """
     scoring = Scoring(scale, soft_cap, window, causal)
     how = batch.execution
+    if slopes is not None:
+        slopes = _local_heads(slopes, qkv, how)
     with jax.named_scope("attention"):
         if cache is not None and batch.locations is not None:
             return append_and_attend(
-                qkv, cache, batch.locations, scoring=scoring, rotation=rotation, sinks=sinks,
+                qkv, cache, batch.locations, scoring=scoring, rotation=rotation, sinks=sinks, slopes=slopes,
                 implementation=how.implementation, platform=how.platform,
             )  # fmt: skip
         if batch.lengths is None:
             raise ValueError("a batch without pages states the lengths of its sequences: Batch.of_sequences")
         attended = attend(
-            qkv, batch.lengths.shape[0], scoring=scoring, rotation=rotation, sinks=sinks, lengths=batch.lengths,
-            implementation=how.attention, platform=how.platform,
+            qkv, batch.lengths.shape[0], scoring=scoring, rotation=rotation, sinks=sinks, slopes=slopes,
+            lengths=batch.lengths, implementation=how.attention, platform=how.platform,
         )  # fmt: skip
         return attended, None
+
+
+def _local_heads(of_model: jax.Array, qkv: jax.Array, how: Execution) -> jax.Array:
+    """What a model has for each of its query heads, for those of this device's `qkv`; any value for padded heads."""
+    heads, group = qkv.shape[1], qkv.shape[2] - 2
+    # Query heads keep their order also where devices share a key-value head.
+    of_model = of_model.reshape(-1, group)
+    padded = jnp.pad(of_model, ((0, -of_model.shape[0] % heads), (0, 0)))
+    return lax.dynamic_slice_in_dim(padded, sharding.shard_index("kv_heads", how.rules) * heads, heads)
 
 
 def gated(

@@ -6,10 +6,11 @@ has nothing of its own to say in one of the functions that every architecture mu
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
@@ -64,6 +65,7 @@ class DecoderConfig:
         tied: whether the logits are computed with the embeddings.
         max_position: tokens of the longest sequence.
         windows: for each layer the number of tokens that a token sees, itself included; None for all.
+        labels: classes of a sequence classifier; 0 for a model of next tokens.
     """
 
     vocab: int
@@ -77,11 +79,12 @@ class DecoderConfig:
     tied: bool
     max_position: int
     windows: tuple[int | None, ...]
+    labels: int = field(default=0, kw_only=True)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
-        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
+        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim", "labels")
         channels = {"part": 1, "half": 2, "pair": self.head_dim // 2}
         return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
@@ -129,7 +132,19 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
         "windows": (None,) * num_layers,
+        "labels": num_labels(config),
     }
+
+
+def num_labels(config: Mapping[str, Any]) -> int:
+    """The classes of a sequence classifier, by its architecture's name; 0 for other models."""
+    named = config.get("architectures") or ()
+    if not any(str(name).endswith("ForSequenceClassification") for name in named):
+        return 0
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels:
+        return len(labels)
+    return positive(config, "num_labels", default=2)
 
 
 def activation(config: Mapping[str, Any], default: str, field: str = "hidden_act") -> Activation:
@@ -183,9 +198,14 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
 def vocabulary(
     config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
 ) -> list[Weight]:
-    """`embed`, and `head` where the logits are not computed with the embeddings; with a bias `head_bias`."""
+    """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
+
+    With a bias there is `head_bias` too.
+    """
     weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
-    if not config.tied:
+    if config.labels:
+        weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
+    elif not config.tied:
         weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
     if bias:
         weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
@@ -349,3 +369,9 @@ def head(
     """Logits [n, vocab] of rows of the residual stream after the last layer, normalised first."""
     table, bias = params.get("head", params["embed"]), params.get("head_bias")
     return layers.logits(last_rows(config, params, x), table, config.vocab, execution, bias=bias, soft_cap=soft_cap)
+
+
+def classify(config: DecoderConfig, params: Any, x: jax.Array, lengths: jax.Array, execution: Execution) -> jax.Array:
+    """The logits [b, labels] of sequences with hidden states [b, s, embed]: of the last token of each."""
+    last = x[jnp.arange(x.shape[0]), jnp.maximum(lengths - 1, 0)]
+    return layers.projected(last_rows(config, params, last), params["head"], execution)

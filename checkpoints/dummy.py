@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpy.typing as npt
+from jax import lax
 from jax.sharding import NamedSharding
 
 from checkpoints.load import Progress, as_leaf, collect, own_dtype
@@ -44,13 +45,13 @@ def dummy_params(
 
     @cache  # equal weights of all layers share one compiled program
     def program(
-        pieces: tuple[_Piece, ...], axis: int, dtype: np.dtype[Any], sharding: NamedSharding
+        pieces: tuple[_Piece, ...], axis: int | None, dtype: np.dtype[Any], sharding: NamedSharding
     ) -> Callable[[jax.Array], jax.Array]:
         return jax.jit(partial(_draw, pieces=pieces, axis=axis, dtype=dtype), out_shardings=sharding)
 
     def draw(row: Weight) -> Any:
         pieces = tuple(_piece(row, stored, extents) for stored in row.stored)
-        axis = row.axis_names.index(row.fuse) if row.fuse is not None else 0
+        axis = row.axis_names.index(row.fuse) if row.fuse is not None else None
         key = jax.random.key(zlib.crc32(row.path.encode()))
         array = program(pieces, axis, own_dtype(row, dtype), rules.sharding(row.axis_names))(key)
         return as_leaf(array, row, leaf_shape(row, extents, rules, dtype))
@@ -68,7 +69,10 @@ def _piece(row: Weight, stored: Stored, extents: Extents) -> _Piece:
     )
 
 
-def _draw(key: jax.Array, *, pieces: tuple[_Piece, ...], axis: int, dtype: np.dtype[Any]) -> jax.Array:
+def _draw(key: jax.Array, *, pieces: tuple[_Piece, ...], axis: int | None, dtype: np.dtype[Any]) -> jax.Array:
+    if axis is None:
+        (piece,) = pieces
+        return _placed((SCALE * jax.random.normal(key, piece.drawn)).astype(dtype), piece)
     ends = list(itertools.accumulate(piece.drawn[axis] for piece in pieces))
     extents = [*pieces[0].drawn]
     extents[axis] = ends[-1]
@@ -82,4 +86,5 @@ def _placed(part: jax.Array, piece: _Piece) -> jax.Array:
     part = part.reshape(piece.read)
     for axis, times in enumerate(piece.times):
         part = jnp.repeat(part, times, axis)
-    return jnp.pad(part, [(0, room - size) for size, room in zip(part.shape, piece.padded, strict=True)])
+    room = [(0, padded - size, 0) for size, padded in zip(part.shape, piece.padded, strict=True)]
+    return lax.pad(part, jnp.zeros((), part.dtype), room)

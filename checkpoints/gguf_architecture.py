@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +22,7 @@ class GgufArchitecture:
         model_class: the class that the configuration's `architectures` names.
         permuted: the modules whose rows are stored with the two halves of each head interleaved (`LlamaModel.permute`
             in llama.cpp's convert_hf_to_gguf.py), each with the configuration field that has its number of heads.
+        transposed: the modules whose matrices Hugging Face stores with the inputs first, and llama.cpp does not.
         tensors: Hugging Face names of modules that `gguf_names.MODULES` does not have, or has under other names:
             {"blk.{i}.attn_q_norm": "model.layers.{i}.self_attn.q_norm"}.
         metadata: further metadata keys, without the prefix, and the configuration fields that their numbers become
@@ -37,10 +38,11 @@ class GgufArchitecture:
     model_type: str
     model_class: str
     permuted: Mapping[str, str] = field(default_factory=dict)
+    transposed: Collection[str] = ()
     tensors: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, str] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
-    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = lambda config: {}
+    derived: Callable[[Mapping[str, Any]], Mapping[str, Any]] = field(default_factory=lambda: lambda config: {})
     norms_plus_one: bool = False
     partial_rotary: bool = False
 

@@ -34,6 +34,12 @@ class _Stored(NamedTuple):
     tensor: GgufTensor
     heads: int | None  # of a tensor whose rows are permuted within each head
     plus_one: bool
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what reading it gives."""
+        return self.tensor.shape[::-1] if self.transposed else self.tensor.shape
 
     @property
     def dtype(self) -> str:
@@ -68,13 +74,14 @@ class GgufSource:
                     f"halves do not divide. {REMEDY}"
                 )
             plus_one = architecture.norms_plus_one and name.endswith("norm.weight")
-            self._stored[name] = _Stored(tensor, heads, plus_one)
-        self.info = {name: TensorInfo(one.tensor.shape, one.dtype) for name, one in self._stored.items()}
+            transposed = name.endswith(tuple(f".{module}.weight" for module in architecture.transposed))
+            self._stored[name] = _Stored(tensor, heads, plus_one, transposed)
+        self.info = {name: TensorInfo(one.shape, one.dtype) for name, one in self._stored.items()}
 
     def read(self, name: str, index: tuple[slice, ...]) -> npt.NDArray[Any]:
         """One part of a tensor; only the blocks that hold it are dequantised."""
-        tensor, heads, plus_one = self._stored[name]
-        values = self._values(tensor, heads, index)
+        tensor, heads, plus_one, transposed = self._stored[name]
+        values = self._values(tensor, heads, index[::-1]).T if transposed else self._values(tensor, heads, index)
         return values.astype(np.float32) - np.float32(1) if plus_one else values
 
     def _values(self, tensor: GgufTensor, heads: int | None, index: tuple[slice, ...]) -> npt.NDArray[Any]:

@@ -14,6 +14,7 @@ from jax.sharding import NamedSharding
 
 from checkpoints.fit import require_fit
 from checkpoints.packed_source import PackedSource
+from checkpoints.prefixed_source import with_prefix
 from checkpoints.shards import read_shard
 from checkpoints.source import TensorSource
 from checkpoints.table import Params, Sizes, Weight, assemble, blocks, expand, leaf_shape, shape, stored_shapes
@@ -23,7 +24,13 @@ from sharding import Extents, ShardingRules
 Progress = Callable[[int, int], None]
 
 # Buffers that some checkpoints carry although they follow from the configuration.
-IGNORED = ("*.rotary_emb.inv_freq", "*.attention.bias", "*.attn.masked_bias", "*.attention.masked_bias")
+IGNORED = (
+    "*.rotary_emb.inv_freq",
+    "*.attention.bias",
+    "*h.*.attn.bias",
+    "*.attn.masked_bias",
+    "*.attention.masked_bias",
+)
 
 # Dequantising is numpy arithmetic that releases the interpreter lock; each thread holds one shard of one weight.
 MAX_THREADS = 8
@@ -66,10 +73,10 @@ def check(rows: Iterable[Weight], source: TensorSource, *, sizes: Sizes, ignore:
 
 
 def as_hugging_face(source: TensorSource, rows: Sequence[Weight], sizes: Sizes) -> TensorSource:
-    """The source under Hugging Face's names, which Orbax's arrays lack; ValueError where these do not fit the rows."""
+    """The source under Hugging Face's names; ValueError where Orbax's arrays, which lack them, do not fit the rows."""
     from checkpoints.orbax_source import OrbaxSource  # tensorstore is for those who need it
 
-    return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else source
+    return PackedSource(source, rows, sizes) if isinstance(source, OrbaxSource) else with_prefix(source, rows)
 
 
 def ignorable(config: Mapping[str, Any], further: Iterable[str] = ()) -> tuple[str, ...]:

@@ -4,6 +4,15 @@ from pallas_kernels.attention.api import append_and_attend, cache_shape
 from pallas_kernels.attention.dense import attend
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import Scoring
-from pallas_kernels.attention.rotary import Rotation, rotate
+from pallas_kernels.attention.rotary import Rotation, rotate, rotate_queries_and_keys
 
-__all__ = ["PageLocations", "Rotation", "Scoring", "append_and_attend", "attend", "cache_shape", "rotate"]
+__all__ = [
+    "PageLocations",
+    "Rotation",
+    "Scoring",
+    "append_and_attend",
+    "attend",
+    "cache_shape",
+    "rotate",
+    "rotate_queries_and_keys",
+]

@@ -343,6 +343,40 @@ def test_a_row_may_state_its_dtype_and_its_format() -> None:
     assert steps[-1] == (6 * 4 + 2 * (4 * 8 * 6 + 4 * 4),) * 2
 
 
+PREFIXED = (
+    Weight("norm", "embed", (Stored("model.norm.weight", "embed"),)),
+    Weight("bias", "embed", (Stored("model.norm.bias", "embed"),)),
+    Weight("head", "vocab embed", (Stored("lm_head.weight", "vocab embed"),)),
+)
+
+
+@pytest.mark.parametrize("prefix", ["model.", ""])
+def test_models_saved_without_their_heads_lack_a_prefix(prefix: str) -> None:
+    """Their heads, should there be ones all the same, do not."""
+    shapes = {f"{prefix}norm.weight": 1, f"{prefix}norm.bias": 1, "lm_head.weight": 2}
+    sizes = (SIZES["vocab"], SIZES["embed"])
+    tensors = {name: np.full(sizes[2 - rank :], at, np.float32) for at, (name, rank) in enumerate(shapes.items())}
+    where: Any = {"extents": Extents(SIZES), "rules": ShardingRules(mesh_of(1, 1, 1), RULES), "dtype": np.float32}
+    params = load_params(PREFIXED, CountingSource(tensors), **where)
+    assert [float(params[path].max()) for path in ("norm", "bias", "head")] == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"model\.other"):
+        load_params(PREFIXED, CountingSource(tensors | {f"{prefix}other": np.zeros(2)}), **where)
+    with pytest.raises(ValueError, match=r"(?m)^.*\bother\.weight"):  # of another architecture, under its own names
+        load_params(PREFIXED, CountingSource({"other.weight": np.zeros(2)}), **where)
+
+
+@pytest.mark.multi_device(4)
+def test_a_weight_may_be_a_number() -> None:
+    """Loaded, written back and drawn, on every device."""
+    row = Weight("beta", "", (Stored("act_fn.beta", ""),))
+    where: Any = {"extents": EXTENTS, "rules": ShardingRules(mesh_of(1, 1, 4), RULES), "dtype": jnp.float32}
+    params = load_params((row,), CountingSource({"act_fn.beta": np.float32(0.5).reshape(())}), **where)
+    for found in (params, dummy_params((row,), **where)):
+        assert_matches(found, param_shapes((row,), **where))
+    ((name, written),) = to_stored(row, params["beta"], EXTENTS)
+    assert (name, written.shape, written) == ("act_fn.beta", (), 0.5)
+
+
 @pytest.mark.multi_device(4)
 def test_dummy_parameters_are_the_same_on_every_mesh_and_padded_with_zeros() -> None:
     def dummy(mesh: Mesh, extents: Extents) -> Params:

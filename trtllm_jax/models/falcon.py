@@ -66,7 +66,7 @@ class Config(LayerNormConfig):
             bias=flag(config, "bias"),
             parallel=parallel,
             mlp_norm=config.get("num_ln_in_parallel_attn") != 1 if grouped else not parallel,
-            activation=activation(config, "gelu", "activation"),
+            activation=activation(config, "gelu", field="activation"),
         )
 
 

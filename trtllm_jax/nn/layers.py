@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 import sharding
 from pallas_kernels import matmul
@@ -72,6 +72,14 @@ def _take_rows(table: jax.Array, rows: jax.Array) -> jax.Array:
     """
     table, rows = lax.optimization_barrier((table, rows))
     return table.at[rows].get(mode="promise_in_bounds")
+
+
+def with_positions(
+    residual: Residual, table: Float[Array, "positions embed"], positions: Int32[Array, " t"]
+) -> Residual:
+    """The residual stream plus the learnt embeddings of the tokens' positions; of those behind the last, the last."""
+    rows = _take_rows(table, jnp.minimum(positions, table.shape[0] - 1))
+    return Residual(residual.total + rows.astype(residual.x.dtype))
 
 
 def norm(x: Float[Array, "*lead n"], norm: Norm, batch: Batch) -> Float[Array, "*lead n"]:
@@ -235,9 +243,13 @@ def gated(
 
 
 def activated(
-    x: Normed, up: AnyWeight, batch: Batch, activation: Activation, bias: jax.Array | None = None
-) -> jax.Array:
-    """The hidden channels [t, mlp] of an MLP without a gate: up [mlp, embed], bias [mlp]."""
+    x: Normed,
+    up: Float[Array, "mlp embed"] | QuantizedWeight,
+    batch: Batch,
+    activation: Activation,
+    bias: Float[Array, " mlp"] | None = None,
+) -> Float[Array, "t mlp"]:
+    """The hidden layer of an MLP without a gate."""
     return ACTIVATIONS[activation](linear(x, up, batch, "embed", bias=bias))
 
 

@@ -17,6 +17,16 @@ INTERLEAVED = ("llama", "granite", "arcee", "olmo", "smollm3")
 PLUS_ONE = ("gemma", "gemma2", "gemma3", "nemotron")
 """Architectures whose norms are stored plus one."""
 
+OF_GPT2 = {
+    "num_hidden_layers": "n_layer",
+    "max_position_embeddings": "n_positions",
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_attention_heads": "n_head",
+    "layer_norm_eps": "layer_norm_epsilon",
+}
+"""What GPT-2's configurations call the fields on the left."""
+
 WRITE: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
     "num_hidden_layers": GGUFWriter.add_block_count,
     "max_position_embeddings": GGUFWriter.add_context_length,
@@ -45,14 +55,17 @@ WRITE: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
 def write_gguf(folder: Path, path: Path, name: str) -> Path:
     """Writes the model that `folder` holds as the GGUF architecture `name`, in float32."""
     config = json.loads((folder / "config.json").read_text())
+    if name == "gpt2":
+        config |= {ours: config[theirs] for ours, theirs in OF_GPT2.items()}
     writer = GGUFWriter(path, name)
     for field, write in WRITE.items():
         if config.get(field) is not None:
             write(writer, config[field])
     if name == "olmo":
         writer.add_layer_norm_eps(1e-5)
-    head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
-    _add_rope(writer, name, config["rope_parameters"], head_dim)
+    if "rope_parameters" in config:
+        head_dim = config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"]
+        _add_rope(writer, name, config["rope_parameters"], head_dim)
     (arch,) = (arch for arch, its_name in MODEL_ARCH_NAMES.items() if its_name == name)
     names = get_tensor_name_map(arch, config["num_hidden_layers"])
     for tensor, values in load_file(folder / "model.safetensors").items():
@@ -67,11 +80,13 @@ def write_gguf(folder: Path, path: Path, name: str) -> Path:
 
 
 def _converted(name: str, tensor: str, values: np.ndarray, config: dict[str, Any]) -> np.ndarray:
-    """What llama.cpp stores: some norms plus one, some heads with their halves interleaved."""
+    """What llama.cpp stores: some norms plus one, some matrices transposed, some heads' halves interleaved."""
     if name in PLUS_ONE and tensor.endswith("norm.weight"):
         return values + np.float32(1)
     module = tensor.split(".")[-2]
-    heads = {"q_proj": config["num_attention_heads"], "k_proj": config["num_key_value_heads"]}.get(module)
+    if name == "gpt2" and module.startswith("c_") and values.ndim == 2:
+        return values.T
+    heads = {"q_proj": config["num_attention_heads"], "k_proj": config.get("num_key_value_heads")}.get(module)
     if name not in INTERLEAVED or heads is None:
         return values
     return values.reshape(heads, 2, -1, *values.shape[1:]).swapaxes(1, 2).reshape(values.shape)
@@ -80,6 +95,10 @@ def _converted(name: str, tensor: str, values: np.ndarray, config: dict[str, Any
 def _add_rope(writer: GGUFWriter, name: str, rope: dict[str, Any], head_dim: int) -> None:
     """That of the layers which see everything, where others have one of their own: llama.cpp knows theirs."""
     rope = rope.get("full_attention", rope)
+    if "alpha" in rope:  # of Hunyuan's
+        writer.add_rope_freq_base(rope["rope_theta"] * rope["alpha"] ** (head_dim / (head_dim - 2)))
+        writer.add_rope_scaling_type(RopeScalingType.NONE)
+        return
     writer.add_rope_freq_base(rope["rope_theta"])
     if rope.get("partial_rotary_factor") is not None:
         writer.add_rope_dimension_count(int(rope["partial_rotary_factor"] * head_dim))

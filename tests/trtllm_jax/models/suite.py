@@ -84,9 +84,12 @@ class ModelSuite:
         expected_value, expected = tiny.expected_gradients(prompt)
         np.testing.assert_allclose(value, expected_value, rtol=1e-5)
         found = stored_tensors(tiny, gradients, Extents(config.sizes))
-        assert found.keys() == expected.keys()
+        assert found.keys() >= expected.keys()  # a checkpoint may have buffers too
+        largest = max(np.abs(values).max() for values in expected.values())
         for name, values in expected.items():
-            assert relative_error(found[name], values) < 1e-4, name
+            # A key's bias without a rope shifts all scores alike: its gradient is zero, but for what is rounded.
+            zero = max(np.abs(values).max(), np.abs(found[name]).max()) < 1e-6 * largest
+            assert zero or relative_error(found[name], values) < 1e-4, name
 
     @pytest.mark.multi_device(4)
     @pytest.mark.slow

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from checkpoints.table import Stored, Weight
+from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
@@ -56,26 +56,16 @@ class Config(LayerNormConfig):
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    axes, qkv, dense = "kv_heads group head_dim", f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense"
-    rows = [
+    return (
         *decoder.vocabulary(config, "gpt_neox.embed_in", "embed_out"),
         *decoder.norm("norm", "gpt_neox.final_layer_norm", bias=True),
         *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
-        Weight(
-            "layers.{i}.qkv",
-            "kv_heads qkv head_dim embed",
-            (Stored(f"{qkv}.weight", "(kv_heads qkv head_dim) embed", 3),),
-            fuse="qkv",
+        *decoder.fused_attention(
+            config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=config.attention_bias
         ),
-        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{dense}.weight", f"embed ({axes})"),)),
         *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
         *decoder.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
-    ]
-    if config.attention_bias:
-        bias = (Stored(f"{qkv}.bias", "(kv_heads qkv head_dim)", 3),)
-        rows.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", bias, fuse="qkv"))
-        rows.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{dense}.bias", "embed"),)))
-    return tuple(rows)
+    )
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:

@@ -13,7 +13,7 @@ from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import ATTENTION, FULL, HEADS, LAYER, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.rope import Rope, of_layer_type
 
 OLMO2, OLMO3 = ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
@@ -53,30 +53,21 @@ class Config(DecoderConfig):
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, hidden_act=("silu",))
         if OLMO3 in (config.get("architectures") or ()):
-            full, sliding = (_of_kind(config, kind) for kind in (FULL, SLIDING))
+            base = ("rope_theta", 500000.0)
+            full, sliding = of_layer_type(config, FULL, base), of_layer_type(config, SLIDING, base, scaled=False)
             fields = decoder_fields({"rms_norm_eps": 1e-5, **full})
             windowed = {"sliding_window": 4096, **config}
             fields["windows"] = layer_windows(windowed, fields["num_layers"], lambda index: (index + 1) % 4 != 0)
-            theta = 500000.0
         else:
             require(config, sliding_window=(None,))
             full = sliding = dict(config)
             fields = decoder_fields({"rms_norm_eps": 1e-5, **config})
-            theta = 10000.0
         return cls(
             **fields,
-            full_rope=Rope.from_config(full, fields["head_dim"], theta),
-            sliding_rope=Rope.from_config(sliding, fields["head_dim"], theta),
+            full_rope=Rope.from_config(full, fields["head_dim"]),
+            sliding_rope=Rope.from_config(sliding, fields["head_dim"]),
             attention_bias=flag(config, "attention_bias"),
         )
-
-
-def _of_kind(config: Mapping[str, Any], kind: str) -> dict[str, Any]:
-    """An OLMo 3 configuration as the layers of one kind read it; the older spelling scales those without a window."""
-    scaling = config.get("rope_scaling") if kind == FULL else None
-    kinds = config.get("rope_parameters") or {}
-    require({"rope_parameters": type(kinds)}, rope_parameters=(dict,))
-    return {**config, "rope_parameters": scaling or kinds.get(kind), "rope_scaling": None}
 
 
 def table(config: Config) -> tuple[Weight, ...]:

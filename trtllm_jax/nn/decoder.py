@@ -253,6 +253,28 @@ def attention(
     return weights
 
 
+def fused_attention(config: DecoderConfig, fused: str, output: str, *, bias: bool = False) -> list[Weight]:
+    """`qkv` and `o`, with their biases, of a checkpoint whose module `fused` has the heads of group after group.
+
+    Where devices outnumber the key-value heads, these are repeated only if there is one.
+    """
+    parts: tuple[str | int, ...] = ("group", 1, 1) if config.kv_heads == 1 else (config.group + 2,)
+
+    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
+        return tuple(Stored(f"{fused}.{suffix}", layout, size) for size in parts)
+
+    heads, axes = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
+    stored = (Stored(f"{output}.weight", f"embed ({axes})"),)
+    weights = [
+        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight("layers.{i}.o", f"embed {axes}", stored),
+    ]
+    if bias:
+        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
+        weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{output}.bias", "embed"),)))
+    return weights
+
+
 def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
     """The sizes of the axes of channels in `attention(paired=True)` whose rope rotates the first `rotary` of a head."""
     if head_dim % rotary or rotary % 2:

@@ -133,8 +133,9 @@ def of_layer_type(
         raise ValueError(f"config.json has rope_scaling={short_repr(scaling)}; it must be an object")
     field, default = base
     stated = default if config.get(field) is None else config[field]
-    whole = {"rope_theta": record.get("rope_theta", stated), **(scaling or record)}
-    return {**config, "rope_scaling": None, "rope_parameters": whole}
+    used = scaling or record
+    theta = next((one["rope_theta"] for one in (used, record) if one.get("rope_theta") is not None), stated)
+    return {**config, "rope_scaling": None, "rope_parameters": {**used, "rope_theta": theta}}
 
 
 def context_stretch(config: Mapping[str, Any]) -> float:

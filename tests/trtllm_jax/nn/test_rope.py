@@ -242,7 +242,10 @@ FULL, LOCAL = "full_attention", "sliding_attention"
             {"rope_theta": 2e4},
         ),
         (
-            {"rope_theta": 7.0, "rope_parameters": {FULL: {"rope_theta": 3e5, "rope_type": "default"}, LOCAL: None}},
+            {
+                "rope_theta": 7.0,
+                "rope_parameters": {FULL: {"rope_theta": 3e5, "rope_type": "default"}, LOCAL: {"rope_theta": None}},
+            },
             {"rope_theta": 3e5, "rope_type": "default"},
             {"rope_theta": 1e4},
         ),
@@ -253,6 +256,11 @@ FULL, LOCAL = "full_attention", "sliding_attention"
             },
             {"rope_theta": 3e5, "type": "linear", "factor": 2.0},
             {"rope_theta": 2e4},
+        ),
+        (
+            {"rope_scaling": {"type": "linear", "factor": 2.0, "rope_theta": 4e5}},
+            {"rope_theta": 4e5, "type": "linear", "factor": 2.0},
+            {"rope_theta": 1e4},
         ),
     ],
 )

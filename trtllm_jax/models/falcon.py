@@ -1,0 +1,126 @@
+"""Falcon 7B, 40B and 180B (Almazrouei et al. 2023, arXiv:2311.16867), and Falcon 2 11B."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.table import Weight
+from pallas_kernels.matmul import Activation
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.config_fields import flag, positive, require
+from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope
+
+ARCHITECTURES = ("FalconForCausalLM",)
+
+LAYER = "transformer.h.{i}"
+ATTENTION, MLP = f"{LAYER}.self_attention", f"{LAYER}.mlp"
+
+DEFAULTS = {"layer_norm_epsilon": 1e-5, "multi_query": True, "parallel_attn": True}
+"""What fields that are absent mean."""
+
+
+@dataclass(frozen=True)
+class Config(LayerNormConfig):
+    """The facts of one Falcon model that its layers need.
+
+    Attributes:
+        rope: of every layer.
+        bias: whether the four projections of a layer have a bias.
+        parallel: whether both blocks of a layer read what enters the layer.
+        mlp_norm: whether the feed-forward block has a norm of its own; else both read the same rows.
+        activation: of the feed-forward block.
+    """
+
+    rope: Rope
+    bias: bool
+    parallel: bool
+    mlp_norm: bool
+    activation: Activation
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        require(config, alibi=(False, None))
+        config = {**DEFAULTS, **config}
+        embed, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
+        require_whole_heads(config)
+        grouped, parallel = flag(config, "new_decoder_architecture"), flag(config, "parallel_attn")
+        if grouped:
+            require(config, parallel_attn=(True,), num_ln_in_parallel_attn=(None, 2, 1))
+        elif parallel:
+            require(config, num_ln_in_parallel_attn=(None, 1))
+        sizes = {
+            "num_key_value_heads": _kv_heads(config, heads),
+            "intermediate_size": positive(config, "ffn_hidden_size", default=4 * embed),
+            "head_dim": None,
+        }
+        fields = decoder_fields(config | sizes, eps="layer_norm_epsilon", tied=True)
+        return cls(
+            **fields,
+            rope=Rope.from_config(config, fields["head_dim"]),
+            bias=flag(config, "bias"),
+            parallel=parallel,
+            mlp_norm=config.get("num_ln_in_parallel_attn") != 1 if grouped else not parallel,
+            activation=activation(config, "gelu", field="activation"),
+        )
+
+
+def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
+    """The number of key-value heads, which only models of the newer kind state."""
+    if not flag(config, "new_decoder_architecture"):
+        if flag(config, "multi_query"):
+            return 1
+        require(config, num_kv_heads=(heads, None))
+        return heads
+    kv_heads = positive(config, "num_kv_heads", default=heads)
+    if heads % kv_heads:
+        raise ValueError(f"num_attention_heads={heads} is not a multiple of num_kv_heads={kv_heads}")
+    return kv_heads
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    before = "ln_attn" if config.parallel and config.mlp_norm else "input_layernorm"
+    between = "ln_mlp" if config.parallel else "post_attention_layernorm"
+    return (
+        *decoder.vocabulary(config, "transformer.word_embeddings"),
+        *decoder.norm("norm", "transformer.ln_f", bias=True),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.{before}", bias=True),
+        *decoder.fused_attention(config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=config.bias),
+        *(decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.{between}", bias=True) if config.mlp_norm else ()),
+        *decoder.plain_mlp(f"{MLP}.dense_h_to_4h", f"{MLP}.dense_4h_to_h", bias=config.bias),
+    )
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
+    entered = residual.x
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
+    if qkv.shape[2] - 2 != p["o"].shape[2]:
+        raise ValueError(
+            f"tensor_parallel_size is more than num_kv_heads={config.kv_heads}, whose groups of heads a Falcon "
+            "checkpoint stores together; lower it"
+        )
+    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
+    residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
+    with jax.named_scope("mlp"):
+        if not config.parallel:
+            residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
+        elif config.mlp_norm:
+            normed = layers.Normed(entered, config.norm(p, "mlp_norm"))
+        hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p.get("up_bias"))
+        return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p.get("down_bias")), cache
+
+
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+ropes = decoder.ropes
+embed = decoder.embed
+last_rows = decoder.last_rows
+head = decoder.head

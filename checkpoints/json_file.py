@@ -18,18 +18,23 @@ def read_object(path: Path) -> dict[str, Any]:
 
     With links resolved the file must be in its folder or in the hub's cache.
     """
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
+    return value
+
+
+def read_value(path: Path) -> Any:
+    """The JSON value in `path`; otherwise as `read_object`."""
     with open_regular(path, path.parent) as file:
         size = os.fstat(file.fileno()).st_size
         if size > MAX_BYTES:
             raise ValueError(f"{path} has {size} bytes; a checkpoint's JSON file may have at most {MAX_BYTES}")
         content = file.read()
     try:
-        value = decode(content)
+        return decode(content)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON: {error}. Download or convert the model again") from error
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a JSON {type(value).__name__}; it must be an object")
-    return value
 
 
 def decode(content: bytes) -> Any:

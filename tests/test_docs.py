@@ -12,7 +12,7 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from types import CodeType
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
@@ -229,10 +229,10 @@ def test_axis_letters_are_in_the_glossary() -> None:
 
 
 def test_architecture_shows_the_table_of_programs() -> None:
-    from trtllm_jax.engine.program_table import FAMILIES
+    from trtllm_jax.engine.program_table import ENCODE_FAMILIES, FAMILIES
 
     shown = re.findall(r"^\| `(\w+)` \| (.+) \|$", section(ARCHITECTURE, "Programs"), re.MULTILINE)
-    assert shown == [(family.name, family.runs) for family in FAMILIES]
+    assert shown == [(family.name, family.runs) for family in (*FAMILIES, *ENCODE_FAMILIES)]
 
 
 def test_decisions_count_the_programs() -> None:
@@ -242,6 +242,7 @@ def test_decisions_count_the_programs() -> None:
     from trtllm_jax.engine.config import backend_defaults
     from trtllm_jax.engine.limits import SchedulerLimits
     from trtllm_jax.engine.program_table import Sizes, programs
+    from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
     from trtllm_jax.nn.execution import Execution
     from trtllm_jax.nn.model import Model
 
@@ -249,7 +250,8 @@ def test_decisions_count_the_programs() -> None:
     for platform in (Platform("cpu"), Platform("gpu")):
         chosen = backend_defaults(platform)
         limits = SchedulerLimits(chosen.max_batch_size, chosen.max_num_tokens, 512, chosen.max_decode_steps)
-        model = Model(ModuleType("any"), SimpleNamespace(vocab=1000), execution=Execution(platform))
+        module = SimpleNamespace(cache_spec=lambda config: (CacheGroup((0,), KeysAndValues(1, 8)),))
+        model = Model(cast(ModuleType, module), SimpleNamespace(vocab=1000), execution=Execution(platform))
         sizes = Sizes(model, limits, page_size=32, table_widths=(16,), new_pages=1)
         counts.append(str(len(programs(sizes))))
     decisions = (ROOT / "docs" / "decisions.md").read_text()

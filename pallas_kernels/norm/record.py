@@ -13,7 +13,7 @@ class Norm:
     """A normalisation over the last axis, of n channels, in float32.
 
     Attributes:
-        weight: the factor on each normalised channel.
+        weight: the factor on each normalised channel; it may differ from head to head.
         eps: the number added to the mean square, or to the variance; static.
         offset: the number added to the weight (Gemma stores the weight minus 1); static.
         bias: added at the end; None for none.
@@ -21,7 +21,7 @@ class Norm:
             mean and divides by the standard deviation (Ba et al. 2016, arXiv:1607.06450); static.
     """
 
-    weight: Float[Array, " n"]
+    weight: Float[Array, "*heads n"]
     eps: float = field(metadata={"static": True})
     offset: float = field(default=0.0, metadata={"static": True})
     bias: Float[Array, " n"] | None = None
@@ -30,4 +30,4 @@ class Norm:
     @property
     def in_kernels(self) -> bool:
         """Whether the kernels can compute it; XLA can compute every norm."""
-        return self.kind == "rms" and self.bias is None
+        return self.kind == "rms" and self.bias is None and self.weight.ndim == 1

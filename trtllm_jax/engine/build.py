@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,6 +13,7 @@ from trtllm_jax.engine import sizing, weights
 from trtllm_jax.engine.block_pool import BlockPool
 from trtllm_jax.engine.cache_manager import Group, KVCacheManager, counted_group, pages_per_dispatch
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation
+from trtllm_jax.engine.encode_build import build_encode_engine
 from trtllm_jax.engine.engine import Engine
 from trtllm_jax.engine.events import CacheEvents
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
@@ -24,6 +25,7 @@ from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.engine.sizing import Sizing
+from trtllm_jax.engine.start_up import StartUp
 from trtllm_jax.logger import logger
 from trtllm_jax.nn.dtypes import activation_dtype
 from trtllm_jax.nn.execution import Execution
@@ -31,18 +33,6 @@ from trtllm_jax.nn.model import Model
 
 NOMINAL_PAGES = 1024
 """Pool size of the compile that measures a step's temporary bytes; they do not depend on it."""
-
-
-@dataclass(frozen=True)
-class StartUp:
-    """What was chosen and how long it took, for the start-up line."""
-
-    limits: SchedulerLimits
-    kv_tokens: int
-    kv_dtype: str
-    token_buckets: tuple[int, ...]
-    row_buckets: tuple[int, ...]
-    compile_seconds: float
 
 
 def build_engine(
@@ -68,6 +58,8 @@ def build_engine(
         MemoryError: the cache does not fit; names the knob.
     """
     model = replace(model, execution=Execution.on(mesh))
+    if not model.cache_groups:
+        return build_encode_engine(model, params, mesh, config, sink, ended, progress)
     # A CPU computes attention in float32; a narrower cache would cost a conversion a step.
     kv_dtype = jnp.dtype(config.kv_dtype or activation_dtype(model.weight_dtype(params), model.platform))
     spec = CacheSpec.of(model.cache_groups, model.config.sizes, config.page_size, kv_dtype, mesh)
@@ -98,15 +90,13 @@ def build_engine(
     if measured is not None:
         # Only what an engine could be made with is worth keeping.
         sizing.write(*measured)
-    start_up = StartUp(
-        limits=limits,
-        kv_tokens=pool.capacity * spec.page_size,
-        kv_dtype=kv_dtype.name,
-        token_buckets=programs.sizes.token_buckets,
-        row_buckets=programs.sizes.row_buckets,
-        compile_seconds=compile_seconds,
+    sizes = programs.sizes
+    described = (
+        f"KV cache of {pool.capacity * spec.page_size} tokens in {kv_dtype.name}; up to {limits.max_batch_size} "
+        f"sequences of {limits.max_seq_len} tokens, {limits.max_num_tokens} tokens a step; steps for "
+        f"{sizes.token_buckets} tokens and {sizes.row_buckets} rows"
     )
-    return engine, start_up
+    return engine, StartUp(limits, described, compile_seconds)
 
 
 def _page_pools(

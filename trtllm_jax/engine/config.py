@@ -94,6 +94,18 @@ def extras_buckets(decode: tuple[int, ...]) -> tuple[int, ...]:
     return tuple(size for size in decode if size == decode[-1] or size in (8, 32, 64, 128, 256))
 
 
+def encode_widths(max_seq_len: int) -> tuple[int, ...]:
+    """Lengths that steps of whole sequences are compiled for: powers of two from 16 on, and the longest."""
+    sizes = [1 << power for power in range(4, 31)]
+    return (*(size for size in sizes if size < max_seq_len), max_seq_len)
+
+
+def encode_rows(most: int) -> tuple[int, ...]:
+    """Sequences that such steps are compiled for: powers of four, and the most."""
+    sizes = [1 << power for power in range(0, 16, 2)]
+    return (*(size for size in sizes if size < most), most)
+
+
 def token_buckets(max_num_tokens: int, platform: Platform) -> tuple[int, ...]:
     """Token counts that a ragged step is compiled for, up to the maximum.
 

@@ -12,6 +12,7 @@ from concurrent.futures import CancelledError, Future
 from typing import Any, NamedTuple
 
 from trtllm_jax.common.errors import EngineDeadError, RequestError
+from trtllm_jax.engine.encode_scheduler import EncodeScheduler
 from trtllm_jax.engine.events import CacheEvents, Record, iteration_stats
 from trtllm_jax.engine.flight import EditedDraw, InFlight
 from trtllm_jax.engine.host_sampling import draw_on_host
@@ -53,7 +54,7 @@ class Engine:
 
     def __init__(
         self,
-        scheduler: Scheduler,
+        scheduler: Scheduler | EncodeScheduler,
         packer: Packer,
         runner: Runner,
         sink: Callable[[Sequence[Update]], None],
@@ -89,12 +90,12 @@ class Engine:
     @property
     def kv_pages(self) -> int:
         """Pages that sequences can hold."""
-        return self._scheduler.cache.stats.capacity
+        return self._scheduler.cache_stats.capacity
 
     @property
     def page_size(self) -> int:
         """Tokens of a page."""
-        return self._scheduler.cache.stats.page_size
+        return self._scheduler.cache_stats.page_size
 
     def submit(self, requests: Sequence[Request]) -> None:
         """Queue sequences; their updates go to the sink.

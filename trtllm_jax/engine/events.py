@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from trtllm_jax.engine.encode_scheduler import EncodeScheduler
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.scheduler import Scheduler
 
@@ -64,9 +65,9 @@ def _readable(block: bytes) -> int | None:
     return int.from_bytes(block[:8], "big") if block else None
 
 
-def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: Scheduler) -> Record:
+def iteration_stats(iteration: int, seconds: float, plan: StepPlan, scheduler: Scheduler | EncodeScheduler) -> Record:
     """One step's statistics with TensorRT-LLM's field names."""
-    cache, counters = scheduler.cache.stats, scheduler.counters
+    cache, counters = scheduler.cache_stats, scheduler.counters
     looked_up = cache.reused + cache.missed
     # A sequence may have several rows, and one that the host draws for has a known token in each step.
     prompt_rows = [row for row, first in enumerate(plan.first.tolist()) if 0 <= first < plan.requests[row].prefill_end]

@@ -48,8 +48,8 @@ class InFlight:
     def output(self, read: Read) -> StepOutput:
         """What came of it; `read` gives the host's arrays, and waits for the device."""
         plan, found = self.plan, read(self.results)
-        tokens = [row[1 : 1 + row[0]] for row in found["tokens"][: len(plan.requests)].tolist()]
-        output = StepOutput(tokens)
+        rows = found["tokens"][: len(plan.requests)].tolist() if "tokens" in found else [[0]] * len(plan.requests)
+        output = StepOutput([row[1 : 1 + row[0]] for row in rows])
         for source in AFTER_STEP:
             if source in found:
                 output.by_row[source] = dict(zip(plan.rows_with(source), found[source], strict=False))

@@ -37,6 +37,8 @@ class Packer:
 
     def step(self, plan: StepPlan) -> list[Dispatch]:
         """What runs a step, in order."""
+        if plan.kind == "encode":
+            return [self._encode(plan)]
         begins = [Dispatch(("begin",), {"packed": pack_begin(self._layout(("begin",)), one)}) for one in plan.penalised]
         return [*self._copies(plan), *begins, *(self._ragged(plan) if plan.kind == "ragged" else [self._decode(plan)])]
 
@@ -103,6 +105,15 @@ class Packer:
         layout = self._layout(key)
         packed = pack_decode(plan, extras, layout, size_of(key), self._padding_slot)
         return Dispatch(key, {"packed": packed})
+
+    def _encode(self, plan: StepPlan) -> Dispatch:
+        lengths = np.diff(plan.starts)
+        key = self._programs.encode(len(lengths), int(lengths.max()))
+        tokens, types = (np.zeros((len(lengths), int(lengths.max())), np.int32) for _ in range(2))
+        for row, request in enumerate(plan.requests):
+            tokens[row, : lengths[row]] = plan.tokens[plan.starts[row] : plan.starts[row + 1]]
+            types[row, : len(request.token_types)] = request.token_types
+        return Dispatch(key, {"packed": self._layout(key).pack(tokens=tokens, types=types, lengths=lengths)})
 
     def _pack_extras(self, plan: StepPlan, layout: Layout, rows: int) -> np.ndarray:
         slots = _padded_slots(_own_slots(plan, self._padding_slot), rows, self._padding_slot)

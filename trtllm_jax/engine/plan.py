@@ -24,12 +24,13 @@ def _nothing() -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class StepPlan:
-    """One step: a ragged step of prefill chunks and decoding rows, or a decode loop.
+    """One step: a ragged step of prefill chunks and decoding rows, a decode loop, or whole sequences.
 
     Axes: r rows, t tokens of a ragged step, p pages of a row, n pages that a dispatch may add to a row.
 
     Attributes:
-        kind: "ragged", or "decode" for a loop whose rows all decode.
+        kind: "ragged", "decode" for a loop whose rows all decode, or "encode" for whole sequences without a cache,
+            which have tokens, starts, first and emits as a ragged step has.
         requests: whose rows these are; read for their sampling parameters, never changed through the plan.
         slots: int32 [r], each sequence's row of the device's state.
         page_tables: for each cache group int32 [r, p], every page of every row. Empty for "decode".
@@ -47,7 +48,7 @@ class StepPlan:
         penalised: admitted with this plan; the device is to know their tokens and penalties first.
     """
 
-    kind: Literal["ragged", "decode"]
+    kind: Literal["ragged", "decode", "encode"]
     requests: tuple[Request, ...]
     slots: np.ndarray
     page_tables: tuple[np.ndarray, ...] = ()

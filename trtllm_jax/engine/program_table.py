@@ -1,8 +1,8 @@
 """The table of an engine's programs: what each computes, for which sizes, from what, and when it runs.
 
-Compiling, counting, keys and the documentation follow from `FAMILIES`. A program is a function of registers, which are
-arrays that stay on the devices from call to call, and of what the host sends. Its outputs become registers again, or
-results, which are copied to the host.
+Compiling, counting, keys and the documentation follow from `FAMILIES`, without a cache from `ENCODE_FAMILIES`. A
+program is a function of registers, which are arrays that stay on the devices from call to call, and of what the host
+sends. Its outputs become registers again, or results, which are copied to the host.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -14,8 +14,9 @@ import jax.numpy as jnp
 
 from pallas_kernels.devices import Platform
 from trtllm_jax.engine import penalties, steps
-from trtllm_jax.engine.config import decode_buckets, extras_buckets, token_buckets
+from trtllm_jax.engine.config import decode_buckets, encode_rows, encode_widths, extras_buckets, token_buckets
 from trtllm_jax.engine.dispatch import Key
+from trtllm_jax.engine.encode_step import encode_layout, encode_step
 from trtllm_jax.engine.extras import FEW_EXTRAS
 from trtllm_jax.engine.grammar import mask_words
 from trtllm_jax.engine.limits import SchedulerLimits
@@ -146,6 +147,17 @@ class Sizes:
         return (1, most) if self.limits.fixed_decode_steps and most > 1 else (most,)
 
     @property
+    def encode_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Sequences and tokens of each that steps of whole sequences are compiled for, the smallest first."""
+        limits = self.limits
+        shapes = [
+            (rows, width)
+            for width in encode_widths(limits.max_seq_len)
+            for rows in encode_rows(min(limits.max_batch_size, max(1, limits.max_num_tokens // width)))
+        ]
+        return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
+
+    @property
     def step_rows(self) -> tuple[int, ...]:
         """Rows that the programs after a ragged step are compiled for."""
         return tuple(sorted({self.rows_of(tokens) for tokens in self.token_buckets}))
@@ -187,9 +199,10 @@ class Family:
 
 def programs(sizes: Sizes) -> dict[Key, Program]:
     """Every program that an engine of these sizes may run, by key."""
+    families = FAMILIES if sizes.model.cache_groups else ENCODE_FAMILIES
     return {
         (family.name, *variant): family.program(sizes, *variant)
-        for family in FAMILIES
+        for family in families
         for variant in dict.fromkeys(family.variants(sizes))
     }
 
@@ -296,6 +309,12 @@ def _draw(sizes: Sizes, rows: int) -> Program:
     )
 
 
+def _encode(sizes: Sizes, rows: int, width: int) -> Program:
+    layout = encode_layout(rows, width)
+    step = partial(encode_step, sizes.model, layout)
+    return Program(step, _packed(layout), ("params",), outputs=("embeddings",), layout=layout)
+
+
 def _each_step_size(sizes: Sizes) -> list[tuple[Any, ...]]:
     return [(rows,) for rows in sizes.step_rows]
 
@@ -334,4 +353,9 @@ FAMILIES = (
     ),
     Family("draw", "after users' functions have changed logits on the host", _each_step_size, _draw),
 )
-"""Every program there is; docs/architecture.md shows this table."""
+"""Every program of an engine with a cache; docs/architecture.md shows this table, and the next."""
+
+ENCODE_FAMILIES = (
+    Family("encode", "a step of whole sequences, of a model without a cache", lambda s: s.encode_shapes, _encode),
+)
+"""Every program of an engine that computes sequences whole."""

@@ -67,6 +67,11 @@ class Programs:
             [("decode", size, self.sizes.draw(size, greedy, extras), iterations) for size in buckets if size >= rows]
         )
 
+    def encode(self, rows: int, width: int) -> Key:
+        """The smallest step for so many whole sequences of so many tokens that is compiled, or will be first."""
+        shapes = self.sizes.encode_shapes
+        return self._smallest([("encode", *shape) for shape in shapes if shape[0] >= rows and shape[1] >= width])
+
     def after_step(self, family: str, rows: int) -> Key:
         """The program of a family that takes at least so many rows of a ragged step."""
         return family, bucket_for(rows, self.sizes.step_rows)
@@ -92,11 +97,16 @@ class Programs:
         if how is Compilation.BEFORE:
             self._compiler.compile(keys, progress)
         elif how is Compilation.BESIDE:
-            smallest = ("ragged", self.sizes.token_buckets[0]), ("decode", self.sizes.row_buckets[0])
-            self._compiler.compile([key for key in keys if key[:2] in smallest], progress)
-            # One at a time, because steps run beside it; small steps first, then what few ask for.
-            rest = sorted(keys, key=lambda key: (key[0] not in ("ragged", "decode"), key[1:2]))
-            self._compiler.start(rest, threads=1)
+            if self.sizes.model.cache_groups:
+                smallest = ("ragged", self.sizes.token_buckets[0]), ("decode", self.sizes.row_buckets[0])
+                first = [key for key in keys if key[:2] in smallest]
+                # Small steps first, then what few ask for.
+                keys = sorted(keys, key=lambda key: (key[0] not in ("ragged", "decode"), key[1:2]))
+            else:
+                first = keys[:1]
+            self._compiler.compile(first, progress)
+            # One at a time, because steps run beside it.
+            self._compiler.start(keys, threads=1)
 
     def compile_rest(self) -> None:
         """Return when every program is compiled."""

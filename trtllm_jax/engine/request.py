@@ -103,6 +103,7 @@ class Request:
         matcher: keeps it to the constraint of its edits, None where they have none.
         reports: names of `ROW_OUTPUTS` that its updates carry; log-probabilities are requested by `num_logprobs`.
         id: the owner's number, which is passed to users' logits processors.
+        token_types: the segment of each of the prompt's tokens where it is a pair of texts; empty where it is one.
     """
 
     prompt: Sequence[int]
@@ -119,6 +120,7 @@ class Request:
     id: int = 0
     adapter: str | None = None
     media: Sequence[MediaSpan] = ()
+    token_types: Sequence[int] = ()
 
     generated: list[int] = field(default_factory=list)
     occurrences: Occurrences = field(default_factory=Occurrences)

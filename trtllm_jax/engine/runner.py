@@ -36,14 +36,16 @@ class Runner:
         """Reported, and on their way to the host, by their identity."""
         sizes = programs.sizes
         slots = sizes.limits.max_batch_size
-        empty_state = jax.jit(RowState.empty, static_argnums=(0, 1), out_shardings=self._placed("state"))
-        empty_penalties = jax.jit(Penalties.empty, static_argnums=(0, 1, 2), out_shardings=self._placed("penalties"))
-        self._registers: dict[str, Any] = {
-            "params": params,
-            "caches": caches,
-            "state": empty_state(slots, sizes.table_widths),
-            "penalties": empty_penalties(slots, programs.vocab, sizes.limits.max_seq_len),
+        empty: dict[str, tuple[Any, tuple[Any, ...]]] = {
+            "state": (RowState.empty, (slots, sizes.table_widths)),
+            "penalties": (Penalties.empty, (slots, programs.vocab, sizes.limits.max_seq_len)),
         }
+        read = {name for program in programs.table.values() for name in program.reads}
+        self._registers: dict[str, Any] = {"params": params, "caches": caches}
+        for name, (make, sized) in empty.items():
+            if name in read:
+                of_size = jax.jit(make, static_argnums=tuple(range(len(sized))), out_shardings=self._placed(name))
+                self._registers[name] = of_size(*sized)
 
     @property
     def params(self) -> Any:

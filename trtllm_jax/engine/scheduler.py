@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from trtllm_jax.engine.cache_manager import Copy, KVCacheManager
+from trtllm_jax.engine.cache_manager import CacheStats, Copy, KVCacheManager
 from trtllm_jax.engine.limits import CapacityPolicy, SchedulerLimits
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.engine.request import Admission, FinishReason, Request, Update
@@ -68,6 +68,11 @@ class Scheduler:
         self._free_slots = list(range(limits.max_batch_size - 1, -1, -1))
         self._penalised: list[Request] = []
         """Admitted since the last plan, and the device does not know their penalties yet."""
+
+    @property
+    def cache_stats(self) -> CacheStats:
+        """Pages held and free."""
+        return self.cache.stats
 
     @property
     def has_work(self) -> bool:

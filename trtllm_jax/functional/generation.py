@@ -109,6 +109,8 @@ def generate_fn(
 def _check(model: object, max_new_tokens: object, end_ids: object) -> None:
     if not isinstance(model, Model):
         raise ValueError(f"generate_fn.model is a {type(model).__name__}; give the Model that load_model returns first")
+    if not model.generates:
+        raise ValueError("generate_fn.model encodes whole texts and has no next tokens: use Model.encode")
     if not _is_int(max_new_tokens) or max_new_tokens < 1:
         raise ValueError(f"generate_fn.max_new_tokens = {max_new_tokens!r}; it must be an integer of at least 1")
     if not isinstance(end_ids, Collection | None) or not all(map(_is_int, end_ids or ())):

@@ -77,6 +77,27 @@ class Model(nn_model.Model):
         x = self._dense(params, tokens, lengths, remat)
         return self._scores(params, x.reshape(-1, x.shape[-1])).reshape(*x.shape[:-1], -1)
 
+    def encode(
+        self,
+        params: Any,
+        tokens: ArrayLike,
+        lengths: ArrayLike | None = None,
+        token_types: ArrayLike | None = None,
+    ) -> jax.Array:
+        """One vector for each sequence, float32 [..., n]: an embedding, pooled as the model states; class logits.
+
+        Args:
+            params, tokens, lengths: as for a call; no token sees padding.
+            token_types: integers like `tokens`, the segments of pairs of texts; None where there is one.
+
+        Raises:
+            ValueError: the shapes or dtypes do not fit, or the weights are on a mesh of explicit axes.
+        """
+        flat, length_of = self._checked(params, tokens, lengths)
+        types = None if token_types is None else jnp.asarray(token_types, jnp.int32).reshape(flat.shape)
+        found = nn_model.Model.encode(replace(self, execution=self._xla_execution), params, flat, length_of, types)
+        return found.reshape(*jnp.shape(tokens)[:-1], -1)
+
     def logprobs(
         self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None = None, *, remat: bool = False
     ) -> jax.Array:
@@ -145,16 +166,23 @@ class Model(nn_model.Model):
         return Scores(*(array.reshape(-1)[:count] for array in found))
 
     def _dense(self, params: Any, tokens: ArrayLike, lengths: ArrayLike | None, remat: bool) -> jax.Array:
-        """The residual stream [..., s, embed] after the last layer."""
+        """The residual stream [..., s, embed] after the last layer, for the logits of next tokens."""
+        if not self.generates:
+            raise ValueError("this model has no logits of next tokens: it encodes whole texts, with Model.encode")
+        flat, length_of = self._checked(params, tokens, lengths)
+        batch = Batch.of_sequences(flat, length_of, self._xla_execution)
+        none = (None,) * len(params["layers"])
+        x, _ = self.hidden(params, batch, none, remat=remat)
+        return x.reshape(*jnp.shape(tokens), -1)
+
+    @staticmethod
+    def _checked(params: Any, tokens: ArrayLike, lengths: ArrayLike | None) -> tuple[jax.Array, jax.Array]:
+        """Tokens [b, s] and lengths [b], int32."""
         tokens = checked_tokens(tokens)
         refuse_explicit_axes(params)
         *lead, width = tokens.shape
         length_of = jnp.full(lead, width) if lengths is None else checked_lengths(lengths, tokens)
-        flat = tokens.reshape(-1, width).astype(jnp.int32)
-        batch = Batch.of_sequences(flat, length_of.reshape(-1).astype(jnp.int32), self._xla_execution)
-        none = (None,) * len(params["layers"])
-        x, _ = self.hidden(params, batch, none, remat=remat)
-        return x.reshape(*lead, width, -1)
+        return tokens.reshape(-1, width).astype(jnp.int32), length_of.reshape(-1).astype(jnp.int32)
 
     def _scores(self, params: Any, x: jax.Array) -> jax.Array:
         scores: jax.Array = self.module.head(self.config, params, x, self._xla_execution)

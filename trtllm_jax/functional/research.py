@@ -1,16 +1,18 @@
 """`load_model`: a model's pure functions and its weights, without an engine."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from jax.sharding import AxisType, Mesh
 
 from checkpoints.checkpoint import open_checkpoint
+from checkpoints.sentence_transformers import stated_pooling
 from sharding import make_mesh
 from trtllm_jax.common.strict_model import DType, StrictModel
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
 from trtllm_jax.models import architecture, gguf_architectures
+from trtllm_jax.nn.pooling import How, Pooling
 from trtllm_jax.text.tokenizer_loading import stated_end_ids
 
 
@@ -72,7 +74,19 @@ def open_model(
     checkpoint = open_checkpoint(model, revision=revision, gguf_architectures=gguf_architectures())
     module = architecture(checkpoint.config)
     config = module.Config.from_hf(checkpoint.config)
-    return Model(module, config, stated_end_ids(checkpoint), attention, checkpoint)
+    encoder = not module.cache_spec(config)
+    stated = stated_pooling(checkpoint.path) if checkpoint.path.is_dir() else None
+    # An encoder's hidden states are all alike; a decoder's last one alone knows the whole text.
+    how = stated.how if stated else "mean" if encoder else "last"
+    return Model(
+        module,
+        config,
+        stated_end_ids(checkpoint),
+        attention,
+        checkpoint,
+        pooling=Pooling(cast(How, how), stated.normalize if stated else True),
+        encode_only=encoder or how != "last",
+    )
 
 
 def _can_hold_weights(mesh: object) -> bool:

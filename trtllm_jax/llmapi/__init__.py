@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from trtllm_jax.llmapi.llm_args import QuantConfig as QuantConfig
     from trtllm_jax.llmapi.llm_args import SchedulerConfig as SchedulerConfig
     from trtllm_jax.requests.outputs import CompletionOutput as CompletionOutput
+    from trtllm_jax.requests.outputs import EncoderOutput as EncoderOutput
     from trtllm_jax.requests.outputs import Logprob as Logprob
     from trtllm_jax.requests.outputs import RequestOutput as RequestOutput
     from trtllm_jax.requests.sampling_params import SamplingParams as SamplingParams
@@ -33,6 +34,7 @@ _MODULE_OF = {
     "QuantConfig": "trtllm_jax.llmapi.llm_args",
     "SchedulerConfig": "trtllm_jax.llmapi.llm_args",
     "CompletionOutput": "trtllm_jax.requests.outputs",
+    "EncoderOutput": "trtllm_jax.requests.outputs",
     "Logprob": "trtllm_jax.requests.outputs",
     "RequestOutput": "trtllm_jax.requests.outputs",
     "SamplingParams": "trtllm_jax.requests.sampling_params",

@@ -9,8 +9,9 @@ from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.logger import progress
 from trtllm_jax.requests.builder import EngineFacts, RequestBuilder
-from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.outputs import EncoderOutput, RequestOutput
 from trtllm_jax.requests.sampling_params import SamplingParams
+from trtllm_jax.requests.scoring import PairScoring
 from trtllm_jax.text.chat import Chat, Conversation, Tool
 from trtllm_jax.text.inputs import PromptInputs, check_ids, is_single
 from trtllm_jax.text.tokenizer import Tokenizer
@@ -199,21 +200,24 @@ class BaseLLM(ABC):
     ) -> RequestOutput | list[RequestOutput]:
         """The output of one prompt, or of a list of prompts, with `embedding` set.
 
-        An embedding is the hidden state after the model's final norm at the prompt's last token, divided by its L2
-        norm: float32 [embed]. Embedding models are trained for that. If they need an end-of-sequence token, their
-        tokenizer has to add it. Prompts are computed like any others: in chunks, beside other requests, and with the
-        prefix cache.
+        An embedding is made of the hidden states after the model's last layer, float32 [embed], as a
+        sentence-transformers folder states: that of the first or of the last token, or their mean; divided by its L2
+        norm, or not. Where nothing is stated it is divided, and is a decoder's last hidden state or an encoder's mean.
+        If a model needs an end-of-sequence token, its tokenizer has to add it. A decoder's prompts are computed like
+        any others: in chunks, beside other requests, and with the prefix cache; other models compute each text whole.
 
         Args:
             inputs: as for `generate`.
             use_tqdm: show a progress bar on a terminal.
             add_special_tokens: whether the tokenizer adds its special tokens to a text.
-            truncate_prompt_tokens: keep that many of the last tokens.
+            truncate_prompt_tokens: keep that many of the last tokens; where texts are computed whole, of the first
+                ones, with the special tokens around them.
 
         Raises:
-            ValueError, TypeError: an input is invalid; no request was started.
+            ValueError, TypeError: an input is invalid, or the model is a classifier; no request was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
+        self._refuse_classifier()
         single = is_single(inputs)
         outputs = self._embed([inputs] if single else list(inputs), add_special_tokens, truncate_prompt_tokens)
         self._wait(outputs, use_tqdm and not single)
@@ -225,7 +229,79 @@ class BaseLLM(ABC):
         """The output of `embed` for one prompt, returned at once: call `result()` or await it."""
         if not is_single(inputs):
             raise TypeError("embed_async takes one prompt; call it for each, or use embed for a list")
+        self._refuse_classifier()
         return self._embed([inputs], add_special_tokens, truncate_prompt_tokens)[0]
+
+    def encode(
+        self,
+        inputs: Any,
+        use_tqdm: bool = True,
+        *,
+        add_special_tokens: bool = True,
+        truncate_prompt_tokens: int | None = None,
+    ) -> Any:
+        """A classifier's logits for one text or pair of texts, an `EncoderOutput`; a list of them for a list.
+
+        Args:
+            inputs: a str, a list of token ids, a dict with "prompt" and perhaps "text_pair" or with "prompt_token_ids"
+                and perhaps "token_type_ids", or a list of those.
+            use_tqdm, add_special_tokens, truncate_prompt_tokens: as for `embed`.
+
+        Raises:
+            RuntimeError: the model is no classifier.
+            ValueError, TypeError: an input is invalid; no request was started.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        if self.facts.task != "classify":
+            raise RuntimeError("encode needs a sequence classifier, and this model has no classes: use embed")
+        single = is_single(inputs)
+        outputs = self._embed([inputs] if single else list(inputs), add_special_tokens, truncate_prompt_tokens)
+        self._wait(outputs, use_tqdm and not single)
+        found = [
+            EncoderOutput(output.embedding, output.prompt_token_ids, output.prompt)
+            for output in outputs
+            if output.embedding is not None
+        ]
+        return found[0] if single else found
+
+    def score(
+        self,
+        queries: str | Sequence[str],
+        texts: str | Sequence[str],
+        use_tqdm: bool = True,
+        *,
+        truncate_prompt_tokens: int | None = None,
+    ) -> list[float]:
+        """The scores of pairs of texts: a cross-encoder's, as it states them; else the cosines of embeddings.
+
+        Args:
+            queries: the first text of each pair, or one for all.
+            texts: the second ones.
+            use_tqdm, truncate_prompt_tokens: as for `embed`.
+
+        Raises:
+            ValueError, TypeError: an input is invalid, or the model has several classes.
+            EngineDeadError: the engine failed; its cause is the failure.
+        """
+        scoring = self.pair_scoring(queries, texts)
+        outputs = self._embed(scoring.prompts, True, truncate_prompt_tokens)
+        self._wait(outputs, use_tqdm and len(outputs) > 1)
+        return scoring.scores(outputs)
+
+    def pair_scoring(self, queries: str | Sequence[str], texts: str | Sequence[str]) -> PairScoring:
+        """The prompts of `score`, for callers that compute them with `encode_async`."""
+        pair = [[each] if isinstance(each, str) else list(each) for each in (queries, texts)]
+        if not all(isinstance(text, str) for some in pair for text in some):
+            raise TypeError("score takes texts: give a str or a list of str for each side of the pairs")
+        return PairScoring(self.facts, *pair)
+
+    def encode_async(self, inputs: PromptInputs, *, truncate_prompt_tokens: int | None = None) -> RequestOutput:
+        """The output of one prompt or pair, at once, whose `embedding` is its embedding or a classifier's logits."""
+        return self._embed([inputs], True, truncate_prompt_tokens)[0]
+
+    def _refuse_classifier(self) -> None:
+        if self.facts.task == "classify":
+            raise ValueError("this model is a sequence classifier and has no embeddings: use LLM.encode")
 
     def chat_prompt(self, messages: Conversation, **how: Any) -> dict[str, Any]:
         """The prompt that `chat` makes of one conversation, for `generate_async`; takes the arguments of `chat`."""

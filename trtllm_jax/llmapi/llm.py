@@ -9,11 +9,12 @@ from trtllm_jax.engine import compilation_cache, device_memory
 from trtllm_jax.engine.build import build_engine
 from trtllm_jax.engine.config import EngineConfig
 from trtllm_jax.engine.limits import CapacityPolicy
+from trtllm_jax.functional.model import Model
 from trtllm_jax.llmapi.base_llm import BaseLLM
 from trtllm_jax.llmapi.llm_args import LlmArgs, parse_llm_args
 from trtllm_jax.llmapi.loading import load
 from trtllm_jax.logger import progress, status
-from trtllm_jax.requests.builder import EngineFacts
+from trtllm_jax.requests.builder import EngineFacts, Task
 from trtllm_jax.requests.output_processor import OutputThread
 from trtllm_jax.text.chat import Chat, read_template
 
@@ -69,6 +70,9 @@ class LLM(BaseLLM):
             stream_interval=self._args.stream_interval,
             batched_processor=self._args.batched_logits_processor is not None,
             model_type=loaded.model_type,
+            task=_task(loaded.model),
+            labels=loaded.model.labels,
+            score_activation=loaded.score_activation,
         )
         self._connect(loaded.tokenizer, chat, facts, self._engine)
         self._announce(loaded.mesh.devices.flat[0].device_kind, loaded.model.weight_dtype(loaded.params).name)
@@ -172,14 +176,16 @@ class LLM(BaseLLM):
         raise RuntimeError("LLM cannot be pickled: it holds threads and device memory; create one in each process")
 
     def _announce(self, device: str, dtype: str) -> None:
-        facts = self._start_up
-        limits = facts.limits
         status(
             f"trtllm_jax: {self._args.model} on {self._args.tensor_parallel_size} x {device}, {dtype}; "
-            f"KV cache of {facts.kv_tokens} tokens in {facts.kv_dtype}; up to {limits.max_batch_size} sequences of "
-            f"{limits.max_seq_len} tokens, {limits.max_num_tokens} tokens a step; steps for {facts.token_buckets} "
-            f"tokens and {facts.row_buckets} rows, ready in {facts.compile_seconds:.1f} s"
+            f"{self._start_up.described}, ready in {self._start_up.compile_seconds:.1f} s"
         )
+
+
+def _task(model: Model) -> Task:
+    if model.cache_groups:
+        return "generate"
+    return "classify" if model.labels else "embed"
 
 
 def _engine_config(args: LlmArgs) -> EngineConfig:

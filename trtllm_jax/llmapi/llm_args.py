@@ -223,7 +223,8 @@ class LlmArgs(StrictModel, owner="LLM"):
     ``max_stats_len`` count iterations. ``disable_overlap_scheduler`` makes the host wait for each step before it plans
     the next. ``enforce_eager`` compiles each program when a request first needs it, for a short start.
     ``chat_template``: a file or a Jinja text that replaces the model's template. ``allow_request_chat_template``:
-    whether a call of ``chat`` may pass its own template.
+    whether a call of ``chat`` may pass its own template. ``encode_only``: whether texts are only ever computed whole,
+    for ``embed`` and ``encode``, without a KV cache; encoders and classifiers are so in any case.
     """
 
     # Either XLA does this by itself, or only TensorRT's and PyTorch's backends have it.
@@ -291,7 +292,6 @@ class LlmArgs(StrictModel, owner="LLM"):
         "disable_mm_encoder": (False,),
         "encoder_max_batch_size": (None,),
         "encoder_max_num_tokens": (None,),
-        "encode_only": (False,),
         "cache_transceiver_config": (None,),
         "kv_connector_config": (None,),
         "kv_cache_compression_config": (None,),
@@ -348,6 +348,7 @@ class LlmArgs(StrictModel, owner="LLM"):
     max_num_tokens: StepTokens = 8192
     enable_chunked_prefill: bool = False
     disable_overlap_scheduler: bool = False
+    encode_only: bool = False
     enforce_eager: bool = False
 
     stream_interval: Size = 1

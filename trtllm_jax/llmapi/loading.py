@@ -6,6 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 import sharding
+from checkpoints.sentence_transformers import score_activation
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.research import open_model
@@ -25,6 +26,7 @@ class LoadedModel:
         tokenizer: None with skip_tokenizer_init=True.
         end_ids: the ids that end a sequence, from the generation config and the tokenizer.
         model_type: config.json's "model_type"; "" if it has none.
+        score_activation: what makes a cross-encoder's logit a score.
     """
 
     model: Model
@@ -33,6 +35,7 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     end_ids: frozenset[int]
     model_type: str
+    score_activation: str
 
 
 def load(args: LlmArgs) -> LoadedModel:
@@ -49,11 +52,13 @@ def load(args: LlmArgs) -> LoadedModel:
         tokenizer = load_tokenizer(model.files, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
     ends = model.end_ids | frozenset(tokenizer.eos_ids if tokenizer else ())
     return LoadedModel(
-        model=replace(model, checkpoint=None),  # no file stays open while an engine runs
+        # No file stays open while an engine runs.
+        model=replace(model, checkpoint=None, encode_only=model.encode_only or args.encode_only),
         params=load_weights(model, mesh, dtype=args.dtype, load_format=args.load_format),
         mesh=mesh,
         tokenizer=tokenizer,
         # An id outside the vocabulary is never drawn, and logit edits such as min_tokens could not index it.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(model.files.config.get("model_type") or ""),
+        score_activation=score_activation(model.files.config, model.labels),
     )

@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("GemmaForCausalLM",)
+ARCHITECTURES = ("GemmaForCausalLM", "GemmaForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -99,4 +99,5 @@ cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 ropes = decoder.ropes
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("Gemma2ForCausalLM",)
+ARCHITECTURES = ("Gemma2ForCausalLM", "Gemma2ForSequenceClassification")
 
 _27B = 46
 """Layers of the one published model whose queries are scaled by the channels that the stream has for each head."""
@@ -142,3 +142,4 @@ cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 ropes = decoder.ropes
 last_rows = decoder.last_rows
+classify = decoder.classify

@@ -111,6 +111,7 @@ class Config(DecoderConfig):
         fields = decoder_fields({**config, "rope_scaling": None, "rope_parameters": None}, tied=True)
         positive(config, "sliding_window")  # which layers with a window must have
         period = positive(config, "sliding_window_pattern", default=6)
+        fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
         full = of_layer_type(config, FULL, ("rope_theta", 1e6))
         local = of_layer_type(config, SLIDING, ("rope_local_base_freq", 1e4), scaled=False)
         fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)

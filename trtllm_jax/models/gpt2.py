@@ -18,6 +18,9 @@ from trtllm_jax.nn.rope import Rope
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 
+IGNORED = ("transformer.h.*.attn.bias",)
+"""The causal mask, which older files have."""
+
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.attn", f"{LAYER}.mlp"
 

@@ -11,11 +11,14 @@ from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
+
+IGNORED = ("gpt_neox.layers.*.attention.bias",)
+"""The causal mask, which older files have."""
 
 LAYER = "gpt_neox.layers.{i}"
 ATTENTION = f"{LAYER}.attention"
@@ -43,10 +46,7 @@ class Config(LayerNormConfig):
         defaults = {"layer_norm_eps": 1e-5, "attention_bias": True, "use_parallel_residual": True}
         config = {**defaults, **config, "num_key_value_heads": None, "head_dim": None}
         fields = decoder_fields(config, eps="layer_norm_eps")
-        if fields["embed"] % fields["kv_heads"]:
-            raise ValueError(
-                f"hidden_size={fields['embed']} is not a multiple of num_attention_heads={fields['kv_heads']}"
-            )
+        require_whole_heads(config)
         config |= {"rope_theta": config.get("rotary_emb_base"), "partial_rotary_factor": config.get("rotary_pct")}
         return cls(
             **fields,

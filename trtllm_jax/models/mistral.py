@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, l
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("MistralForCausalLM", "MinistralForCausalLM")
+ARCHITECTURES = ("MistralForCausalLM", "MinistralForCausalLM", "MistralForSequenceClassification")
 
 DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 """What fields that are absent mean."""
@@ -78,4 +78,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -62,7 +62,7 @@ def _with_longrope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    qkv, gate_up = f"{ATTENTION}.qkv_proj.weight", f"{MLP}.gate_up_proj.weight"
+    qkv = f"{ATTENTION}.qkv_proj.weight"
     heads = "kv_heads group head_dim"
     return (
         *decoder.vocabulary(config),
@@ -76,8 +76,7 @@ def table(config: Config) -> tuple[Weight, ...]:
         ),
         Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.o_proj.weight", f"embed ({heads})"),)),
         *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        Weight("layers.{i}.gate_up", "two mlp embed", (Stored(gate_up, "(two mlp) embed", 2),), fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{MLP}.down_proj.weight", "embed mlp"),)),
+        *decoder.stacked_mlp(),
     )
 
 

@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, s
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("Qwen2ForCausalLM",)
+ARCHITECTURES = ("Qwen2ForCausalLM", "Qwen2ForSequenceClassification")
 
 GGUF = (GgufArchitecture(name="qwen2", model_type="qwen2", model_class="Qwen2ForCausalLM"),)
 
@@ -71,4 +71,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -64,6 +64,7 @@ class Batch:
         lengths: without a cache, the tokens of each sequence that are not padding; each has t / b tokens with padding.
         embeddings: embeddings that replace those of some tokens; None for none.
         embedded: which tokens those are.
+        token_types: the segment of each token of a pair of texts (BERT); None for the first of them.
         rotations: the rotation of each rope that the model names in `ropes`; the forward pass sets them.
         execution: how and where the layers are computed; static.
         dtype: the dtype of activations, None for that of the embeddings; the forward pass sets it; static.
@@ -77,12 +78,19 @@ class Batch:
     lengths: Int32[Array, " b"] | None = None
     embeddings: Float[Array, "t embed"] | None = None
     embedded: Bool[Array, " t"] | None = None
+    token_types: Int32[Array, " t"] | None = None
     rotations: tuple[Rotation, ...] = ()
     execution: Execution = flax.struct.field(pytree_node=False, default=DEFAULT_EXECUTION)
     dtype: jnp.dtype | None = flax.struct.field(pytree_node=False, default=None)
 
     @classmethod
-    def of_sequences(cls, tokens: Int32[Array, "b s"], lengths: Int32[Array, " b"], execution: Execution) -> "Batch":
+    def of_sequences(
+        cls,
+        tokens: Int32[Array, "b s"],
+        lengths: Int32[Array, " b"],
+        execution: Execution,
+        token_types: Int32[Array, "b s"] | None = None,
+    ) -> "Batch":
         """Whole sequences without a cache, each padded after its first `lengths` tokens."""
         count, width = tokens.shape
         return cls(
@@ -90,6 +98,7 @@ class Batch:
             positions=jnp.broadcast_to(jnp.arange(width, dtype=jnp.int32), (count, width)).reshape(-1),
             rope_lengths=jnp.repeat(lengths, width),
             lengths=lengths,
+            token_types=None if token_types is None else token_types.reshape(-1),
             execution=execution,
         )
 

@@ -6,10 +6,11 @@ has nothing of its own to say in one of the functions that every architecture mu
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
@@ -53,7 +54,7 @@ GPT2_NAMES: Mapping[str, str] = {
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
 
-PAIRED_HEADS = ("kv_heads", "group", "half", "pair")
+PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
 """The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
 
 
@@ -73,6 +74,7 @@ class DecoderConfig:
         tied: whether the logits are computed with the embeddings.
         max_position: tokens of the longest sequence.
         windows: for each layer the number of tokens that a token sees, itself included; None for all.
+        labels: classes of a sequence classifier; 0 for a model of next tokens.
     """
 
     vocab: int
@@ -86,12 +88,13 @@ class DecoderConfig:
     tied: bool
     max_position: int
     windows: tuple[int | None, ...]
+    labels: int = field(default=0, kw_only=True)
 
     @property
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
-        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim")
-        channels = {"half": 2, "pair": self.head_dim // 2}
+        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim", "labels")
+        channels = {"part": 1, "half": 2, "pair": self.head_dim // 2}
         return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property
@@ -138,6 +141,7 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "tied": tied if config.get("tie_word_embeddings") is None else flag(config, "tie_word_embeddings"),
         "max_position": min(INT32_MAX, int(positions * context_stretch(config))),
         "windows": (None,) * num_layers,
+        "labels": num_labels(config),
     }
 
 
@@ -147,20 +151,37 @@ def gpt2_fields(config: Mapping[str, Any], *, kv_heads: int | None = None) -> di
     `kv_heads` are the key-value heads, None for as many as there are query heads. ValueError names a field that is
     missing or makes no sense.
     """
-    width, heads = positive(config, "n_embd"), positive(config, "n_head")
-    if width % heads:
-        raise ValueError(f"config.json has n_embd={width}, which is not a multiple of n_head={heads}")
     stated = {"n_positions": 1024, "layer_norm_epsilon": 1e-5, **config}
-    stated["n_inner"] = positive(config, "n_inner", default=4 * width)
+    stated["n_inner"] = positive(config, "n_inner", default=4 * positive(config, "n_embd"))
     sizes = {ours: positive(stated, theirs) for ours, theirs in GPT2_NAMES.items()}
+    require_whole_heads(stated, "n_embd", "n_head")
     of_heads = {"num_key_value_heads": kv_heads, "head_dim": None}
     return decoder_fields({**stated, **sizes, **of_heads}, eps="layer_norm_epsilon", tied=True)
 
 
-def activation(config: Mapping[str, Any], default: str, *, field: str = "hidden_act") -> Activation:
-    """The function that a field names, `default` where it is absent; ValueError lists those that are known."""
+def num_labels(config: Mapping[str, Any]) -> int:
+    """The classes of a sequence classifier, by its architecture's name; 0 for other models."""
+    named = config.get("architectures") or ()
+    if not any(str(name).endswith("ForSequenceClassification") for name in named):
+        return 0
+    labels = config.get("id2label")
+    if isinstance(labels, Mapping) and labels:
+        return len(labels)
+    return positive(config, "num_labels", default=2)
+
+
+def activation(config: Mapping[str, Any], default: str, field: str = "hidden_act") -> Activation:
+    """The function that `field` names, `default` where it is absent; ValueError lists those that are known."""
     require(config, **{field: (default, *(name for name in HF_ACTIVATIONS if name != default))})
     return HF_ACTIVATIONS[config.get(field, default)]
+
+
+def require_whole_heads(
+    config: Mapping[str, Any], embed: str = "hidden_size", heads: str = "num_attention_heads"
+) -> None:
+    """Raise ValueError if heads do not share the channels of the residual stream; the fields are named."""
+    if config[embed] % config[heads]:
+        raise ValueError(f"{embed}={config[embed]} is not a multiple of {heads}={config[heads]}")
 
 
 def layer_windows(
@@ -197,11 +218,20 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
     return layer_windows(config, num_layers, lambda index: index >= first)
 
 
-def vocabulary(config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head") -> list[Weight]:
-    """`embed`, and `head` where the logits are not computed with the embeddings."""
+def vocabulary(
+    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
+) -> list[Weight]:
+    """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
+
+    With a bias there is `head_bias` too.
+    """
     weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
-    if not config.tied:
+    if config.labels:
+        weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
+    elif not config.tied:
         weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+    if bias:
+        weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights
 
 
@@ -224,9 +254,10 @@ def attention(
     """`qkv`, which fuses three projections, and `o`, with their biases.
 
     With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
-    models, along the axes `half pair` instead of `head_dim`; reshape the product to one axis of channels.
+    models, along the axes `part half pair` instead of `head_dim`; reshape the product to one axis of channels. Where
+    rope rotates the first channels of a head only, these are a `part`, and the others parts of as many: `paired_sizes`.
     """
-    channels, stored_channels = ("half pair", "pair half") if paired else ("head_dim", "head_dim")
+    channels, stored_channels = ("part half pair", "part pair half") if paired else ("head_dim", "head_dim")
     heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
@@ -245,10 +276,23 @@ def attention(
     return weights
 
 
-def head_norms(module: str = ATTENTION) -> list[Weight]:
-    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`."""
-    names = ("q_norm", "k_norm")
-    return [row for name in names for row in norm(f"layers.{{i}}.{name}", f"{module}.{name}", axis="head_dim")]
+def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
+    """The sizes of the axes of channels in `attention(paired=True)` whose rope rotates the first `rotary` of a head."""
+    if head_dim % rotary or rotary % 2:
+        raise ValueError(
+            f"rope rotates {rotary} of {head_dim} channels of a head in pairs of neighbours; supported here: an even "
+            "number that divides all"
+        )
+    return {"part": head_dim // rotary, "half": 2, "pair": rotary // 2}
+
+
+def head_norms(
+    module: str = ATTENTION, *, names: tuple[str, str] = ("q_norm", "k_norm"), bias: bool = False
+) -> list[Weight]:
+    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`, and their biases."""
+    paths = ("layers.{i}.q_norm", "layers.{i}.k_norm")
+    of_each = (norm(at, f"{module}.{name}", axis="head_dim", bias=bias) for at, name in zip(paths, names, strict=True))
+    return [row for rows in of_each for row in rows]
 
 
 def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
@@ -265,6 +309,15 @@ def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
         weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
     return weights
+
+
+def stacked_mlp(*, module: str = MLP) -> list[Weight]:
+    """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
+    stored = (Stored(f"{module}.gate_up_proj.weight", "(two mlp) embed", 2),)
+    return [
+        Weight("layers.{i}.gate_up", "two mlp embed", stored, fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
+    ]
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:
@@ -315,5 +368,11 @@ def head(
     config: DecoderConfig, params: Any, x: jax.Array, execution: Execution, *, soft_cap: float | None = None
 ) -> jax.Array:
     """Logits [n, vocab] of rows of the residual stream after the last layer, normalised first."""
-    table = params.get("head", params["embed"])
-    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, soft_cap=soft_cap)
+    table, bias = params.get("head", params["embed"]), params.get("head_bias")
+    return layers.logits(last_rows(config, params, x), table, config.vocab, execution, bias=bias, soft_cap=soft_cap)
+
+
+def classify(config: DecoderConfig, params: Any, x: jax.Array, lengths: jax.Array, execution: Execution) -> jax.Array:
+    """The logits [b, labels] of sequences with hidden states [b, s, embed]: of the last token of each."""
+    last = x[jnp.arange(x.shape[0]), jnp.maximum(lengths - 1, 0)]
+    return layers.projected(last_rows(config, params, last), params["head"], execution)

@@ -259,22 +259,36 @@ def logits(
     vocab: int,
     execution: Execution,
     *,
+    bias: Float[Array, " part"] | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "n vocab"]:
     """The logits of n rows, in x's dtype, from a table of which each device holds a part of the padded vocabulary.
 
-    With `soft_cap` they are soft_cap * tanh(logit / soft_cap).
+    The `bias` is one for each entry of the table. With `soft_cap` they are soft_cap * tanh(logit / soft_cap).
     """
     with jax.named_scope("logits"):
         parts = _product(x, table, ("embed",), execution)
+        parts = parts if bias is None else parts + bias.astype(parts.dtype)
         scores = sharding.all_gather(parts, "vocab", 1, execution.rules)[:, :vocab]
         if soft_cap is None:
             return scores
         return (soft_cap * jnp.tanh(scores.astype(jnp.float32) / soft_cap)).astype(scores.dtype)
 
 
-def unit_rows(rows: Normed) -> Float32[Array, "t embed"]:
-    """The rows, normalised as their record says and then scaled to length one, computed in float32."""
+def projected(
+    x: Normed, weight: AnyWeight, execution: Execution, bias: Float[Array, " out"] | None = None
+) -> Float[Array, "n out"]:
+    """Rows [n, embed] times a weight [out, embed] that every device has whole, plus `bias`, in x's dtype."""
+    product = _product(x, weight, ("embed",), execution)
+    return product if bias is None else product + bias.astype(product.dtype)
+
+
+def unit(x: Float32[Array, "t embed"]) -> Float32[Array, "t embed"]:
+    """Rows divided by their L2 norms; a row of zeros stays one."""
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def float_rows(rows: Normed) -> Float32[Array, "t embed"]:
+    """The rows, normalised as their record says, computed in float32."""
     x = rows.x.astype(jnp.float32)
-    x = x if rows.norm is None else normalise(x, rows.norm, implementation="xla")
-    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
+    return x if rows.norm is None else normalise(x, rows.norm, implementation="xla")

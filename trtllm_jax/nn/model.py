@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Float32
+from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels.devices import Platform
 from trtllm_jax.nn import layers
@@ -15,6 +15,7 @@ from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.dtypes import weight_dtype
 from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 from trtllm_jax.nn.forward import C, hidden_states
+from trtllm_jax.nn.pooling import Pooling, pooled
 
 Caches = tuple[jax.Array, ...]
 
@@ -23,12 +24,20 @@ Caches = tuple[jax.Array, ...]
 class Model:
     """The pure functions of a model, from its architecture's module and its configuration.
 
-    `execution` says how and where they compute; batches passed to them must be made with the same one.
+    Attributes:
+        module: the architecture, a module of `trtllm_jax.models`.
+        config: the architecture's configuration.
+        execution: how and where the functions compute; batches passed to them must be made with the same one.
+        pooling: how embeddings of whole sequences are made.
+        encode_only: whether sequences are only ever computed whole, without a cache; encoders and sequence classifiers
+            are so in any case.
     """
 
     module: ModuleType
     config: Any
     execution: Execution = field(default=DEFAULT_EXECUTION, kw_only=True)
+    pooling: Pooling = field(default=Pooling(), kw_only=True)
+    encode_only: bool = field(default=False, kw_only=True)
 
     @property
     def platform(self) -> Platform:
@@ -37,9 +46,19 @@ class Model:
 
     @property
     def cache_groups(self) -> tuple[CacheGroup, ...]:
-        """The layers whose caches are allocated, freed and reused together."""
+        """The layers whose caches are allocated, freed and reused together; none where sequences are computed whole."""
         groups: tuple[CacheGroup, ...] = self.module.cache_spec(self.config)
-        return groups
+        return () if self.encode_only or self.labels else groups
+
+    @property
+    def generates(self) -> bool:
+        """Whether it has logits of next tokens; encoders and sequence classifiers have none."""
+        return bool(self.module.cache_spec(self.config)) and not self.labels
+
+    @property
+    def labels(self) -> int:
+        """The classes of a sequence classifier; 0 for other models."""
+        return int(getattr(self.config, "labels", 0))
 
     @property
     def rope_stretch(self) -> int | None:
@@ -65,6 +84,29 @@ class Model:
         scores: Array = self.module.head(self.config, params, x, self.execution)
         return scores
 
+    def encode(
+        self,
+        params: Any,
+        tokens: Int32[Array, "b s"],
+        lengths: Int32[Array, " b"],
+        token_types: Int32[Array, "b s"] | None = None,
+    ) -> Float32[Array, "b n"]:
+        """One vector for each whole sequence, padded after its first `lengths` tokens: an embedding, or class logits.
+
+        `token_types` are the segments of pairs of texts; None where there is one.
+        """
+        batch = Batch.of_sequences(tokens, lengths, self.execution, token_types)
+        x, _ = self.hidden(params, batch, (None,) * self.config.num_layers)
+        return self._vectors(params, x.reshape(*tokens.shape, -1), lengths)
+
+    def _vectors(self, params: Any, x: Float[Array, "b s embed"], lengths: Int32[Array, " b"]) -> Float32[Array, "b n"]:
+        if self.labels:
+            scores: Array = self.module.classify(self.config, params, x, lengths, self.execution)
+            return scores.astype(jnp.float32)
+        rows = layers.float_rows(self.module.last_rows(self.config, params, x.reshape(-1, x.shape[-1])))
+        found = pooled(rows.reshape(x.shape), lengths, self.pooling.how)
+        return layers.unit(found) if self.pooling.normalize else found
+
     def embeddings(self, params: Any, x: Float[Array, "t embed"]) -> Float32[Array, "t embed"]:
         """The rows from which the logits are computed, scaled to length one."""
-        return layers.unit_rows(self.module.last_rows(self.config, params, x))
+        return layers.unit(layers.float_rows(self.module.last_rows(self.config, params, x)))

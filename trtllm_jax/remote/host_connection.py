@@ -218,6 +218,7 @@ class HostConnection:
             edits=wire.decode_edits(new.edits),
             reports=frozenset(new.reports),
             id=new.request_id,
+            token_types=tuple(new.token_types),
         )
 
     def _write(self) -> None:

@@ -249,4 +249,5 @@ def _encode_request(request: Request, numbers: dict[int, int]) -> wire.NewSequen
         prompt_logprobs=owner.params.prompt_logprobs,
         reports=sorted(request.reports),
         request_id=request.id,
+        token_types=bytes(request.token_types),
     )

@@ -25,7 +25,8 @@ class NewSequence(msgspec.Struct, array_like=True):
 
     `number` is chosen by the sender; `prompt` holds int32 ids; `parent` is the number of the sample whose prompt it
     shares, -1 for none; `edits` has the fields of its `LogitEdits`; `prompt_logprobs` is the number of alternatives to
-    report for each prompt token; `reports` are the names of its other outputs.
+    report for each prompt token; `reports` are the names of its other outputs; `token_types` has a byte for each id, or
+    none.
     """
 
     number: int
@@ -40,6 +41,7 @@ class NewSequence(msgspec.Struct, array_like=True):
     prompt_logprobs: int | None
     reports: list[str]
     request_id: int
+    token_types: bytes = b""
 
 
 class Submit(msgspec.Struct, array_like=True, tag="submit"):

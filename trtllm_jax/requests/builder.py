@@ -6,7 +6,7 @@ import threading
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from trtllm_jax.common.errors import RequestError
 from trtllm_jax.engine.logit_edits import LogitEdits
@@ -18,6 +18,9 @@ from trtllm_jax.structured.matcher import GrammarCompiler, LLGuidanceMatcher
 from trtllm_jax.text.detokenizer import IncrementalDetokenizer, anchor_of
 from trtllm_jax.text.inputs import Encoding, Prompt, check_ids, read_prompt
 from trtllm_jax.text.tokenizer import Tokenizer
+
+Task = Literal["generate", "embed", "classify"]
+"""What an engine does with a prompt: continue it, or compute it whole for an embedding or for logits of classes."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,9 @@ class EngineFacts:
         stream_interval: steps between two updates of a stream.
         batched_processor: whether the engine has a `BatchedLogitsProcessor`.
         model_type: config.json's "model_type"; "" if it has none.
+        task: what it does with prompts; one that generates embeds them too.
+        labels: the classes of a classifier, else 0.
+        score_activation: "sigmoid" or "identity", what makes the logit of a pair of texts its score.
     """
 
     vocab: int
@@ -43,6 +49,9 @@ class EngineFacts:
     stream_interval: int
     batched_processor: bool
     model_type: str
+    task: Task = "generate"
+    labels: int = 0
+    score_activation: str = "identity"
 
 
 class _Rules(NamedTuple):
@@ -74,17 +83,22 @@ class RequestBuilder:
         self._tokenizer = tokenizer
         self._finish = finish
         self._before_waiting = before_waiting
-        self._grammars = None if tokenizer is None else GrammarCompiler(tokenizer, facts.vocab, facts.end_ids)
+        generates = tokenizer is not None and facts.task == "generate"
+        self._grammars = GrammarCompiler(tokenizer, facts.vocab, facts.end_ids) if tokenizer and generates else None
         self._request_ids = itertools.count(1)
         self._lock = threading.Lock()
 
     def requests(
         self, inputs: Sequence[Any], params: Sequence[SamplingParams], streaming: bool, *, embed: bool = False
     ) -> list[tuple[RequestOutput, list[Request]]]:
-        """For each prompt, its result and the sequences that fill it; with `embed` they yield only an embedding.
+        """For each prompt, its result and the sequences that fill it; with `embed` they yield only a vector.
 
-        ValueError or TypeError if a prompt or a parameter is invalid.
+        ValueError or TypeError if a prompt or a parameter is invalid, or if the model does not do that.
         """
+        whole = self.facts.task != "generate"
+        if whole and not embed:
+            method = "LLM.embed" if self.facts.task == "embed" else "LLM.encode"
+            raise ValueError(f"this model computes texts whole and generates none: use {method}")
         # Copies, because the caller may change a record while the sequences run.
         params = [self._checked(each) for each in params]
         for each in params:
@@ -95,7 +109,10 @@ class RequestBuilder:
                 )
         prompts = [
             read_prompt(
-                one, Encoding(self._tokenizer, self.facts.vocab, each.add_special_tokens, each.truncate_prompt_tokens)
+                one,
+                Encoding(
+                    self._tokenizer, self.facts.vocab, each.add_special_tokens, each.truncate_prompt_tokens, whole
+                ),
             )
             for one, each in zip(inputs, params, strict=True)
         ]
@@ -236,6 +253,7 @@ class RequestBuilder:
                     salt=prompt.salt,
                     parent=requests[0] if requests else None,
                     owner=processor,
+                    token_types=prompt.token_types,
                 )
             )
         running.update(requests)
@@ -244,11 +262,18 @@ class RequestBuilder:
     def _clamped_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         """`max_tokens`, or what `max_seq_len` leaves after the prompt. RequestError if the prompt is too long."""
         length, limit = len(prompt.ids), self.facts.max_seq_len
+        whole = self.facts.task != "generate"
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
             raise RequestError(
                 f"the prompt has {length} tokens, max_input_len is {self.facts.max_input_len}; shorten the prompt, set "
                 "truncate_prompt_tokens or raise max_input_len"
             )
+        if whole and length > limit:
+            raise RequestError(
+                f"the text has {length} tokens and max_seq_len is {limit}; shorten it or set truncate_prompt_tokens"
+            )
+        if whole:
+            return 0
         if length >= limit:
             raise RequestError(
                 f"the prompt has {length} tokens and max_seq_len is {limit}, which leaves no room for an answer; "

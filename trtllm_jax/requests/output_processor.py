@@ -66,7 +66,7 @@ class OutputProcessor:
             # The result has failed, so the prompt's other samples need not go on.
             self._output._abort()
             return
-        if update.tokens and not self._tokens:
+        if update.admission is not None:
             self._output._note_start(update.admission)
         delta = self._delta(update)
         self._steps += 1
@@ -86,7 +86,7 @@ class OutputProcessor:
     def _delta(self, update: Update) -> Delta:
         """A step's update in the form of results: with text, and without tokens at or after a stop."""
         if "embedding" in update.outputs:
-            # The engine draws a token after every prompt; an embedding request drops it.
+            # A generating engine draws a token after every prompt; an embedding request drops it.
             return Delta(self._index, finish_reason=FinishReason.STOP.value, outputs=update.outputs)
         tokens, finish = update.tokens, update.finish
         logprobs: Sequence[TokenLogprobs] = update.outputs.get("logprobs", ())

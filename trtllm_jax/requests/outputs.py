@@ -38,6 +38,21 @@ class Delta(NamedTuple):
     """The optional outputs that were requested, by name."""
 
 
+@dataclass(frozen=True)
+class EncoderOutput:
+    """What a classifier says of one text or pair of texts.
+
+    Attributes:
+        logits: of the classes, float32 [labels].
+        prompt_token_ids: the ids.
+        prompt: the text, the first one of a pair; None if token ids were given.
+    """
+
+    logits: Logits
+    prompt_token_ids: list[int]
+    prompt: str | None = None
+
+
 @dataclass
 class CompletionOutput:
     """One of the n sequences generated for a prompt; the `_diff` properties hold what the last step added.
@@ -137,7 +152,7 @@ class RequestOutput:
         outputs: the n sequences; with best_of the n likeliest, best first.
         finished: whether all sequences have ended.
         cached_tokens: the number of prompt tokens found in the prefix cache; known with the first token.
-        embedding: the prompt's embedding, float32 [embed], of norm 1; None unless `embed` made this output.
+        embedding: the prompt's embedding, float32 [embed]; a classifier's logits; None if the prompt was continued.
         error: the message of the failure that ended the request, if any; `result()` and iteration raise the failure.
     """
 

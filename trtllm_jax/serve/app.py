@@ -23,6 +23,7 @@ from trtllm_jax.serve.http.middleware import RequestMiddleware
 from trtllm_jax.serve.metrics import Metrics
 from trtllm_jax.serve.openapi import openapi_document
 from trtllm_jax.serve.responses import endpoint as responses
+from trtllm_jax.serve.scoring import endpoint as scoring
 from trtllm_jax.serve.server import Server
 from trtllm_jax.serve.settings import ServeSettings
 from trtllm_jax.serve.system import page, status, tokens
@@ -31,6 +32,7 @@ ENDPOINTS: tuple[Endpoint, ...] = (
     *completions.ENDPOINTS,
     *chat.ENDPOINTS,
     *embeddings.ENDPOINTS,
+    *scoring.ENDPOINTS,
     *responses.ENDPOINTS,
     *tokens.ENDPOINTS,
     *status.ENDPOINTS,

@@ -9,14 +9,23 @@ from trtllm_jax.text.tokenizer import Tokenizer
 PromptInputs = str | Sequence[int] | Mapping[str, Any]
 
 _DICT_KEYS = ("prompt", "prompt_token_ids", "cache_salt")
+_WHOLE_DICT_KEYS = ("prompt", "text_pair", "prompt_token_ids", "token_type_ids")
 
 
 class Prompt(NamedTuple):
-    """One prompt: its text if it was a text, its ids, and the salt that separates its cached prefix from others."""
+    """One prompt.
+
+    Attributes:
+        text: if it was a text.
+        ids: its token ids.
+        salt: what separates its cached prefix from others.
+        token_types: the segment of each id where it is a pair of texts; empty where it is one.
+    """
 
     text: str | None
     ids: list[int]
     salt: bytes = b""
+    token_types: Sequence[int] = ()
 
 
 class Encoding(NamedTuple):
@@ -26,13 +35,16 @@ class Encoding(NamedTuple):
         tokenizer: None if prompts are given as ids.
         vocab: the number of the model's token ids.
         add_special_tokens: whether the tokenizer adds special tokens to a text, such as the one at its start.
-        keep_last: the number of tokens at a prompt's end that are kept; None for all.
+        truncate_to: the number of tokens that are kept, those at a prompt's end; None for all.
+        whole: whether the model computes whole texts: it takes pairs, and of a text the first tokens are kept, with the
+            special tokens around them.
     """
 
     tokenizer: Tokenizer | None
     vocab: int
     add_special_tokens: bool = True
-    keep_last: int | None = None
+    truncate_to: int | None = None
+    whole: bool = False
 
 
 def is_single(inputs: Any) -> bool:
@@ -50,7 +62,7 @@ def is_single(inputs: Any) -> bool:
 def read_prompt(inputs: Any, encoding: Encoding) -> Prompt:
     """The prompt's ids. TypeError or ValueError names what is wrong with it."""
     if isinstance(inputs, str):
-        return Prompt(inputs, _encode(inputs, encoding))
+        return _of_text(inputs, None, encoding)
     if isinstance(inputs, Mapping):
         return _read_dict(inputs, encoding)
     if _is_ids(inputs):
@@ -72,9 +84,10 @@ def check_ids(field: str, ids: Sequence[int], vocab: int, tokenizer: Tokenizer |
 
 
 def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
-    unknown = sorted(set(inputs) - set(_DICT_KEYS))
+    known = _WHOLE_DICT_KEYS if encoding.whole else _DICT_KEYS
+    unknown = sorted(set(inputs) - set(known))
     if unknown:
-        raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(_DICT_KEYS)}")
+        raise ValueError(f"a prompt dict holds {', '.join(unknown)}; supported here: {', '.join(known)}")
     salt = inputs.get("cache_salt") or ""
     if not isinstance(salt, str):
         raise TypeError(f"cache_salt must be a str; got {_type_name(salt)}")
@@ -82,10 +95,21 @@ def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
     if ids is not None:
         if not _is_ids(ids):
             raise TypeError(f"prompt_token_ids must be a list of int; got {_type_name(ids)}")
-        return Prompt(text, _checked(ids, encoding), _salt_key(salt))
+        return Prompt(text, _checked(ids, encoding), _salt_key(salt), _types(inputs.get("token_type_ids"), len(ids)))
     if not isinstance(text, str):
         raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
-    return Prompt(text, _encode(text, encoding), _salt_key(salt))
+    pair = inputs.get("text_pair")
+    if not isinstance(pair, str | None):
+        raise TypeError(f"text_pair must be a str; got {_type_name(pair)}")
+    return _of_text(text, pair, encoding)._replace(salt=_salt_key(salt))
+
+
+def _types(types: Any, length: int) -> list[int]:
+    if types is None:
+        return []
+    if not _is_ids(types) or len(types) != length or not set(types) <= {0, 1}:
+        raise ValueError("token_type_ids must be a list of 0 or 1, one for each of prompt_token_ids")
+    return list(types)
 
 
 def _salt_key(salt: str) -> bytes:
@@ -93,15 +117,19 @@ def _salt_key(salt: str) -> bytes:
     return hashlib.sha512(salt.encode()).digest() if salt else b""
 
 
-def _encode(text: str, encoding: Encoding) -> list[int]:
+def _of_text(text: str, pair: str | None, encoding: Encoding) -> Prompt:
     tokenizer = encoding.tokenizer
     if tokenizer is None:
         raise ValueError("a text prompt needs a tokenizer; give token ids, or load without skip_tokenizer_init=True")
-    ids = tokenizer.encode(text, encoding.add_special_tokens, encoding.keep_last)
+    types: Sequence[int] = ()
+    if encoding.whole:
+        ids, types = tokenizer.encode_whole(text, pair, encoding.add_special_tokens, encoding.truncate_to)
+    else:
+        ids = tokenizer.encode(text, encoding.add_special_tokens, encoding.truncate_to)
     if not ids:
         raise ValueError(f"the prompt {text!r} has no tokens; give some text")
     check_ids("prompt", ids, encoding.vocab, tokenizer)
-    return ids
+    return Prompt(text, ids, token_types=types if pair is not None else ())
 
 
 def _is_ids(inputs: Any) -> TypeGuard[Sequence[int]]:
@@ -123,7 +151,9 @@ def _is_int(item: Any) -> bool:
 def _checked(ids: Sequence[int], encoding: Encoding) -> list[int]:
     plain = list(ids) if _all_of_type_int(ids) else [int(token) for token in ids]
     check_ids("prompt_token_ids", plain, encoding.vocab, encoding.tokenizer)
-    return plain if encoding.keep_last is None else plain[-encoding.keep_last :]
+    if encoding.truncate_to is None:
+        return plain
+    return plain[: encoding.truncate_to] if encoding.whole else plain[-encoding.truncate_to :]
 
 
 def _type_name(value: Any) -> str:

@@ -101,17 +101,33 @@ class Tokenizer:
 
     def encode(self, text: str, add_special_tokens: bool = True, truncate_to: int | None = None) -> list[int]:
         """The ids of ``text``, or the last ``truncate_to`` of them. ValueError: ``text`` is not valid Unicode."""
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
-                "remove it or decode the text with errors='replace'"
-            ) from None
+        _check_unicode(text)
         ids: list[int] = _call_backend(
             "encode the prompt", self._backend.encode, text, add_special_tokens=add_special_tokens
         ).ids
         return ids if truncate_to is None else ids[-truncate_to:]
+
+    def encode_whole(
+        self, text: str, pair: str | None = None, add_special_tokens: bool = True, truncate_to: int | None = None
+    ) -> tuple[list[int], list[int]]:
+        """The ids of a text or of a pair, and the segment of each id; no segments where the model has none.
+
+        With ``truncate_to`` they are cut at the end to have at most that many ids, special tokens included; of a pair
+        the longer text first. ValueError: a text is not valid Unicode.
+        """
+        texts = [text] if pair is None else [text, pair]
+        for each in texts:
+            _check_unicode(each)
+        parts = [
+            _call_backend("encode the prompt", self._backend.encode, each, add_special_tokens=False) for each in texts
+        ]
+        if truncate_to is not None:
+            special = self._backend.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
+            shares = _shares([len(part.ids) for part in parts], truncate_to - special)
+            for part, length in zip(parts, shares, strict=True):
+                part.truncate(length)
+        joined = self._backend.post_process(*parts, *[None] * (2 - len(parts)), add_special_tokens)
+        return joined.ids, joined.type_ids if "token_type_ids" in self.hf.model_input_names else []
 
     def spans(self, text: str, add_special_tokens: bool = True) -> list[tuple[int, int]]:
         """The start and end in ``text`` of each id that ``encode`` returns; (0, 0) for ids that encoding adds."""
@@ -170,3 +186,26 @@ def _call_backend(task: str, call: Callable[..., Any], *args: Any, **options: An
             raise
         reason = one_line(str(error))
         raise ValueError(f"the tokenizer cannot {task}: {reason}. Check its files or choose another one") from error
+
+
+def _check_unicode(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(
+            f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
+            "remove it or decode the text with errors='replace'"
+        ) from None
+
+
+def _shares(lengths: Sequence[int], room: int) -> list[int]:
+    """What remains of one or two texts of these lengths in so much room, as transformers' "longest_first" cuts them."""
+    room = max(room, 0)
+    if len(lengths) == 1:
+        return [min(lengths[0], room)]
+    shorter, longer = sorted(lengths)
+    if shorter + longer > room:
+        longer = max(shorter, room - shorter)
+    if shorter + longer > room:
+        shorter, longer = room // 2, room - room // 2
+    return [shorter, longer] if lengths[0] <= lengths[1] else [longer, shorter]

@@ -47,6 +47,7 @@ WRITE: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
     "attention_multiplier": GGUFWriter.add_attention_scale,
     "residual_multiplier": GGUFWriter.add_residual_scale,
     "logits_scaling": GGUFWriter.add_logit_scale,
+    "logit_scale": GGUFWriter.add_logit_scale,
 }
 """What states a field of the configuration, where it has a value."""
 

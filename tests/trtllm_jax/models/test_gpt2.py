@@ -50,7 +50,7 @@ def test_fields_that_may_be_absent() -> None:
         ({"activation_function": "mish"}, r"activation_function='mish'; supported here: 'gelu_new', .*'relu2'"),
         ({"add_cross_attention": True}, r"add_cross_attention=True; supported here: False"),
         ({"n_embd": None}, r"lacks n_embd"),
-        ({"n_head": 5}, r"n_embd=48, which is not a multiple of n_head=5"),
+        ({"n_head": 5}, r"n_embd=48 is not a multiple of n_head=5"),
         ({"n_layer": 0}, r"n_layer=0; it must be a whole number"),
     ],
 )

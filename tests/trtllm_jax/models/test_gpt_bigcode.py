@@ -52,7 +52,7 @@ def test_fields_that_may_be_absent() -> None:
         ({"activation_function": "mish"}, r"activation_function='mish'; supported here: 'gelu_pytorch_tanh', "),
         ({"add_cross_attention": True}, r"add_cross_attention=True; supported here: False"),
         ({"multi_query": 1}, r"multi_query=1; it must be true or false"),
-        ({"n_head": 5}, r"n_embd=48, which is not a multiple of n_head=5"),
+        ({"n_head": 5}, r"n_embd=48 is not a multiple of n_head=5"),
     ],
 )
 def test_other_layers_are_refused(fields: dict[str, Any], message: str) -> None:

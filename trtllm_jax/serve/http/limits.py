@@ -29,6 +29,13 @@ def check_embedding(body: EmbeddingRequest, limits: Limits) -> None:
     _check_prompts("input", body.prompts, limits)
 
 
+def check_texts(param: str, texts: Sequence[str], limits: Limits) -> None:
+    """ApiError if there are no texts, too many, or too long ones."""
+    if not texts:
+        raise bad_request(param, f"{param} is empty: give at least one text")
+    _check_prompts(param, texts, limits, "texts")
+
+
 def check_chat(body: ChatRequest, limits: Limits) -> None:
     """ApiError names the first field that exceeds its limit."""
     _check_at_most("messages", len(body.messages), limits.messages, "messages")
@@ -49,8 +56,10 @@ def check_chat(body: ChatRequest, limits: Limits) -> None:
     _check_generation(body, limits, 1)
 
 
-def _check_prompts(param: str, prompts: Sequence[str] | Sequence[list[int]], limits: Limits) -> None:
-    _check_at_most(param, len(prompts), limits.prompts, "prompts")
+def _check_prompts(
+    param: str, prompts: Sequence[str] | Sequence[list[int]], limits: Limits, unit: str = "prompts"
+) -> None:
+    _check_at_most(param, len(prompts), limits.prompts, unit)
     chars = sum(len(prompt) for prompt in prompts if isinstance(prompt, str))
     _check_at_most(param, chars, limits.prompt_chars, "characters")
 

@@ -1,0 +1,144 @@
+"""Encoders and sequence classifiers against transformers in float32: hidden states, classes, weights."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import jax
+import numpy as np
+import pytest
+import torch
+import transformers
+from safetensors.numpy import load_file
+
+from checkpoints.table import expand, leaf_of, to_stored
+from sharding import Extents, make_mesh
+from trtllm_jax.functional.loading import load_weights
+from trtllm_jax.functional.model import Model
+from trtllm_jax.functional.research import open_model
+from trtllm_jax.nn.pooling import How, Pooling
+
+from ..tiny_encoders import SIZES, save
+
+TYPES = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
+MODERN = SIZES | {"local_attention": 8, "layer_types": TYPES["layer_types"], "num_hidden_layers": 3}
+BIASED = MODERN | {
+    "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True, "classifier_pooling": "mean",
+    "hidden_activation": "silu", "classifier_activation": "relu", "num_labels": 4,
+}  # fmt: skip
+GROUPED = SIZES | {"num_key_value_heads": 3, "num_labels": 5}
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "BERT": ("BertModel", SIZES),
+    "BERT, 3 classes": ("BertForSequenceClassification", SIZES | {"num_labels": 3, "hidden_act": "relu"}),
+    "RoBERTa": ("RobertaModel", SIZES),
+    "XLM-RoBERTa, 1 class": ("XLMRobertaForSequenceClassification", SIZES | {"num_labels": 1, "type_vocab_size": 1}),
+    "ModernBERT": ("ModernBertModel", MODERN),
+    "ModernBERT, 4 classes of means": ("ModernBertForSequenceClassification", BIASED),
+    "ModernBERT, 2 classes": ("ModernBertForSequenceClassification", MODERN),
+    "Llama, 5 classes": ("LlamaForSequenceClassification", GROUPED),
+    "Mistral, 5 classes": ("MistralForSequenceClassification", GROUPED | {"sliding_window": 4}),
+    "Qwen2, 5 classes": ("Qwen2ForSequenceClassification", GROUPED),
+    "Qwen3, 5 classes": ("Qwen3ForSequenceClassification", GROUPED | {"head_dim": 10}),
+    "Gemma, 5 classes": ("GemmaForSequenceClassification", GROUPED),
+    "Gemma 2, 5 classes": ("Gemma2ForSequenceClassification", GROUPED | TYPES),
+}
+LENGTHS = (30, 11, 1)
+
+
+class Tiny:
+    """Transformers' model, ours, and some texts padded to one length."""
+
+    def __init__(self, name: str, folder: Path) -> None:
+        architecture, sizes = MODELS[name]
+        model_class = getattr(transformers, architecture)
+        self.reference = save(model_class, model_class.config_class(**sizes, attn_implementation="eager"), folder)
+        self.folder = folder
+        self.model: Model = open_model(folder)
+        random = np.random.default_rng(0)
+        self.lengths = np.array(LENGTHS, np.int32)
+        self.tokens = random.integers(4, 101, (len(LENGTHS), 32)).astype(np.int32)  # what is beyond must not matter
+        self.types = np.arange(32) >= self.lengths[:, None] // 2
+        self.paired = architecture.startswith("Bert")
+
+    def params(self, devices: int) -> Any:
+        return load_weights(self.model, make_mesh(devices), dtype="float32", load_format="auto")
+
+    @torch.no_grad()
+    def expected(self, row: int) -> Any:
+        """Transformers' output for one text without padding."""
+        length = int(self.lengths[row])
+        inputs = {"input_ids": torch.tensor(self.tokens[row : row + 1, :length]).long()}
+        if self.paired:
+            inputs["token_type_ids"] = torch.tensor(self.types[row : row + 1, :length]).long()
+        return self.reference(**inputs, attention_mask=torch.ones(1, length).long())
+
+
+FAST = ("BERT", "XLM-RoBERTa, 1 class", "ModernBERT, 4 classes of means", "Llama, 5 classes")
+
+
+@pytest.fixture(
+    scope="module", params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]
+)
+def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return Tiny(request.param, tmp_path_factory.mktemp("encoder"))
+
+
+def test_vectors_are_those_of_transformers(encoder: Tiny) -> None:
+    params = encoder.params(1)
+    for how in get_args(How):
+        model = replace(encoder.model, pooling=Pooling(how, normalize=False))
+        types = encoder.types if encoder.paired else None
+        found = np.asarray(model.encode(params, encoder.tokens, encoder.lengths, types))
+        for row in range(len(LENGTHS)):
+            wanted = encoder.expected(row)
+            if model.labels:
+                exact = wanted.logits[0].numpy()
+            else:
+                hidden = wanted.last_hidden_state[0].numpy()
+                exact = {"cls": hidden[0], "last": hidden[-1], "mean": hidden.mean(0)}[how]
+            assert np.abs(found[row] - exact).max() < 1e-4 * np.abs(exact).max()
+
+
+def test_weights_are_written_back_bit_for_bit(encoder: Tiny) -> None:
+    params, config = encoder.params(1), encoder.model.config
+    stored: dict[str, np.ndarray] = {}
+    for weight in expand(encoder.model.module.table(config), config.num_layers):
+        array = jax.device_get(leaf_of(params, weight.path))
+        stored.update(to_stored(weight, array, Extents(config.sizes)))
+    original = load_file(encoder.folder / "model.safetensors")
+    assert {name: original[name].tobytes() for name in stored} == {name: one.tobytes() for name, one in stored.items()}
+    assert all("pooler" in name or "head" in name for name in original.keys() - stored.keys())
+
+
+def test_embeddings_have_length_one(encoder: Tiny) -> None:
+    if encoder.model.labels:
+        assert not encoder.model.generates
+        return
+    found = encoder.model.encode(encoder.params(1), encoder.tokens, encoder.lengths)
+    np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
+
+
+def test_next_tokens_are_refused(encoder: Tiny) -> None:
+    with pytest.raises(ValueError, match=r"no logits of next tokens: it encodes whole texts, with Model\.encode"):
+        encoder.model({}, encoder.tokens)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields", "message"),
+    [
+        ("BertModel", {"is_decoder": True}, "is_decoder=True"),
+        ("BertModel", {"hidden_act": "mish"}, "hidden_act='mish'"),
+        ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ("ModernBertModel", {"classifier_pooling": "max"}, "classifier_pooling='max'"),
+        ("ModernBertModel", {"hidden_activation": "mish"}, "hidden_act='mish'"),
+        ("ModernBertModel", {"local_attention": 0}, "local_attention=0"),
+    ],
+)
+def test_other_layers_are_refused(architecture: str, fields: dict[str, Any], message: str) -> None:
+    from trtllm_jax.models import architecture as module_of
+
+    config = SIZES | {"architectures": [architecture], "layer_norm_eps": 1e-12} | fields
+    with pytest.raises(ValueError, match=message):
+        module_of(config).Config.from_hf(config)

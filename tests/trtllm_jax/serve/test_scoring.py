@@ -1,0 +1,126 @@
+"""/v1/score, /v1/rerank and /v1/embeddings of models that compute texts whole, against transformers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx2 as httpx
+import numpy as np
+import pytest
+import torch
+from openai import BadRequestError, OpenAI
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+
+from trtllm_jax import LLM
+from trtllm_jax.serve.app import create_app
+from trtllm_jax.serve.settings import ServeSettings
+
+from ..tiny_encoders import SIZES, save, tokenizer
+
+QUERY = "who is it"
+DOCUMENTS = ["it is he", "nobody", "a fox jumps", "what", "it was the one that is here"]
+Served = Callable[[Any], AbstractContextManager[str]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cross_encoder")
+
+
+@pytest.fixture(scope="module")
+def reference(folder: Path) -> PreTrainedModel:
+    return save(BertForSequenceClassification, BertConfig(**SIZES, num_labels=1), folder)
+
+
+@pytest.fixture(scope="module")
+def reranker(reference: PreTrainedModel, folder: Path, served: Served) -> Iterator[str]:
+    settings = ServeSettings(model_names=("reranker",))
+    with (
+        LLM(folder, dtype="float32", max_batch_size=4, max_num_tokens=64) as llm,
+        served(create_app(llm, settings)) as url,
+    ):
+        yield url
+
+
+@torch.no_grad()
+def expected(reference: PreTrainedModel, query: str, document: str, **how: Any) -> float:
+    return torch.sigmoid(reference(**tokenizer()(query, document, return_tensors="pt", **how)).logits).item()
+
+
+def post(url: str, path: str, **body: Any) -> httpx.Response:
+    return httpx.post(f"{url}{path}", json={"model": "reranker", **body}, timeout=60)
+
+
+def test_documents_come_best_first(reranker: str, reference: PreTrainedModel) -> None:
+    wanted = [expected(reference, QUERY, document) for document in DOCUMENTS]
+    answer = post(reranker, "/v1/rerank", query=QUERY, documents=DOCUMENTS).json()
+    order = [result["index"] for result in answer["results"]]
+    assert order == sorted(range(len(wanted)), key=lambda index: -wanted[index])
+    for result in answer["results"]:
+        assert result["relevance_score"] == pytest.approx(wanted[result["index"]], abs=1e-4)
+        assert result["document"]["text"] == DOCUMENTS[result["index"]]
+    tokens = sum(len(tokenizer()(QUERY, document).input_ids) for document in DOCUMENTS)
+    assert answer["usage"]["total_tokens"] == tokens
+
+
+def test_as_many_as_wanted_and_without_their_texts(reranker: str) -> None:
+    every = post(reranker, "/v1/rerank", query=QUERY, documents=DOCUMENTS).json()["results"]
+    some = post(reranker, "/v1/rerank", query=QUERY, documents=DOCUMENTS, top_n=2, return_documents=False).json()
+    assert [one["index"] for one in some["results"]] == [one["index"] for one in every[:2]]
+    assert all(one.keys() == {"index", "relevance_score"} for one in some["results"])
+
+
+def test_pairs_are_scored_in_order(reranker: str, reference: PreTrainedModel) -> None:
+    for queries in (QUERY, [QUERY] * len(DOCUMENTS)):
+        answer = post(reranker, "/v1/score", text_1=queries, text_2=DOCUMENTS).json()
+        assert [one["index"] for one in answer["data"]] == list(range(len(DOCUMENTS)))
+        wanted = [expected(reference, QUERY, document) for document in DOCUMENTS]
+        np.testing.assert_allclose([one["score"] for one in answer["data"]], wanted, atol=1e-4)
+
+
+def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
+    answer = post(reranker, "/v1/score", text_1=QUERY, text_2=DOCUMENTS[4], truncate_prompt_tokens=12).json()
+    wanted = expected(reference, QUERY, DOCUMENTS[4], truncation="longest_first", max_length=12)
+    assert answer["data"][0]["score"] == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param", "message"),
+    [
+        ("/v1/rerank", {"query": QUERY, "documents": []}, "documents", "documents is empty: give at least one text"),
+        ("/v1/rerank", {"query": QUERY, "documents": ["x" * 99]}, "documents", "max_seq_len is 64"),
+        ("/v1/rerank", {"query": QUERY}, "documents", "documents is missing"),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 first texts and 1 second ones"),
+        ("/v1/score", {"text_1": "a", "text_2": ["c"] * 1025}, "text_2", "1025 texts"),
+        ("/v1/completions", {"prompt": "a"}, "prompt", "generates none: use LLM.encode"),
+        ("/v1/embeddings", {"input": "a"}, "input", "is a sequence classifier and has no embeddings"),
+    ],
+)
+def test_what_cannot_be_answered_is_a_bad_request(
+    reranker: str, path: str, body: dict[str, Any], param: str, message: str
+) -> None:
+    answer = post(reranker, path, **body)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert message in error["message"]
+
+
+def test_a_generating_model_scores_by_its_embeddings(address: str, tiny_llm: LLM) -> None:
+    answer = httpx.post(
+        f"{address}/v1/rerank", json={"model": "tiny", "query": QUERY, "documents": DOCUMENTS}, timeout=60
+    ).json()
+    query, *documents = (output.embedding for output in tiny_llm.embed([QUERY, *DOCUMENTS]))
+    for result in answer["results"]:
+        assert result["relevance_score"] == pytest.approx(float(query @ documents[result["index"]]), abs=1e-5)
+
+
+def test_a_chat_is_refused(reranker: str) -> None:
+    with (
+        OpenAI(base_url=f"{reranker}/v1", api_key="none", max_retries=0, timeout=60) as client,
+        pytest.raises(BadRequestError),
+    ):
+        client.chat.completions.create(model="reranker", messages=[{"role": "user", "content": "a"}])

@@ -1,0 +1,72 @@
+"""/v1/score and /v1/rerank: their requests and answers, as vLLM and Jina have them."""
+
+from typing import Literal
+
+from pydantic import BaseModel
+
+from trtllm_jax.serve.protocol.base import ApiModel, Count
+from trtllm_jax.serve.protocol.embeddings import EmbeddingUsage
+
+
+class ScoreRequest(ApiModel):
+    """Pairs of texts to score: `text_1` is one for all of `text_2`, or one for each."""
+
+    model: str
+    text_1: str | list[str]
+    text_2: str | list[str]
+    truncate_prompt_tokens: Count | None = None
+    user: str | None = None
+
+
+class PairScore(BaseModel):
+    """The score of one pair."""
+
+    object: Literal["score"] = "score"
+    index: int
+    score: float
+
+
+class ScoreResponse(BaseModel):
+    """The scores in the order of the pairs."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: EmbeddingUsage
+
+
+class RerankRequest(ApiModel):
+    """Documents to put in order by how well they answer a query; the best `top_n` are returned, all by default."""
+
+    model: str
+    query: str
+    documents: list[str]
+    top_n: Count | None = None
+    return_documents: bool = True
+    truncate_prompt_tokens: Count | None = None
+    user: str | None = None
+
+
+class Document(BaseModel):
+    """A document's text."""
+
+    text: str
+
+
+class RankedDocument(BaseModel):
+    """One document's place in the request, and its score."""
+
+    index: int
+    relevance_score: float
+    document: Document | None = None
+
+
+class RerankResponse(BaseModel):
+    """The documents, best first."""
+
+    id: str
+    model: str
+    results: list[RankedDocument]
+    usage: EmbeddingUsage

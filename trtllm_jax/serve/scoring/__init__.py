@@ -1,0 +1,1 @@
+"""`/v1/score` and `/v1/rerank`."""

@@ -1,0 +1,106 @@
+"""POST /v1/score and POST /v1/rerank."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response
+
+from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.serve.http.body import read_model
+from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
+from trtllm_jax.serve.http.errors import ApiError, bad_request, bad_request_on_value_error
+from trtllm_jax.serve.http.json_response import json_response
+from trtllm_jax.serve.http.limits import check_texts
+from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
+from trtllm_jax.serve.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
+from trtllm_jax.serve.server import Server
+
+
+async def create_score(server: Server, request: Request) -> Response:
+    """The scores of pairs of texts."""
+    tracker = RequestTracker(server, request, "score-")
+    body, large = await read_model(server, request, ScoreRequest)
+    model = server.check_model(body.model)
+    pair = [[each] if isinstance(each, str) else each for each in (body.text_1, body.text_2)]
+    for name, texts in zip(("text_1", "text_2"), pair, strict=True):
+        check_texts(name, texts, server.settings.limits)
+    with _errors_of("text_2"):
+        scores, usage = await _scores(tracker, request, pair[0], pair[1], body.truncate_prompt_tokens, large)
+    data = [{"object": "score", "index": index, "score": score} for index, score in enumerate(scores)]
+    return json_response({**tracker.head("list", model), "data": data, "usage": usage})
+
+
+async def rerank(server: Server, request: Request) -> Response:
+    """The documents that answer a query best."""
+    tracker = RequestTracker(server, request, "rerank-")
+    body, large = await read_model(server, request, RerankRequest)
+    model = server.check_model(body.model)
+    check_texts("query", [body.query], server.settings.limits)
+    check_texts("documents", body.documents, server.settings.limits)
+    with _errors_of("documents"):
+        scores, usage = await _scores(
+            tracker, request, [body.query], body.documents, body.truncate_prompt_tokens, large
+        )
+    best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
+    results = [
+        {"index": index, "relevance_score": scores[index]}
+        | ({"document": {"text": body.documents[index]}} if body.return_documents else {})
+        for index in best
+    ]
+    return json_response({"id": tracker.id, "model": model, "results": results, "usage": usage})
+
+
+@contextmanager
+def _errors_of(param: str) -> Iterator[None]:
+    """A context in which a wrong prompt is named by the request's own field."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param != "prompt":
+            raise
+        raise bad_request(param, error.message) from error
+
+
+async def _scores(
+    tracker: RequestTracker, request: Request, queries: list[str], texts: list[str], truncated: int | None, large: bool
+) -> tuple[list[float], dict[str, int]]:
+    """The score of each pair, and how many tokens were read."""
+    llm = tracker.server.llm
+    with bad_request_on_value_error():
+        scoring = llm.pair_scoring(queries, texts)
+
+    def encode(prompt: Any) -> RequestOutput:
+        return llm.encode_async(prompt, truncate_prompt_tokens=truncated)
+
+    await tracker.submit(lambda: submit_each(scoring.prompts, encode), large)
+    async with tracker.abort_on_disconnect(request.receive):
+        outputs = [await output.aresult() for output in tracker.outputs]
+        tracker.raise_if_aborted()
+    tokens = sum(len(output.prompt_token_ids) for output in outputs)
+    return scoring.scores(outputs), {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+ENDPOINTS = (
+    Endpoint(
+        "POST",
+        "/v1/score",
+        create_score,
+        "Score pairs of texts",
+        request=ScoreRequest,
+        response=ScoreResponse,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/rerank",
+        rerank,
+        "Order documents by relevance",
+        request=RerankRequest,
+        response=RerankResponse,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+)

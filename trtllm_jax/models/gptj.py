@@ -48,7 +48,7 @@ class Config(LayerNormConfig):
             **fields,
             rope=Rope.from_config({}, rotary),
             rotary=rotary,
-            activation=activation(config, "gelu_new", "activation_function"),
+            activation=activation(config, "gelu_new", field="activation_function"),
         )
 
     @property

@@ -85,10 +85,10 @@ class Config(DecoderConfig):
             norm_bias=flag(config, "norm_bias"),
             attention_bias=flag(config, "attention_bias"),
             mlp_bias=flag(config, "mlp_bias"),
-            activation=activation({"hidden_act": config.get("hidden_activation", "gelu")}, "gelu"),
+            activation=activation(config, "gelu", field="hidden_activation"),
             pooling=cast(How, config.get("classifier_pooling", "cls")),
             classifier_bias=flag(config, "classifier_bias"),
-            classifier_activation=activation({"hidden_act": config.get("classifier_activation", "gelu")}, "gelu"),
+            classifier_activation=activation(config, "gelu", field="classifier_activation"),
         )
 
     def norm(self, params: Any, name: str) -> Norm:

@@ -170,7 +170,7 @@ def num_labels(config: Mapping[str, Any]) -> int:
     return positive(config, "num_labels", default=2)
 
 
-def activation(config: Mapping[str, Any], default: str, field: str = "hidden_act") -> Activation:
+def activation(config: Mapping[str, Any], default: str, *, field: str = "hidden_act") -> Activation:
     """The function that `field` names, `default` where it is absent; ValueError lists those that are known."""
     require(config, **{field: (default, *(name for name in HF_ACTIVATIONS if name != default))})
     return HF_ACTIVATIONS[config.get(field, default)]

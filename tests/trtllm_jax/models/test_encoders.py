@@ -132,7 +132,7 @@ def test_next_tokens_are_refused(encoder: Tiny) -> None:
         ("BertModel", {"hidden_act": "mish"}, "hidden_act='mish'"),
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
         ("ModernBertModel", {"classifier_pooling": "max"}, "classifier_pooling='max'"),
-        ("ModernBertModel", {"hidden_activation": "mish"}, "hidden_act='mish'"),
+        ("ModernBertModel", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
         ("ModernBertModel", {"local_attention": 0}, "local_attention=0"),
     ],
 )

@@ -24,13 +24,7 @@ from sharding import Extents, ShardingRules
 Progress = Callable[[int, int], None]
 
 # Buffers that some checkpoints carry although they follow from the configuration.
-IGNORED = (
-    "*.rotary_emb.inv_freq",
-    "*.attention.bias",
-    "*h.*.attn.bias",
-    "*.attn.masked_bias",
-    "*.attention.masked_bias",
-)
+IGNORED = ("*.rotary_emb.inv_freq", "*.attn.masked_bias", "*.attention.masked_bias")
 
 # Dequantising is numpy arithmetic that releases the interpreter lock; each thread holds one shard of one weight.
 MAX_THREADS = 8

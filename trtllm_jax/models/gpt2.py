@@ -11,24 +11,18 @@ from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 
+IGNORED = ("transformer.h.*.attn.bias",)
+"""The causal mask, which older files have."""
+
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.attn", f"{LAYER}.mlp"
-
-NAMES = {
-    "hidden_size": "n_embd",
-    "intermediate_size": "n_inner",
-    "num_hidden_layers": "n_layer",
-    "num_attention_heads": "n_head",
-    "max_position_embeddings": "n_positions",
-}
-"""What configurations call the sizes that others give the names on the left."""
 
 GGUF = (
     GgufArchitecture(
@@ -49,7 +43,7 @@ GGUF = (
         transposed=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         metadata={"attention.layer_norm_epsilon": "layer_norm_epsilon"},
         config={"activation_function": "gelu_new"},
-        derived=lambda config: {theirs: config[ours] for ours, theirs in NAMES.items()},
+        derived=lambda config: {theirs: config[ours] for ours, theirs in GPT2_NAMES.items()},
     ),
 )
 
@@ -72,17 +66,10 @@ class Config(LayerNormConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, add_cross_attention=(False,))
-        config = {"n_positions": 1024, "layer_norm_epsilon": 1e-5, "scale_attn_weights": True, **config}
-        width, heads = positive(config, "n_embd"), positive(config, "n_head")
-        if width % heads:
-            raise ValueError(f"n_embd={width} is not a multiple of n_head={heads}")
-        config["n_inner"] = positive(config, "n_inner", default=4 * width)
-        sizes = {ours: positive(config, theirs) for ours, theirs in NAMES.items()}
-        absent = {"num_key_value_heads": None, "head_dim": None}
         return cls(
-            **decoder_fields({**config, **sizes, **absent}, eps="layer_norm_epsilon", tied=True),
+            **gpt2_fields(config),
             activation=activation(config, "gelu_new", field="activation_function"),
-            scaled=flag(config, "scale_attn_weights"),
+            scaled=flag({"scale_attn_weights": True, **config}, "scale_attn_weights"),
             scaled_by_layer=flag(config, "scale_attn_by_inverse_layer_idx"),
         )
 

@@ -17,6 +17,9 @@ from trtllm_jax.nn.rope import Rope, rotary_channels
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
 
+IGNORED = ("gpt_neox.layers.*.attention.bias",)
+"""The causal mask, which older files have."""
+
 LAYER = "gpt_neox.layers.{i}"
 ATTENTION = f"{LAYER}.attention"
 

@@ -11,14 +11,7 @@ from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import positive, require
-from trtllm_jax.nn.decoder import (
-    PAIRED_HEADS,
-    LayerNormConfig,
-    activation,
-    decoder_fields,
-    paired_sizes,
-    require_whole_heads,
-)
+from trtllm_jax.nn.decoder import PAIRED_HEADS, LayerNormConfig, activation, gpt2_fields, paired_sizes
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -48,19 +41,7 @@ class Config(LayerNormConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, rope_scaling=(None,), rope_parameters=(None,))
-        config = {"layer_norm_epsilon": 1e-5, **config}
-        embed = positive(config, "n_embd")
-        sizes = {
-            "vocab_size": positive(config, "vocab_size"),
-            "hidden_size": embed,
-            "intermediate_size": positive(config, "n_inner", default=4 * embed),
-            "num_hidden_layers": positive(config, "n_layer"),
-            "num_attention_heads": positive(config, "n_head"),
-            "max_position_embeddings": positive(config, "n_positions", default=2048),
-        }
-        require_whole_heads(config, "n_embd", "n_head")
-        own = ("layer_norm_epsilon", "tie_word_embeddings")
-        fields = decoder_fields(sizes | {name: config.get(name) for name in own}, eps="layer_norm_epsilon")
+        fields = gpt2_fields({"n_positions": 2048, "tie_word_embeddings": False, **config})
         rotary = positive(config, "rotary_dim", default=64)
         paired_sizes(fields["head_dim"], rotary)  # are refused here
         return cls(

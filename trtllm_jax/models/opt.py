@@ -11,7 +11,7 @@ from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
@@ -34,18 +34,16 @@ class Config(LayerNormConfig):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
-        width, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
         require(
             config,
             do_layer_norm_before=(True,),
             _remove_final_layer_norm=(False,),
             layer_norm_elementwise_affine=(True,),
-            word_embed_proj_dim=(None, width),
+            word_embed_proj_dim=(None, config.get("hidden_size")),
         )
-        if width % heads:
-            raise ValueError(f"hidden_size={width} is not a multiple of num_attention_heads={heads}")
         config = {"enable_bias": True, **config, "intermediate_size": positive(config, "ffn_dim")}
         fields = decoder_fields({**config, "num_key_value_heads": None, "head_dim": None}, tied=True)
+        require_whole_heads(config)
         return cls(
             **(fields | {"eps": 1e-5}),
             activation=activation(config, "relu", field="activation_function"),

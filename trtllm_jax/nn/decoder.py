@@ -42,6 +42,15 @@ HF_ACTIVATIONS: Mapping[str, Activation] = {
 }
 """The activations by the names that Hugging Face configurations have for them."""
 
+GPT2_NAMES: Mapping[str, str] = {
+    "hidden_size": "n_embd",
+    "intermediate_size": "n_inner",
+    "num_hidden_layers": "n_layer",
+    "num_attention_heads": "n_head",
+    "max_position_embeddings": "n_positions",
+}
+"""What configurations in the style of GPT-2 call the sizes that others give the names on the left."""
+
 HEADS = ("kv_heads", "group", "head_dim")
 """The axes of attention's result, which the output projection contracts."""
 
@@ -134,6 +143,20 @@ def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied
         "windows": (None,) * num_layers,
         "labels": num_labels(config),
     }
+
+
+def gpt2_fields(config: Mapping[str, Any], *, kv_heads: int | None = None) -> dict[str, Any]:
+    """The fields of `DecoderConfig` as configurations in the style of GPT-2 spell them.
+
+    `kv_heads` are the key-value heads, None for as many as there are query heads. ValueError names a field that is
+    missing or makes no sense.
+    """
+    stated = {"n_positions": 1024, "layer_norm_epsilon": 1e-5, **config}
+    stated["n_inner"] = positive(config, "n_inner", default=4 * positive(config, "n_embd"))
+    sizes = {ours: positive(stated, theirs) for ours, theirs in GPT2_NAMES.items()}
+    require_whole_heads(stated, "n_embd", "n_head")
+    of_heads = {"num_key_value_heads": kv_heads, "head_dim": None}
+    return decoder_fields({**stated, **sizes, **of_heads}, eps="layer_norm_epsilon", tied=True)
 
 
 def num_labels(config: Mapping[str, Any]) -> int:

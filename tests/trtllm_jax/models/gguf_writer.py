@@ -25,7 +25,7 @@ OF_GPT2 = {
     "num_attention_heads": "n_head",
     "layer_norm_eps": "layer_norm_epsilon",
 }
-"""What GPT-2's configurations call the fields on the left."""
+"""What configurations in the style of GPT-2 call the fields on the left."""
 
 WRITE: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
     "num_hidden_layers": GGUFWriter.add_block_count,
@@ -55,7 +55,7 @@ WRITE: Mapping[str, Callable[[GGUFWriter, Any], None]] = {
 def write_gguf(folder: Path, path: Path, name: str) -> Path:
     """Writes the model that `folder` holds as the GGUF architecture `name`, in float32."""
     config = json.loads((folder / "config.json").read_text())
-    if name == "gpt2":
+    if name in ("gpt2", "starcoder"):
         config |= {ours: config[theirs] for ours, theirs in OF_GPT2.items()}
     writer = GGUFWriter(path, name)
     for field, write in WRITE.items():

@@ -1,14 +1,21 @@
 from __future__ import annotations
 
 import copy
+import shutil
+from pathlib import Path
 from typing import Any, ClassVar
 
+import jax
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 from transformers import GPT2Config
 
+from trtllm_jax import load_model
 from trtllm_jax.models.gpt2 import Config
 
 from .suite import GgufModelSuite
+from .tiny import TinyModel
 
 
 def config(**fields: Any) -> GPT2Config:
@@ -32,6 +39,19 @@ class TestGPT2(GgufModelSuite):
     served = ("tied",)
     gguf: ClassVar = {"tied": "gpt2"}
     slow = tuple(configs)[1:]
+
+
+def test_the_first_files_lack_a_prefix_and_have_the_causal_masks(tmp_path: Path) -> None:
+    tiny = TinyModel(config(n_layer=1), tmp_path / "new")
+    shutil.copytree(tiny.folder, tmp_path / "old")
+    tensors = {
+        name.removeprefix("transformer."): values
+        for name, values in load_file(tiny.folder / "model.safetensors").items()
+    }
+    mask = np.tri(64, dtype=np.float32)[None, None]
+    save_file(tensors | {"h.0.attn.bias": mask}, tmp_path / "old" / "model.safetensors")
+    (_, new), (_, old) = (load_model(tmp_path / name, dtype="float32") for name in ("new", "old"))
+    jax.tree.map(np.testing.assert_array_equal, new, old)
 
 
 HF: dict[str, Any] = config().to_dict()

@@ -1,0 +1,131 @@
+"""GPT-BigCode: StarCoder (Li et al. 2023, arXiv:2305.06161), SantaCoder and Granite Code 20B and 34B."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+
+from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.table import Stored, Weight
+from pallas_kernels.matmul import Activation
+from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn.batch import Batch, Cache
+from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation, gpt2_fields
+from trtllm_jax.nn.layers import Residual
+from trtllm_jax.nn.rope import Rope
+
+ARCHITECTURES = ("GPTBigCodeForCausalLM",)
+
+LAYER = "transformer.h.{i}"
+ATTENTION, MLP = f"{LAYER}.attn", f"{LAYER}.mlp"
+
+GGUF = (
+    GgufArchitecture(
+        name="starcoder",
+        model_type="gpt_bigcode",
+        model_class="GPTBigCodeForCausalLM",
+        tensors={
+            "token_embd": "transformer.wte",
+            "position_embd": "transformer.wpe",
+            "output_norm": "transformer.ln_f",
+            "blk.{i}.attn_norm": f"{LAYER}.ln_1",
+            "blk.{i}.attn_qkv": f"{ATTENTION}.c_attn",
+            "blk.{i}.attn_output": f"{ATTENTION}.c_proj",
+            "blk.{i}.ffn_norm": f"{LAYER}.ln_2",
+            "blk.{i}.ffn_up": f"{MLP}.c_fc",
+            "blk.{i}.ffn_down": f"{MLP}.c_proj",
+        },
+        metadata={"attention.layer_norm_epsilon": "layer_norm_epsilon"},
+        config={"activation_function": "gelu_pytorch_tanh"},
+        derived=lambda config: {
+            **{theirs: config[ours] for ours, theirs in GPT2_NAMES.items()},
+            "multi_query": config["num_key_value_heads"] == 1,
+        },
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Config(LayerNormConfig):
+    """The facts of one GPT-BigCode model that its layers need.
+
+    Attributes:
+        activation: of the feed-forward block.
+        scaled: whether scores are divided by the square root of a head's channels.
+        multi_query: whether all query heads share one key-value head (Shazeer 2019, arXiv:1911.02150).
+    """
+
+    activation: Activation
+    scaled: bool
+    multi_query: bool
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any]) -> "Config":
+        """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        require(config, add_cross_attention=(False,))
+        config = {"multi_query": True, "scale_attn_weights": True, **config}
+        multi_query = flag(config, "multi_query")
+        return cls(
+            **gpt2_fields(config, kv_heads=1 if multi_query else None),
+            activation=activation(config, "gelu_pytorch_tanh", field="activation_function"),
+            scaled=flag(config, "scale_attn_weights"),
+            multi_query=multi_query,
+        )
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """The extent of every logical axis that the table names."""
+        return super().sizes | {"position": self.max_position}
+
+
+def table(config: Config) -> tuple[Weight, ...]:
+    """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    qkv, heads = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
+    parts: tuple[str | int, ...] = ("group", 1, 1) if config.multi_query else (3,)
+    weights, biases = (
+        tuple(Stored(f"{ATTENTION}.c_attn.{kind}", layout, size) for size in parts)
+        for kind, layout in (("weight", f"{qkv} embed"), ("bias", qkv))
+    )
+    return (
+        *decoder.vocabulary(config, "transformer.wte"),
+        Weight("positions", "position embed", (Stored("transformer.wpe.weight", "position embed"),)),
+        *decoder.norm("norm", "transformer.ln_f", bias=True),
+        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
+        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", weights, fuse="qkv"),
+        Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", biases, fuse="qkv"),
+        Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.c_proj.weight", f"embed ({heads})"),)),
+        Weight("layers.{i}.o_bias", "embed", (Stored(f"{ATTENTION}.c_proj.bias", "embed"),)),
+        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
+        *decoder.plain_mlp(f"{MLP}.c_fc", f"{MLP}.c_proj", bias=True),
+    )
+
+
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The ropes whose rotations the layers find in the batch: none."""
+    return ()
+
+
+def embed(config: Config, params: Any, batch: Batch) -> Residual:
+    """The residual stream [t, embed] that enters the first layer."""
+    return layers.with_positions(layers.embed(batch, params["embed"]), params["positions"], batch.positions)
+
+
+def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
+    """The residual stream after layer `index`, and its cache with this batch's tokens."""
+    residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
+    qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p["qkv_bias"])
+    scale = config.head_dim**-0.5 if config.scaled else 1.0
+    attended, cache = layers.attention(qkv, batch, cache, rotation=None, scale=scale)
+    residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p["o_bias"])
+    with jax.named_scope("mlp"):
+        residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
+        hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p["up_bias"])
+        return layers.add_linear(residual, hidden, p["down"], batch, "mlp", bias=p["down_bias"]), cache
+
+
+cache_spec = decoder.cache_spec
+same_layer = decoder.same_layer
+last_rows = decoder.last_rows
+head = decoder.head

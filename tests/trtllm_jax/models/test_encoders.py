@@ -79,7 +79,8 @@ FAST = ("BERT", "XLM-RoBERTa, 1 class", "ModernBERT, 4 classes of means", "Llama
 
 
 @pytest.fixture(
-    scope="module", params=[pytest.param(name, marks=() if name in FAST else pytest.mark.slow) for name in MODELS]
+    scope="module",
+    params=[pytest.param(name, marks=() if name in FAST else pytest.mark.configurations) for name in MODELS],
 )
 def encoder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     return Tiny(request.param, tmp_path_factory.mktemp("encoder"))

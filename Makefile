@@ -18,7 +18,7 @@ help: ## List the commands
 demo: $(VENV)/.package $(VENV)/.model ## Generate text with the real SmolLM2-135M on this machine
 	@$(BIN)/python examples/demo.py
 
-test: $(VENV)/.extra-test $(VENV)/.model ## Run the fast tests, in at most 8 minutes on two cores and 4 GiB; needs no GPU
+test: $(VENV)/.extra-test $(VENV)/.model ## Run the fast tests, in a quarter of an hour on two cores and 4 GiB; needs no GPU
 	@$(BIN)/python -m pytest -m "not gpu and not browser and not configurations and not slow"
 
 test-models: $(VENV)/.extra-test ## Run the tests of every architecture with all of their configurations, in an hour

@@ -93,8 +93,8 @@ class DecoderConfig:
     @property
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
-        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim", "labels")
-        channels = {"part": 1, "half": 2, "pair": self.head_dim // 2}
+        names = ("vocab", "embed", "mlp", "kv_heads", "group", "head_dim", *(("labels",) if self.labels else ()))
+        channels = {"part": 1, "half": 2, "pair": self.head_dim // 2} if self.head_dim > 1 else {}
         return {name: getattr(self, name) for name in names} | channels | {"layers": self.num_layers}
 
     @property

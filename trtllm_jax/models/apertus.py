@@ -9,12 +9,13 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from checkpoints.table import Stored, Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, DecoderConfig, decoder_fields
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS, LAYER, MLP
 
 ARCHITECTURES = ("ApertusForCausalLM",)
 
@@ -56,13 +57,13 @@ def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     activation = {"alpha_p": "one", "alpha_n": "one", "beta": "", "eps": ""}
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.attention_layernorm"),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.head_norms(),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.feedforward_layernorm"),
-        *decoder.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj"),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.attention_layernorm"),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.head_norms(),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.feedforward_layernorm"),
+        *table_rows.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj"),
         *(
             Weight(f"layers.{{i}}.{name}", axes, (Stored(f"{MLP}.act_fn.{name}", axes),))
             for name, axes in activation.items()

@@ -9,12 +9,13 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, DecoderConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import DecoderConfig, activation, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS, LAYER, MLP
 
 ARCHITECTURES = ("ArceeForCausalLM",)
 
@@ -62,12 +63,12 @@ class Config(DecoderConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj", bias=config.mlp_bias),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj", bias=config.mlp_bias),
     )
 
 

@@ -9,14 +9,15 @@ import jax.numpy as jnp
 
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import positive, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = (
     "BertModel", "BertForSequenceClassification", "RobertaModel", "RobertaForSequenceClassification",
@@ -81,11 +82,11 @@ def table(config: Config) -> tuple[Weight, ...]:
             )
             for name, stored in (("position", "position"), ("type", "token_type"))
         ),
-        *decoder.norm("norm", f"{embeddings}.LayerNorm", bias=True),
+        *table_rows.norm("norm", f"{embeddings}.LayerNorm", bias=True),
         *_attention(f"{layer}.attention"),
-        *decoder.norm("layers.{i}.attn_norm", f"{layer}.attention.output.LayerNorm", bias=True),
-        *decoder.plain_mlp(f"{layer}.intermediate.dense", f"{layer}.output.dense", bias=True),
-        *decoder.norm("layers.{i}.mlp_norm", f"{layer}.output.LayerNorm", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{layer}.attention.output.LayerNorm", bias=True),
+        *table_rows.plain_mlp(f"{layer}.intermediate.dense", f"{layer}.output.dense", bias=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{layer}.output.LayerNorm", bias=True),
     ]
     if config.labels:
         bert = config.prefix == "bert."

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from checkpoints.table import Stored, Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import LayerNormConfig, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("BloomForCausalLM",)
 
@@ -58,16 +59,16 @@ def table(config: Config) -> tuple[Weight, ...]:
     axes, qkv, dense = "kv_heads group head_dim", f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense"
     heads = "kv_heads qkv head_dim"
     return (
-        *decoder.vocabulary(config, "transformer.word_embeddings"),
-        *decoder.norm("embed_norm", "transformer.word_embeddings_layernorm", bias=True),
-        *decoder.norm("norm", "transformer.ln_f", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        *table_rows.vocabulary(config, "transformer.word_embeddings"),
+        *table_rows.norm("embed_norm", "transformer.word_embeddings_layernorm", bias=True),
+        *table_rows.norm("norm", "transformer.ln_f", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
         Weight("layers.{i}.qkv", f"{heads} embed", (Stored(f"{qkv}.weight", f"({heads}) embed", 3),), fuse="qkv"),
         Weight("layers.{i}.qkv_bias", heads, (Stored(f"{qkv}.bias", f"({heads})", 3),), fuse="qkv"),
         Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{dense}.weight", f"embed ({axes})"),)),
         Weight("layers.{i}.o_bias", "embed", (Stored(f"{dense}.bias", "embed"),)),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
-        *decoder.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
+        *table_rows.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
     )
 
 

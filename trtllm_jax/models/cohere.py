@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, number, positive, require
-from trtllm_jax.nn.decoder import ATTENTION, LAYER, PAIRED_HEADS, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import ATTENTION, LAYER, PAIRED_HEADS
 
 COHERE, COHERE2 = ARCHITECTURES = ("CohereForCausalLM", "Cohere2ForCausalLM")
 
@@ -102,11 +103,11 @@ def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     bias = config.attention_bias
     rows = [
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(bias=bias, output_bias=bias, paired=True),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(bias=bias, output_bias=bias, paired=True),
+        *table_rows.gated_mlp(),
     ]
     if config.normalised_heads:
         heads = "(kv_heads qkv) (pair half)"

@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("FalconForCausalLM",)
 
@@ -88,12 +89,12 @@ def table(config: Config) -> tuple[Weight, ...]:
     before = "ln_attn" if config.parallel and config.mlp_norm else "input_layernorm"
     between = "ln_mlp" if config.parallel else "post_attention_layernorm"
     return (
-        *decoder.vocabulary(config, "transformer.word_embeddings"),
-        *decoder.norm("norm", "transformer.ln_f", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.{before}", bias=True),
-        *decoder.fused_attention(config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=config.bias),
-        *(decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.{between}", bias=True) if config.mlp_norm else ()),
-        *decoder.plain_mlp(f"{MLP}.dense_h_to_4h", f"{MLP}.dense_4h_to_h", bias=config.bias),
+        *table_rows.vocabulary(config, "transformer.word_embeddings"),
+        *table_rows.norm("norm", "transformer.ln_f", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.{before}", bias=True),
+        *table_rows.fused_attention(config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=config.bias),
+        *(table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.{between}", bias=True) if config.mlp_norm else ()),
+        *table_rows.plain_mlp(f"{MLP}.dense_h_to_4h", f"{MLP}.dense_4h_to_h", bias=config.bias),
     )
 
 

@@ -9,12 +9,13 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS, LAYER
 
 ARCHITECTURES = ("GemmaForCausalLM", "GemmaForSequenceClassification")
 
@@ -69,12 +70,12 @@ class Config(DecoderConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.gated_mlp(),
     )
 
 

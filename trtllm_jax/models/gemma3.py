@@ -10,23 +10,14 @@ from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
-from trtllm_jax.nn.decoder import (
-    ATTENTION,
-    FULL,
-    HEADS,
-    LAYER,
-    MLP,
-    SLIDING,
-    DecoderConfig,
-    decoder_fields,
-    layer_windows,
-)
+from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
 ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
 
@@ -144,15 +135,15 @@ def table(config: Config) -> tuple[Weight, ...]:
     layer, attention = f"{prefix}{LAYER}", f"{prefix}{ATTENTION}"
     bias = config.attention_bias
     return (
-        *decoder.vocabulary(config, f"{prefix}model.embed_tokens", f"{prefix}lm_head"),
-        *decoder.norm("norm", f"{prefix}model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{layer}.input_layernorm"),
-        *decoder.attention(bias=bias, output_bias=bias, module=attention),
-        *decoder.head_norms(attention),
-        *decoder.norm("layers.{i}.post_attn_norm", f"{layer}.post_attention_layernorm"),
-        *decoder.norm("layers.{i}.mlp_norm", f"{layer}.pre_feedforward_layernorm"),
-        *decoder.gated_mlp(module=f"{prefix}{MLP}"),
-        *decoder.norm("layers.{i}.post_mlp_norm", f"{layer}.post_feedforward_layernorm"),
+        *table_rows.vocabulary(config, f"{prefix}model.embed_tokens", f"{prefix}lm_head"),
+        *table_rows.norm("norm", f"{prefix}model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{layer}.input_layernorm"),
+        *table_rows.attention(bias=bias, output_bias=bias, module=attention),
+        *table_rows.head_norms(attention),
+        *table_rows.norm("layers.{i}.post_attn_norm", f"{layer}.post_attention_layernorm"),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{layer}.pre_feedforward_layernorm"),
+        *table_rows.gated_mlp(module=f"{prefix}{MLP}"),
+        *table_rows.norm("layers.{i}.post_mlp_norm", f"{layer}.post_feedforward_layernorm"),
     )
 
 

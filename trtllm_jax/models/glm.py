@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import LAYER, MLP, PAIRED_HEADS, DecoderConfig, decoder_fields, paired_sizes
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import LAYER, MLP, PAIRED_HEADS, paired_sizes
 
 GLM, GLM4 = ARCHITECTURES = ("GlmForCausalLM", "Glm4ForCausalLM")
 
@@ -86,16 +87,16 @@ class Config(DecoderConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     rows = [
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(bias=config.attention_bias, paired=True),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.stacked_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(bias=config.attention_bias, paired=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.stacked_mlp(),
     ]
     if config.normalised_blocks:
-        rows += decoder.norm("layers.{i}.post_attn_norm", f"{LAYER}.post_self_attn_layernorm")
-        rows += decoder.norm("layers.{i}.post_mlp_norm", f"{LAYER}.post_mlp_layernorm")
+        rows += table_rows.norm("layers.{i}.post_attn_norm", f"{LAYER}.post_self_attn_layernorm")
+        rows += table_rows.norm("layers.{i}.post_mlp_norm", f"{LAYER}.post_mlp_layernorm")
     return tuple(rows)
 
 

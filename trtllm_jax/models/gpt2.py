@@ -9,12 +9,13 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation, gpt2_fields
+from trtllm_jax.nn.decoder import GPT2_NAMES, LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("GPT2LMHeadModel",)
 
@@ -83,10 +84,10 @@ def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it; matrices have inputs first."""
     qkv, heads = "(qkv kv_heads head_dim)", "kv_heads group head_dim"
     return (
-        *decoder.vocabulary(config, "transformer.wte"),
+        *table_rows.vocabulary(config, "transformer.wte"),
         Weight("positions", "position embed", (Stored("transformer.wpe.weight", "position embed"),)),
-        *decoder.norm("norm", "transformer.ln_f", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
+        *table_rows.norm("norm", "transformer.ln_f", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
         Weight(
             "layers.{i}.qkv",
             "kv_heads qkv head_dim embed",
@@ -98,7 +99,7 @@ def table(config: Config) -> tuple[Weight, ...]:
         ),
         Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.c_proj.weight", f"({heads}) embed"),)),
         Weight("layers.{i}.o_bias", "embed", (Stored(f"{ATTENTION}.c_proj.bias", "embed"),)),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
         Weight("layers.{i}.up", "mlp embed", (Stored(f"{MLP}.c_fc.weight", "embed mlp"),)),
         Weight("layers.{i}.up_bias", "mlp", (Stored(f"{MLP}.c_fc.bias", "mlp"),)),
         Weight("layers.{i}.down", "embed mlp", (Stored(f"{MLP}.c_proj.weight", "mlp embed"),)),

@@ -9,12 +9,13 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation, gpt2_fields
+from trtllm_jax.nn.decoder import GPT2_NAMES, LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("GPTBigCodeForCausalLM",)
 
@@ -89,16 +90,16 @@ def table(config: Config) -> tuple[Weight, ...]:
         for kind, layout in (("weight", f"{qkv} embed"), ("bias", qkv))
     )
     return (
-        *decoder.vocabulary(config, "transformer.wte"),
+        *table_rows.vocabulary(config, "transformer.wte"),
         Weight("positions", "position embed", (Stored("transformer.wpe.weight", "position embed"),)),
-        *decoder.norm("norm", "transformer.ln_f", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
+        *table_rows.norm("norm", "transformer.ln_f", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
         Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", weights, fuse="qkv"),
         Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", biases, fuse="qkv"),
         Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.c_proj.weight", f"embed ({heads})"),)),
         Weight("layers.{i}.o_bias", "embed", (Stored(f"{ATTENTION}.c_proj.bias", "embed"),)),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
-        *decoder.plain_mlp(f"{MLP}.c_fc", f"{MLP}.c_proj", bias=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
+        *table_rows.plain_mlp(f"{MLP}.c_fc", f"{MLP}.c_proj", bias=True),
     )
 
 

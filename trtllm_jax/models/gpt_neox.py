@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("GPTNeoXForCausalLM",)
 
@@ -60,14 +61,14 @@ class Config(LayerNormConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config, "gpt_neox.embed_in", "embed_out"),
-        *decoder.norm("norm", "gpt_neox.final_layer_norm", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
-        *decoder.fused_attention(
+        *table_rows.vocabulary(config, "gpt_neox.embed_in", "embed_out"),
+        *table_rows.norm("norm", "gpt_neox.final_layer_norm", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        *table_rows.fused_attention(
             config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=config.attention_bias
         ),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
-        *decoder.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
+        *table_rows.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
     )
 
 

@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import positive, require
-from trtllm_jax.nn.decoder import PAIRED_HEADS, LayerNormConfig, activation, gpt2_fields, paired_sizes
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import PAIRED_HEADS, paired_sizes
 
 ARCHITECTURES = ("GPTJForCausalLM",)
 
@@ -60,11 +61,11 @@ class Config(LayerNormConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config, "transformer.wte", bias=True),
-        *decoder.norm("norm", "transformer.ln_f", bias=True),
-        *decoder.norm("layers.{i}.norm", f"{LAYER}.ln_1", bias=True),
-        *decoder.attention(module=f"{LAYER}.attn", output="out_proj", paired=True),
-        *decoder.plain_mlp(f"{LAYER}.mlp.fc_in", f"{LAYER}.mlp.fc_out", bias=True),
+        *table_rows.vocabulary(config, "transformer.wte", bias=True),
+        *table_rows.norm("norm", "transformer.ln_f", bias=True),
+        *table_rows.norm("layers.{i}.norm", f"{LAYER}.ln_1", bias=True),
+        *table_rows.attention(module=f"{LAYER}.attn", output="out_proj", paired=True),
+        *table_rows.plain_mlp(f"{LAYER}.mlp.fc_in", f"{LAYER}.mlp.fc_out", bias=True),
     )
 
 

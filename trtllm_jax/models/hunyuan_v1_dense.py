@@ -10,12 +10,13 @@ from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.attention import rotate_queries_and_keys
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, flag, require
-from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, DecoderConfig, decoder_fields
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
 ARCHITECTURES = ("HunYuanDenseV1ForCausalLM",)
 
@@ -76,14 +77,14 @@ def _with_larger_base(config: Mapping[str, Any]) -> dict[str, Any]:
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.norm("layers.{i}.q_norm", f"{ATTENTION}.query_layernorm", axis="head_dim"),
-        *decoder.norm("layers.{i}.k_norm", f"{ATTENTION}.key_layernorm", axis="head_dim"),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.norm("layers.{i}.q_norm", f"{ATTENTION}.query_layernorm", axis="head_dim"),
+        *table_rows.norm("layers.{i}.k_norm", f"{ATTENTION}.key_layernorm", axis="head_dim"),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.gated_mlp(),
     )
 
 

@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import require
-from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS, LAYER
 
 ARCHITECTURES = ("MistralForCausalLM", "MinistralForCausalLM", "MistralForSequenceClassification")
 
@@ -49,12 +50,12 @@ def _require_one_window(config: Mapping[str, Any], windows: tuple[int | None, ..
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *decoder.attention(),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.attention(),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.gated_mlp(),
     )
 
 

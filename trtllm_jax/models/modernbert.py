@@ -9,15 +9,16 @@ import jax
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import ACTIVATIONS, Activation
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import FULL, HEADS, SLIDING, DecoderConfig, activation, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, activation, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.pooling import How, pooled
 from trtllm_jax.nn.rope import Rope, of_layer_type
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("ModernBertModel", "ModernBertForSequenceClassification")
 
@@ -101,18 +102,18 @@ def table(config: Config) -> tuple[Weight, ...]:
     prefix, layer, bias = config.prefix, f"{config.prefix}layers.{{i}}", config.norm_bias
     rows = [
         Weight("embed", "vocab embed", (Stored(f"{prefix}embeddings.tok_embeddings.weight", "vocab embed"),)),
-        *decoder.norm("embed_norm", f"{prefix}embeddings.norm", bias=bias),
-        *decoder.norm("norm", f"{prefix}final_norm", bias=bias),
+        *table_rows.norm("embed_norm", f"{prefix}embeddings.norm", bias=bias),
+        *table_rows.norm("norm", f"{prefix}final_norm", bias=bias),
         *_attention(f"{layer}.attn", config.attention_bias),
-        *decoder.norm("layers.{i}.mlp_norm", f"{layer}.mlp_norm", bias=bias),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{layer}.mlp_norm", bias=bias),
         *_gated_mlp(f"{layer}.mlp", config.mlp_bias),
     ]
     for index in range(1, config.num_layers):  # the first layer reads what the embeddings' norm made
-        rows += decoder.norm(f"layers.{index}.attn_norm", f"{prefix}layers.{index}.attn_norm", bias=bias)
+        rows += table_rows.norm(f"layers.{index}.attn_norm", f"{prefix}layers.{index}.attn_norm", bias=bias)
     if config.labels:
         rows += [
             Weight("pooler", "pooled embed", (Stored("head.dense.weight", "pooled embed"),)),
-            *decoder.norm("pooler_norm", "head.norm", axis="pooled", bias=bias),
+            *table_rows.norm("pooler_norm", "head.norm", axis="pooled", bias=bias),
             Weight("head", "labels pooled", (Stored("classifier.weight", "labels pooled"),)),
             Weight("head_bias", "labels", (Stored("classifier.bias", "labels"),)),
         ]

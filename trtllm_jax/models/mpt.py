@@ -10,13 +10,14 @@ import jax.numpy as jnp
 from checkpoints.error_text import short_repr
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, require
-from trtllm_jax.nn.decoder import HEADS, DecoderConfig, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("MptForCausalLM", "MPTForCausalLM")
 
@@ -80,13 +81,13 @@ def table(config: Config) -> tuple[Weight, ...]:
     axes, qkv = "kv_heads group head_dim", f"{LAYER}.attn.Wqkv.weight"
     heads = (Stored(qkv, "(kv_heads qkv head_dim) embed", 1),) * 3
     return (
-        *decoder.vocabulary(config, "transformer.wte"),
-        *decoder.norm("norm", "transformer.norm_f"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.norm_1"),
+        *table_rows.vocabulary(config, "transformer.wte"),
+        *table_rows.norm("norm", "transformer.norm_f"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.norm_1"),
         Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", heads, fuse="qkv"),
         Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{LAYER}.attn.out_proj.weight", f"embed ({axes})"),)),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.norm_2"),
-        *decoder.plain_mlp(f"{LAYER}.ffn.up_proj", f"{LAYER}.ffn.down_proj"),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.norm_2"),
+        *table_rows.plain_mlp(f"{LAYER}.ffn.up_proj", f"{LAYER}.ffn.down_proj"),
     )
 
 

@@ -10,12 +10,13 @@ from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import HEADS, LAYER, MLP
 
 ARCHITECTURES = ("NemotronForCausalLM",)
 
@@ -69,12 +70,12 @@ class Config(LayerNormConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
-        *decoder.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj", bias=config.mlp_bias),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
+        *table_rows.plain_mlp(f"{MLP}.up_proj", f"{MLP}.down_proj", bias=config.mlp_bias),
     )
 
 

@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, number, require
-from trtllm_jax.nn.decoder import HEADS, DecoderConfig, decoder_fields
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("OlmoForCausalLM",)
 
@@ -67,9 +68,9 @@ class Config(DecoderConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     return (
-        *decoder.vocabulary(config),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.gated_mlp(),
     )
 
 

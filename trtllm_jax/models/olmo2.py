@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import ATTENTION, FULL, HEADS, LAYER, SLIDING, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
 OLMO2, OLMO3 = ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
 
@@ -75,13 +76,13 @@ def table(config: Config) -> tuple[Weight, ...]:
     heads = "(kv_heads qkv head_dim)"
     norms = (Stored(f"{ATTENTION}.q_norm.weight", heads, "group"), Stored(f"{ATTENTION}.k_norm.weight", heads))
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
         Weight("layers.{i}.qk_norm", "kv_heads qkv head_dim", norms, fuse="qkv"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.gated_mlp(),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_feedforward_layernorm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.gated_mlp(),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_feedforward_layernorm"),
     )
 
 

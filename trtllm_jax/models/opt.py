@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("OPTForCausalLM",)
 
@@ -60,13 +61,15 @@ def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     positions = Stored(f"{DECODER}.embed_positions.weight", "position embed")
     return (
-        *decoder.vocabulary(config, f"{DECODER}.embed_tokens"),
+        *table_rows.vocabulary(config, f"{DECODER}.embed_tokens"),
         Weight("positions", "position embed", (positions,)),
-        *decoder.norm("norm", f"{DECODER}.final_layer_norm", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.self_attn_layer_norm", bias=True),
-        *decoder.attention(bias=config.bias, output_bias=config.bias, module=f"{LAYER}.self_attn", output="out_proj"),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.final_layer_norm", bias=True),
-        *decoder.plain_mlp(f"{LAYER}.fc1", f"{LAYER}.fc2", bias=config.bias),
+        *table_rows.norm("norm", f"{DECODER}.final_layer_norm", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.self_attn_layer_norm", bias=True),
+        *table_rows.attention(
+            bias=config.bias, output_bias=config.bias, module=f"{LAYER}.self_attn", output="out_proj"
+        ),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.final_layer_norm", bias=True),
+        *table_rows.plain_mlp(f"{LAYER}.fc1", f"{LAYER}.fc2", bias=config.bias),
     )
 
 

@@ -9,12 +9,13 @@ import jax
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag
-from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, MLP, LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
 ARCHITECTURES = ("PhiForCausalLM",)
 
@@ -66,14 +67,14 @@ class Config(LayerNormConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     rows = [
-        *decoder.vocabulary(config, bias=True),
-        *decoder.norm("norm", "model.final_layernorm", bias=True),
-        *decoder.norm("layers.{i}.norm", f"{LAYER}.input_layernorm", bias=True),
-        *decoder.attention(bias=True, output_bias=True, output="dense"),
-        *decoder.plain_mlp(f"{MLP}.fc1", f"{MLP}.fc2", bias=True),
+        *table_rows.vocabulary(config, bias=True),
+        *table_rows.norm("norm", "model.final_layernorm", bias=True),
+        *table_rows.norm("layers.{i}.norm", f"{LAYER}.input_layernorm", bias=True),
+        *table_rows.attention(bias=True, output_bias=True, output="dense"),
+        *table_rows.plain_mlp(f"{MLP}.fc1", f"{MLP}.fc2", bias=True),
     ]
     if config.normalised_heads:
-        rows += decoder.head_norms(names=("q_layernorm", "k_layernorm"), bias=True)
+        rows += table_rows.head_norms(names=("q_layernorm", "k_layernorm"), bias=True)
     return tuple(rows)
 
 

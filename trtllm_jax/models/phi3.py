@@ -8,12 +8,13 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import require
-from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, MLP, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
 ARCHITECTURES = ("Phi3ForCausalLM",)
 
@@ -65,9 +66,9 @@ def table(config: Config) -> tuple[Weight, ...]:
     qkv = f"{ATTENTION}.qkv_proj.weight"
     heads = "kv_heads group head_dim"
     return (
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm"),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
         Weight(
             "layers.{i}.qkv",
             "kv_heads qkv head_dim embed",
@@ -75,8 +76,8 @@ def table(config: Config) -> tuple[Weight, ...]:
             fuse="qkv",
         ),
         Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.o_proj.weight", f"embed ({heads})"),)),
-        *decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *decoder.stacked_mlp(),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
+        *table_rows.stacked_mlp(),
     )
 
 

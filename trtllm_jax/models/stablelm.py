@@ -10,12 +10,13 @@ import jax.numpy as jnp
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from pallas_kernels.norm import Norm
-from trtllm_jax.nn import decoder, layers
+from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, LayerNormConfig, decoder_fields
+from trtllm_jax.nn.decoder import LayerNormConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
 ARCHITECTURES = ("StableLmForCausalLM",)
 
@@ -67,14 +68,14 @@ class Config(LayerNormConfig):
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
     rows = [
-        *decoder.vocabulary(config),
-        *decoder.norm("norm", "model.norm", bias=True),
-        *decoder.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
-        *decoder.attention(bias=config.attention_bias),
-        *decoder.gated_mlp(),
+        *table_rows.vocabulary(config),
+        *table_rows.norm("norm", "model.norm", bias=True),
+        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
+        *table_rows.attention(bias=config.attention_bias),
+        *table_rows.gated_mlp(),
     ]
     if not config.parallel:
-        rows += decoder.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True)
+        rows += table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True)
     if config.normalised_heads:
         norms = (
             Stored(f"{ATTENTION}.q_layernorm.norms.{{kv_heads qkv}}.weight", "head_dim", "group"),

@@ -1,8 +1,7 @@
-"""What decoder-only architectures share beside their layers: sizes, the rows of their weights, first and last steps.
+"""What decoder-only architectures share beside layers and weights: sizes, cache groups, the first and the last step.
 
-An architecture's `Config` adds what is its own to `DecoderConfig`, and its `table` puts rows from here together with
-its own. The names of tensors are those of Hugging Face's Llama unless an argument says otherwise. An architecture that
-has nothing of its own to say in one of the functions that every architecture must have takes the one from here.
+An architecture's `Config` adds what is its own to `DecoderConfig`. One that has nothing of its own to say in one of the
+functions that every architecture must have takes the one from here.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ import jax
 import jax.numpy as jnp
 
 from checkpoints.error_text import short_repr
-from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
@@ -23,10 +21,6 @@ from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.rope import Rope, context_stretch
-
-LAYER = "model.layers.{i}"
-ATTENTION = f"{LAYER}.self_attn"
-MLP = f"{LAYER}.mlp"
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 """The kinds of layers that `layer_types` names."""
@@ -50,12 +44,6 @@ GPT2_NAMES: Mapping[str, str] = {
     "max_position_embeddings": "n_positions",
 }
 """What configurations in the style of GPT-2 call the sizes that others give the names on the left."""
-
-HEADS = ("kv_heads", "group", "head_dim")
-"""The axes of attention's result, which the output projection contracts."""
-
-PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
-"""The same of models whose rope rotates neighbouring channels: the axes of `attention(paired=True)`'s `o`."""
 
 
 @dataclass(frozen=True)
@@ -216,142 +204,6 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
         return layer_windows({**config, "sliding_window": None}, num_layers)
     first = count(config, "max_window_layers", default=28)
     return layer_windows(config, num_layers, lambda index: index >= first)
-
-
-def vocabulary(
-    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
-) -> list[Weight]:
-    """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
-
-    With a bias there is `head_bias` too.
-    """
-    weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
-    if config.labels:
-        weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
-    elif not config.tied:
-        weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
-    if bias:
-        weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
-    return weights
-
-
-def norm(path: str, module: str, *, axis: str = "embed", bias: bool = False) -> list[Weight]:
-    """The weight of a norm at `path`, and its bias at `{path}_bias`."""
-    weights = [Weight(path, axis, (Stored(f"{module}.weight", axis),))]
-    if bias:
-        weights.append(Weight(f"{path}_bias", axis, (Stored(f"{module}.bias", axis),)))
-    return weights
-
-
-def attention(
-    *,
-    bias: bool = False,
-    output_bias: bool = False,
-    module: str = ATTENTION,
-    output: str = "o_proj",
-    paired: bool = False,
-) -> list[Weight]:
-    """`qkv`, which fuses three projections, and `o`, with their biases.
-
-    With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
-    models, along the axes `part half pair` instead of `head_dim`; reshape the product to one axis of channels. Where
-    rope rotates the first channels of a head only, these are a `part`, and the others parts of as many: `paired_sizes`.
-    """
-    channels, stored_channels = ("part half pair", "part pair half") if paired else ("head_dim", "head_dim")
-    heads = f"(kv_heads qkv {stored_channels})"
-
-    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
-        sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
-        return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
-
-    stored = (Stored(f"{module}.{output}.weight", f"embed (kv_heads group {stored_channels})"),)
-    weights = [
-        Weight("layers.{i}.qkv", f"kv_heads qkv {channels} embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed kv_heads group {channels}", stored),
-    ]
-    if bias:
-        weights.append(Weight("layers.{i}.qkv_bias", f"kv_heads qkv {channels}", qkv("bias", heads), fuse="qkv"))
-    if output_bias:
-        weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.{output}.bias", "embed"),)))
-    return weights
-
-
-def fused_attention(config: DecoderConfig, fused: str, output: str, *, bias: bool = False) -> list[Weight]:
-    """`qkv` and `o`, with their biases, of a checkpoint whose module `fused` has the heads of group after group.
-
-    Where devices outnumber the key-value heads, these are repeated only if there is one.
-    """
-    parts: tuple[str | int, ...] = ("group", 1, 1) if config.kv_heads == 1 else (config.group + 2,)
-
-    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return tuple(Stored(f"{fused}.{suffix}", layout, size) for size in parts)
-
-    heads, axes = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
-    stored = (Stored(f"{output}.weight", f"embed ({axes})"),)
-    weights = [
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", stored),
-    ]
-    if bias:
-        weights.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
-        weights.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{output}.bias", "embed"),)))
-    return weights
-
-
-def paired_sizes(head_dim: int, rotary: int) -> dict[str, int]:
-    """The sizes of the axes of channels in `attention(paired=True)` whose rope rotates the first `rotary` of a head."""
-    if head_dim % rotary or rotary % 2:
-        raise ValueError(
-            f"rope rotates {rotary} of {head_dim} channels of a head in pairs of neighbours; supported here: an even "
-            "number that divides all"
-        )
-    return {"part": head_dim // rotary, "half": 2, "pair": rotary // 2}
-
-
-def head_norms(
-    module: str = ATTENTION, *, names: tuple[str, str] = ("q_norm", "k_norm"), bias: bool = False
-) -> list[Weight]:
-    """The weights of the norms of every query head, `q_norm`, and of every key head, `k_norm`, and their biases."""
-    paths = ("layers.{i}.q_norm", "layers.{i}.k_norm")
-    of_each = (norm(at, f"{module}.{name}", axis="head_dim", bias=bias) for at, name in zip(paths, names, strict=True))
-    return [row for rows in of_each for row in rows]
-
-
-def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
-    """`gate_up`, which fuses two projections, and `down`, with their biases."""
-
-    def gate_up(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return tuple(Stored(f"{module}.{name}.{suffix}", layout, 1) for name in ("gate_proj", "up_proj"))
-
-    weights = [
-        Weight("layers.{i}.gate_up", "two mlp embed", gate_up("weight", "(two mlp) embed"), fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
-    ]
-    if bias:
-        weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
-        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
-    return weights
-
-
-def stacked_mlp(*, module: str = MLP) -> list[Weight]:
-    """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
-    stored = (Stored(f"{module}.gate_up_proj.weight", "(two mlp) embed", 2),)
-    return [
-        Weight("layers.{i}.gate_up", "two mlp embed", stored, fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
-    ]
-
-
-def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:
-    """`up` and `down` of a block without a gate, with their biases; the arguments are the modules' names."""
-    weights = [
-        Weight("layers.{i}.up", "mlp embed", (Stored(f"{up}.weight", "mlp embed"),)),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{down}.weight", "embed mlp"),)),
-    ]
-    if bias:
-        weights.append(Weight("layers.{i}.up_bias", "mlp", (Stored(f"{up}.bias", "mlp"),)))
-        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
-    return weights
 
 
 def cache_spec(config: DecoderConfig) -> tuple[CacheGroup, ...]:

@@ -144,7 +144,7 @@ class TestClasses:
         assert outputs[0].prompt == TEXTS[0]
         assert outputs[-1].prompt_token_ids == tokenizer()(*PAIRS[-1]).input_ids
 
-    @pytest.mark.parametrize("most", [5, 8, 11])
+    @pytest.mark.parametrize("most", [3, 5, 8, 11])
     def test_of_a_pair_that_is_cut(self, classifier: LLM, reference: PreTrainedModel, most: int) -> None:
         for first, second in (*PAIRS, PAIRS[2][::-1]):
             cut = {"truncation": "longest_first", "max_length": most}
@@ -156,6 +156,11 @@ class TestClasses:
         encoded = tokenizer()(*PAIRS[0])
         prompt = {"prompt_token_ids": encoded.input_ids, "token_type_ids": encoded.token_type_ids}
         np.testing.assert_allclose(classifier.encode(prompt).logits, class_logits(reference, *PAIRS[0]), atol=1e-4)
+
+        first = {name: ids[:12] for name, ids in prompt.items()}
+        cut = classifier.encode(prompt, truncate_prompt_tokens=12)
+        assert cut.prompt_token_ids == first["prompt_token_ids"]
+        np.testing.assert_allclose(cut.logits, classifier.encode(first).logits, atol=1e-6)
 
     def test_over_a_connection(self, classifier: LLM) -> None:
         """As where several frontends share an engine."""
@@ -182,6 +187,14 @@ class TestClasses:
             llm.encode("a")
         with pytest.raises(ValueError, match=r"token_type_ids must be a list of 0 or 1, one for each"):
             classifier.encode({"prompt_token_ids": [5, 6], "token_type_ids": [0]})
+        with pytest.raises(ValueError, match=r"token_type_ids goes with prompt_token_ids; a pair of texts has"):
+            classifier.encode({"prompt": "a", "token_type_ids": [1, 1, 1]})
+        with pytest.raises(ValueError, match=r"text_pair goes with a text; a pair that is given as ids has"):
+            classifier.encode({"prompt_token_ids": [5, 6], "text_pair": "a"})
+        with pytest.raises(ValueError, match=r"truncate_prompt_tokens = 2 has no room for the 3 special tokens"):
+            classifier.encode({"prompt": "a", "text_pair": "b"}, truncate_prompt_tokens=2)
+        with pytest.raises(ValueError, match=r"the prompt '' has no tokens; give some text"):
+            classifier.encode("", add_special_tokens=False)
         with pytest.raises(TypeError, match=r"text_pair must be a str; got int"):
             classifier.encode({"prompt": "a", "text_pair": 3})
         with pytest.raises(ValueError, match=r"a prompt dict holds cache_salt; supported here: prompt, text_pair"):
@@ -252,7 +265,9 @@ class TestTheEngine:
                 raise OSError("gone")
 
             monkeypatch.setattr(Runner, "run", fail)
-            going = [llm.embed_async(text) for text in TEXTS]
+            with held(llm) as resume:  # lest the engine fail before the last one is submitted
+                going = [llm.embed_async(text) for text in TEXTS]
+                resume.set()
             for output in going:
                 with pytest.raises(EngineDeadError):
                     output.result(60)

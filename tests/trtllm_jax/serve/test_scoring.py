@@ -95,6 +95,12 @@ def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
         ("/v1/rerank", {"query": QUERY}, "documents", "documents is missing"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 first texts and 1 second ones"),
         ("/v1/score", {"text_1": "a", "text_2": ["c"] * 1025}, "text_2", "1025 texts"),
+        (
+            "/v1/score",
+            {"text_1": "a", "text_2": "c", "truncate_prompt_tokens": 2},
+            "truncate_prompt_tokens",
+            "truncate_prompt_tokens = 2 has no room for the 3 special tokens",
+        ),
         ("/v1/completions", {"prompt": "a"}, "prompt", "generates none: use LLM.encode"),
         ("/v1/embeddings", {"input": "a"}, "input", "is a sequence classifier and has no embeddings"),
     ],

@@ -33,6 +33,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("BertModel", SIZES),
     "BERT, 3 classes": ("BertForSequenceClassification", SIZES | {"num_labels": 3, "hidden_act": "relu"}),
     "RoBERTa": ("RobertaModel", SIZES),
+    "RoBERTa, padded with 0": ("RobertaModel", SIZES | {"pad_token_id": 0}),
     "XLM-RoBERTa, 1 class": ("XLMRobertaForSequenceClassification", SIZES | {"num_labels": 1, "type_vocab_size": 1}),
     "ModernBERT": ("ModernBertModel", MODERN),
     "ModernBERT, 4 classes of means": ("ModernBertForSequenceClassification", BIASED),
@@ -59,7 +60,7 @@ class Tiny:
         random = np.random.default_rng(0)
         self.lengths = np.array(LENGTHS, np.int32)
         self.tokens = random.integers(4, 101, (len(LENGTHS), 32)).astype(np.int32)  # what is beyond must not matter
-        self.types = np.arange(32) >= self.lengths[:, None] // 2
+        self.types = (np.arange(32) >= self.lengths[:, None] // 2).astype(np.int32)
         self.paired = architecture.startswith("Bert")
 
     def params(self, devices: int) -> Any:
@@ -125,12 +126,22 @@ def test_next_tokens_are_refused(encoder: Tiny) -> None:
         encoder.model({}, encoder.tokens)
 
 
+@pytest.mark.parametrize("types", [[[0, 1]], [[0.0, 1.0, 1.0]]], ids=["too few", "no integers"])
+def test_segments_of_another_shape_are_refused(encoder: Tiny, types: Any) -> None:
+    with pytest.raises(ValueError, match=r"token_types are .*\[1, [23]\] for tokens \[1, 3\]; want as many integers"):
+        encoder.model.encode({}, np.array([[5, 6, 7]]), token_types=np.array(types))
+
+
 @pytest.mark.parametrize(
     ("architecture", "fields", "message"),
     [
         ("BertModel", {"is_decoder": True}, "is_decoder=True"),
         ("BertModel", {"hidden_act": "mish"}, "hidden_act='mish'"),
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ("BertModel", {"hidden_size": 50}, "hidden_size=50 is not a multiple of num_attention_heads=6"),
+        ("RobertaModel", {"max_position_embeddings": 2}, "max_position_embeddings=2, .* pad_token_id=1"),
+        ("RobertaModel", {"pad_token_id": -1}, "pad_token_id=-1"),
+        ("ModernBertModel", {"hidden_size": 50}, "hidden_size=50 is not a multiple of num_attention_heads=6"),
         ("ModernBertModel", {"classifier_pooling": "max"}, "classifier_pooling='max'"),
         ("ModernBertModel", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
         ("ModernBertModel", {"local_attention": 0}, "local_attention=0"),

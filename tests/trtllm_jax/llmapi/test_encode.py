@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -271,6 +274,27 @@ class TestTheEngine:
             for output in going:
                 with pytest.raises(EngineDeadError):
                     output.result(60)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [lambda llm: llm.encode(TEXTS), lambda llm: llm.encode("a"), lambda llm: llm.score("a", TEXTS)],
+        ids=["a list", "one", "scores"],
+    )
+    def test_a_shutdown_leaves_no_answer_out(
+        self, reference: PreTrainedModel, class_folder: Path, ask: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with LLM(class_folder, **ENGINE) as llm, held(llm) as resume, ThreadPoolExecutor(2) as pool:
+            monkeypatch.setattr(llm.builder, "facts", replace(llm.facts, labels=1))
+            asked = pool.submit(ask, llm)
+            while not llm._engine._unfinished:
+                time.sleep(0.01)
+            ended = pool.submit(llm.shutdown)
+            while not llm._engine._commands.qsize():
+                time.sleep(0.01)
+            resume.set()
+            with pytest.raises(RuntimeError, match="LLM is shutting down"):
+                asked.result(60)
+            ended.result(60)
 
     def test_statistics_count_texts(self, llm: LLM) -> None:
         llm.get_stats()

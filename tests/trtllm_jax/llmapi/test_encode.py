@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -106,6 +108,22 @@ class TestEmbeddings:
             state = hidden_states(bert, TEXTS[1])[row]
             wanted = unit(state) if normalize else state
             np.testing.assert_allclose(llm.embed(TEXTS[1]).embedding, wanted, atol=1e-4)
+
+    @pytest.mark.parametrize(("mode", "normalize"), [("lasttoken", False), ("mean_tokens", True), ("cls_token", False)])
+    def test_of_a_decoder_as_its_folder_states_them(
+        self, tiny_llama: Path, tmp_path: Path, mode: str, normalize: bool
+    ) -> None:
+        folder = Path(shutil.copytree(tiny_llama, tmp_path / "decoder"))
+        state_pooling(folder, mode, normalize=normalize)
+        ids = [5, 9, 6, 7]
+        with torch.no_grad():
+            states = AutoModel.from_pretrained(tiny_llama)(torch.tensor([ids])).last_hidden_state[0].numpy()
+        state = {"lasttoken": states[-1], "mean_tokens": states.mean(0), "cls_token": states[0]}[mode]
+        with LLM(folder, max_seq_len=64, kv_cache_config={"max_tokens": 128}, **ENGINE) as llm:
+            found = llm.embed(ids).embedding
+            np.testing.assert_allclose(found, unit(state) if normalize else state, atol=1e-4)
+            assert llm.facts.task == ("generate" if mode == "lasttoken" else "embed")
+            assert llm.score("a", "a") == pytest.approx([1], abs=1e-5)  # whatever the norms
 
     @pytest.mark.multi_device(2)
     def test_on_two_devices(self, llm: LLM, bert_folder: Path) -> None:

@@ -247,6 +247,9 @@ class TestScores:
         found = llm.score(TEXTS[:2], TEXTS[2:4])
         np.testing.assert_allclose(found, [vectors[i] @ vectors[i + 2] for i in (0, 1)], atol=1e-5)
 
+    def test_of_texts_that_are_cut(self, llm: LLM) -> None:
+        assert llm.score("abc", "abcdefgh", truncate_prompt_tokens=5) == pytest.approx([1], abs=1e-5)
+
     def test_of_unequal_numbers_are_refused(self, llm: LLM) -> None:
         with pytest.raises(ValueError, match=r"there are 2 first texts and 3 second ones: give one first text"):
             llm.score(["a", "b"], ["a", "b", "c"])
@@ -262,11 +265,13 @@ class TestTheEngine:
             going = [llm.embed_async(text) for text in TEXTS]
             for index in (0, 5):
                 going[index].abort()
+            time.sleep(0.05)
             resume.set()
         assert [output.result().outputs[0].finish_reason for output in going] == [
             "cancelled" if index in (0, 5) else "stop" for index in range(len(TEXTS))
         ]
         np.testing.assert_allclose(going[3].embedding, unit(hidden_states(bert, TEXTS[3]).mean(0)), atol=1e-5)
+        assert going[6].metrics_dict["request_queue_time"] >= 0.05
 
     def test_other_weights_give_other_embeddings(self, bert_folder: Path, bert: PreTrainedModel) -> None:
         import jax

@@ -19,11 +19,13 @@ from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.research import open_model
 from trtllm_jax.nn.pooling import How, Pooling
+from trtllm_jax.nn.rope import Rope
 
 from ..tiny_encoders import SIZES, save
 
 TYPES = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
-MODERN = SIZES | {"local_attention": 8, "layer_types": TYPES["layer_types"], "num_hidden_layers": 3}
+# The first layer and the fourth see everything, and they differ: the first one has no norm.
+MODERN = SIZES | {"local_attention": 8, "num_hidden_layers": 5}
 BIASED = MODERN | {
     "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True, "classifier_pooling": "mean",
     "hidden_activation": "silu", "classifier_activation": "relu", "num_labels": 4,
@@ -153,3 +155,17 @@ def test_other_layers_are_refused(architecture: str, fields: dict[str, Any], mes
     config = SIZES | {"architectures": [architecture], "layer_norm_eps": 1e-12} | fields
     with pytest.raises(ValueError, match=message):
         module_of(config).Config.from_hf(config)
+
+
+def test_a_short_configuration_of_modernbert_means_what_transformers_means() -> None:
+    from trtllm_jax.models.modernbert import Config
+
+    theirs = transformers.ModernBertConfig()
+    stated = {"hidden_size": 768, "intermediate_size": 1152, "num_attention_heads": 12, "vocab_size": 50368}
+    config = Config.from_hf({"architectures": ["ModernBertModel"], **stated})
+    assert len(config.windows) == theirs.num_hidden_layers
+    one_side = theirs.local_attention // 2
+    assert [one_side + 1 if kind == "sliding_attention" else None for kind in theirs.layer_types] == [*config.windows]
+    assert (config.eps, config.max_position) == (theirs.norm_eps, theirs.max_position_embeddings)
+    for rope, kind in ((config.rope, "full_attention"), (config.local_rope, "sliding_attention")):
+        assert rope == Rope.from_config({"rope_theta": theirs.rope_parameters[kind]["rope_theta"]}, 64)

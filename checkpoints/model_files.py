@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 CONFIG, GENERATION_CONFIG = "config.json", "generation_config.json"
 
 _COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "README.md")
+_OF_MODULES = "[0-9]*_*/*.json"
+"""How sentence-transformers pools: modules.json names these folders."""
 _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"
 _WEIGHT_FILES = ("*.index.json",)
 _TOKENIZER_FILES = (
@@ -44,7 +46,8 @@ def write_model_files(
         for path in sorted(checkpoint.path.iterdir()):
             if not path.is_dir() and _matches(path.name, _COPIED) and not _matches(path.name, left_out):
                 _copy(checkpoint.path, path, folder)
-        for path in sorted(checkpoint.path.glob(_NAMED_TEMPLATES)) if tokenizer is None else ():
+        below = [_OF_MODULES] if tokenizer is not None else [_OF_MODULES, _NAMED_TEMPLATES]
+        for path in sorted(path for pattern in below for path in checkpoint.path.glob(pattern)):
             _copy(checkpoint.path, path, folder / path.parent.name)
         config = _with_dtype(checkpoint.config, dtype) if cast else checkpoint.config
         if config != read_object(folder / CONFIG):

@@ -2,8 +2,9 @@
 
 import time
 from bisect import bisect_left
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Sequence
+from itertools import islice
 
 import numpy as np
 
@@ -27,9 +28,12 @@ class EncodeScheduler:
         self.limits = limits
         self.counters = Counters()
         self.cache_stats = CacheStats(capacity=0, available=0, used=0, page_size=0, allocated=0, reused=0, missed=0)
-        self.waiting: deque[Request] = deque()
+        self.waiting: OrderedDict[Request, None] = OrderedDict()
+        """In the order in which they came; a plain dict would search for its first one past all that have left."""
         self.running: list[Request] = []
         self._widths = tuple(widths)
+        self._of_width: dict[int, OrderedDict[Request, None]] = {width: OrderedDict() for width in self._widths}
+        """Those that wait, by the length that they are padded to."""
 
     @property
     def has_work(self) -> bool:
@@ -38,7 +42,8 @@ class EncodeScheduler:
 
     def submit(self, request: Request) -> None:
         """Queue a sequence, first come first served. It must fit the engine: the caller has checked."""
-        self.waiting.append(request)
+        self.waiting[request] = None
+        self._of_width[self._width(request)][request] = None
 
     def begin_weights(self) -> None:
         """From the next plan on other weights compute; no sequence keeps anything from step to step."""
@@ -47,16 +52,12 @@ class EncodeScheduler:
         """The next step: the sequence that has waited longest, and others that are padded to the same length."""
         if not self.waiting:
             return None
-        width = self._width(self.waiting[0])
+        width = self._width(next(iter(self.waiting)))
         room = min(self.limits.max_batch_size, max(1, self.limits.max_num_tokens // width))
-        taken: list[Request] = []
-        left: deque[Request] = deque()
-        for request in self.waiting:
-            fits = len(taken) < room and self._width(request) == width
-            (taken if fits else left).append(request)
-        self.waiting = left
+        taken = list(islice(self._of_width[width], room))
         self.running += taken
         for request in taken:
+            self._leaves(request)
             request.in_flight = 1
             request.prefill_end = len(request.prompt)
             request.cached_tokens, request.waited = 0, time.perf_counter() - request.submitted
@@ -95,8 +96,12 @@ class EncodeScheduler:
         request.finished = reason
         self.counters.completed += 1
         if not request.in_flight:
-            self.waiting.remove(request)
+            self._leaves(request)
         return Update(request, finish=reason)
+
+    def _leaves(self, request: Request) -> None:
+        del self.waiting[request]
+        del self._of_width[self._width(request)][request]
 
     def _width(self, request: Request) -> int:
         return self._widths[bisect_left(self._widths, len(request.prompt))]

@@ -30,6 +30,16 @@ def checked_lengths(lengths: ArrayLike, tokens: jax.Array) -> jax.Array:
     return array
 
 
+def checked_types(types: ArrayLike, tokens: jax.Array) -> jax.Array:
+    """`types` as an array of integers, one for each of `tokens`."""
+    array = jnp.asarray(types)
+    if array.shape != tokens.shape or not jnp.issubdtype(array.dtype, jnp.integer):
+        raise ValueError(
+            f"token_types are {array.dtype}{list(array.shape)} for tokens {list(tokens.shape)}; want as many integers"
+        )
+    return array
+
+
 def refuse_explicit_axes(params: Any) -> None:
     """ValueError if a weight is on a mesh of explicit axes, where operations need shardings that layers do not name."""
     for leaf in jax.tree.leaves(params):

@@ -10,7 +10,7 @@ from jax import lax
 from jax.typing import ArrayLike
 
 from checkpoints.checkpoint import Checkpoint
-from trtllm_jax.functional.arguments import checked_lengths, checked_tokens, refuse_explicit_axes
+from trtllm_jax.functional.arguments import checked_lengths, checked_tokens, checked_types, refuse_explicit_axes
 from trtllm_jax.nn import model as nn_model
 from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.execution import Execution
@@ -94,7 +94,9 @@ class Model(nn_model.Model):
             ValueError: the shapes or dtypes do not fit, or the weights are on a mesh of explicit axes.
         """
         flat, length_of = self._checked(params, tokens, lengths)
-        types = None if token_types is None else jnp.asarray(token_types, jnp.int32).reshape(flat.shape)
+        types = None
+        if token_types is not None:
+            types = checked_types(token_types, jnp.asarray(tokens)).reshape(flat.shape).astype(jnp.int32)
         found = nn_model.Model.encode(replace(self, execution=self._xla_execution), params, flat, length_of, types)
         return found.reshape(*jnp.shape(tokens)[:-1], -1)
 

@@ -76,7 +76,7 @@ def open_model(
     config = module.Config.from_hf(checkpoint.config)
     encoder = not module.cache_spec(config)
     stated = stated_pooling(checkpoint.path) if checkpoint.path.is_dir() else None
-    # An encoder's hidden states are all alike; a decoder's last one alone knows the whole text.
+    # Each of an encoder's hidden states depends on the whole text, of a decoder's only the last one.
     how = stated.how if stated else "mean" if encoder else "last"
     return Model(
         module,

@@ -9,7 +9,7 @@ from trtllm_jax.common.errors import EngineDeadError
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.logger import progress
 from trtllm_jax.requests.builder import EngineFacts, RequestBuilder
-from trtllm_jax.requests.outputs import EncoderOutput, RequestOutput
+from trtllm_jax.requests.outputs import EncoderOutput, RequestOutput, vectors_of
 from trtllm_jax.requests.sampling_params import SamplingParams
 from trtllm_jax.requests.scoring import PairScoring
 from trtllm_jax.text.chat import Chat, Conversation, Tool
@@ -248,7 +248,7 @@ class BaseLLM(ABC):
             use_tqdm, add_special_tokens, truncate_prompt_tokens: as for `embed`.
 
         Raises:
-            RuntimeError: the model is no classifier.
+            RuntimeError: the model is no classifier, or the LLM was shut down meanwhile.
             ValueError, TypeError: an input is invalid; no request was started.
             EngineDeadError: the engine failed; its cause is the failure.
         """
@@ -258,9 +258,8 @@ class BaseLLM(ABC):
         outputs = self._embed([inputs] if single else list(inputs), add_special_tokens, truncate_prompt_tokens)
         self._wait(outputs, use_tqdm and not single)
         found = [
-            EncoderOutput(output.embedding, output.prompt_token_ids, output.prompt)
-            for output in outputs
-            if output.embedding is not None
+            EncoderOutput(vector, output.prompt_token_ids, output.prompt)
+            for vector, output in zip(vectors_of(outputs), outputs, strict=True)
         ]
         return found[0] if single else found
 
@@ -282,6 +281,7 @@ class BaseLLM(ABC):
         Raises:
             ValueError, TypeError: an input is invalid, or the model has several classes.
             EngineDeadError: the engine failed; its cause is the failure.
+            RuntimeError: the LLM was shut down meanwhile.
         """
         scoring = self.pair_scoring(queries, texts)
         outputs = self._embed(scoring.prompts, True, truncate_prompt_tokens)
@@ -312,7 +312,8 @@ class BaseLLM(ABC):
         return prompt
 
     def _chat_prompts(self, messages: Any, **how: Any) -> dict[str, Any] | list[dict[str, Any]]:
-        """The chat template's prompts. ValueError if a token id is not in the model's vocabulary."""
+        """The chat template's prompts. ValueError if the model generates none or lacks one of the token ids."""
+        self.facts.require_generation()
         prompts = self._chat.prompts(messages, **how)
         for prompt in [prompts] if isinstance(prompts, dict) else prompts:
             check_ids("messages", prompt["prompt_token_ids"], self.facts.vocab, self._tokenizer)

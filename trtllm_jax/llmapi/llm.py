@@ -60,7 +60,6 @@ class LLM(BaseLLM):
         except BaseException:
             self._postprocessor.end()
             raise
-        chat = Chat(loaded.tokenizer, chat_template, self._args.allow_request_chat_template)
         facts = EngineFacts(
             vocab=loaded.model.config.vocab,
             end_ids=loaded.end_ids | chat.turn_ends(loaded.end_ids),

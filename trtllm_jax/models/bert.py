@@ -12,8 +12,8 @@ from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
-from trtllm_jax.nn.config_fields import positive, require
-from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields
+from trtllm_jax.nn.config_fields import count, positive, require
+from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
@@ -59,8 +59,14 @@ class Config(LayerNormConfig):
         family = "bert" if name.startswith("Bert") else "roberta"
         positions = positive(config, "max_position_embeddings", default=512)
         # RoBERTa's first rows are those of padding.
-        first = 0 if family == "bert" else positive({"pad_token_id": 1, **config}, "pad_token_id") + 1
+        first = 0 if family == "bert" else count({"pad_token_id": 1, **config}, "pad_token_id") + 1
+        if first >= positions:
+            raise ValueError(
+                f"config.json has max_position_embeddings={positions}, which leaves no row after those of padding, "
+                f"pad_token_id={first - 1}"
+            )
         fields = decoder_fields({**config, "head_dim": None, "num_key_value_heads": None}, eps="layer_norm_eps")
+        require_whole_heads(config)
         return cls(
             **fields | {"tied": True, "max_position": positions - first},
             prefix="" if name.endswith("Model") else f"{family}.",

@@ -13,7 +13,15 @@ from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, activation, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import (
+    FULL,
+    SLIDING,
+    DecoderConfig,
+    activation,
+    decoder_fields,
+    layer_windows,
+    require_whole_heads,
+)
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.pooling import How, pooled
@@ -71,6 +79,7 @@ class Config(DecoderConfig):
         config = {**DEFAULTS, **config}
         require(config, classifier_pooling=("cls", "mean"))
         fields = decoder_fields({**config, "rope_parameters": None, "rope_scaling": None}, eps="norm_eps")
+        require_whole_heads(config)
         # local_attention counts the tokens on both sides; a window is a token's own and those on one side.
         windowed = {**config, "sliding_window": positive(config, "local_attention") // 2 + 1}
         period = positive(config, "global_attn_every_n_layers")

@@ -104,9 +104,11 @@ class Model:
             scores: Array = self.module.classify(self.config, params, x, lengths, self.execution)
             return scores.astype(jnp.float32)
         rows = layers.float_rows(self.module.last_rows(self.config, params, x.reshape(-1, x.shape[-1])))
-        found = pooled(rows.reshape(x.shape), lengths, self.pooling.how)
-        return layers.unit(found) if self.pooling.normalize else found
+        return self._scaled(pooled(rows.reshape(x.shape), lengths, self.pooling.how))
 
     def embeddings(self, params: Any, x: Float[Array, "t embed"]) -> Float32[Array, "t embed"]:
-        """The rows from which the logits are computed, scaled to length one."""
-        return layers.unit(layers.float_rows(self.module.last_rows(self.config, params, x)))
+        """The embeddings of texts that end in these rows, where the last token's hidden state makes them."""
+        return self._scaled(layers.float_rows(self.module.last_rows(self.config, params, x)))
+
+    def _scaled(self, found: Float32[Array, "n embed"]) -> Float32[Array, "n embed"]:
+        return layers.unit(found) if self.pooling.normalize else found

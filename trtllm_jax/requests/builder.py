@@ -53,6 +53,12 @@ class EngineFacts:
     labels: int = 0
     score_activation: str = "identity"
 
+    def require_generation(self) -> None:
+        """ValueError, which says what to use instead, if the model generates no tokens."""
+        if self.task != "generate":
+            method = "LLM.embed" if self.task == "embed" else "LLM.encode"
+            raise ValueError(f"this model computes texts whole and generates none: use {method}")
+
 
 class _Rules(NamedTuple):
     """What the sequences of one prompt share: stop ids, logit edits, and a grammar matcher in its initial state."""
@@ -96,9 +102,8 @@ class RequestBuilder:
         ValueError or TypeError if a prompt or a parameter is invalid, or if the model does not do that.
         """
         whole = self.facts.task != "generate"
-        if whole and not embed:
-            method = "LLM.embed" if self.facts.task == "embed" else "LLM.encode"
-            raise ValueError(f"this model computes texts whole and generates none: use {method}")
+        if not embed:
+            self.facts.require_generation()
         # Copies, because the caller may change a record while the sequences run.
         params = [self._checked(each) for each in params]
         for each in params:

@@ -409,3 +409,11 @@ def _joined(parts: list[Logits]) -> Logits | None:
     if len(parts) > 1:
         parts[:] = [np.concatenate(parts)]
     return parts[0] if parts else None
+
+
+def vectors_of(outputs: Sequence[RequestOutput]) -> list[Embedding]:
+    """The vector of each finished output. RuntimeError where a shutdown has cancelled one."""
+    vectors = [output.embedding for output in outputs if output.embedding is not None]
+    if len(vectors) < len(outputs):
+        raise RuntimeError("LLM is shutting down")
+    return vectors

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from trtllm_jax.requests.builder import EngineFacts
-from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.outputs import RequestOutput, vectors_of
 
 
 class PairScoring:
@@ -38,8 +38,8 @@ class PairScoring:
             self.prompts = [*queries, *texts]
 
     def scores(self, outputs: Sequence[RequestOutput]) -> list[float]:
-        """The score of each pair, from the finished outputs of the prompts."""
-        vectors = np.stack([np.asarray(output.embedding, np.float32) for output in outputs])
+        """The score of each pair, from the finished outputs of the prompts. RuntimeError where one was cancelled."""
+        vectors = np.stack(vectors_of(outputs))
         if self._facts.task != "classify":
             vectors = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
             firsts = vectors[:1] if self._shared else vectors[: len(vectors) // 2]

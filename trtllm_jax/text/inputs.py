@@ -95,7 +95,12 @@ def _read_dict(inputs: Mapping[str, Any], encoding: Encoding) -> Prompt:
     if ids is not None:
         if not _is_ids(ids):
             raise TypeError(f"prompt_token_ids must be a list of int; got {_type_name(ids)}")
-        return Prompt(text, _checked(ids, encoding), _salt_key(salt), _types(inputs.get("token_type_ids"), len(ids)))
+        if inputs.get("text_pair") is not None:
+            raise ValueError("text_pair goes with a text; a pair that is given as ids has token_type_ids")
+        kept, types = _checked(ids, encoding), _types(inputs.get("token_type_ids"), len(ids))
+        return Prompt(text, kept, _salt_key(salt), types[: len(kept)])
+    if inputs.get("token_type_ids") is not None:
+        raise ValueError("token_type_ids goes with prompt_token_ids; a pair of texts has text_pair")
     if not isinstance(text, str):
         raise ValueError('a prompt dict needs "prompt" (a str) or "prompt_token_ids" (a list of int)')
     pair = inputs.get("text_pair")

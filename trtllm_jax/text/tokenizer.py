@@ -113,7 +113,7 @@ class Tokenizer:
         """The ids of a text or of a pair, and the segment of each id; no segments where the model has none.
 
         With ``truncate_to`` they are cut at the end to have at most that many ids, special tokens included; of a pair
-        the longer text first. ValueError: a text is not valid Unicode.
+        the longer text first. ValueError: a text is not valid Unicode, or the special tokens alone are more.
         """
         texts = [text] if pair is None else [text, pair]
         for each in texts:
@@ -123,6 +123,11 @@ class Tokenizer:
         ]
         if truncate_to is not None:
             special = self._backend.num_special_tokens_to_add(pair is not None) if add_special_tokens else 0
+            if truncate_to < special:
+                raise ValueError(
+                    f"truncate_prompt_tokens = {truncate_to} has no room for the {special} special tokens that the "
+                    "tokenizer adds: raise it, or leave them out with add_special_tokens=False"
+                )
             shares = _shares([len(part.ids) for part in parts], truncate_to - special)
             for part, length in zip(parts, shares, strict=True):
                 part.truncate(length)
@@ -200,7 +205,6 @@ def _check_unicode(text: str) -> None:
 
 def _shares(lengths: Sequence[int], room: int) -> list[int]:
     """What remains of one or two texts of these lengths in so much room, as transformers' "longest_first" cuts them."""
-    room = max(room, 0)
     if len(lengths) == 1:
         return [min(lengths[0], room)]
     shorter, longer = sorted(lengths)

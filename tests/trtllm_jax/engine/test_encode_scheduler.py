@@ -50,7 +50,7 @@ def test_every_sequence_ends_once_in_a_step_that_has_room(seed: int) -> None:
                 scheduler.submit(submitted[-1])
         if draw.random() < 0.3 and submitted:
             note(scheduler.finish(draw.choice(submitted), FinishReason.CANCELLED))
-        oldest = scheduler.waiting[0] if scheduler.waiting else None
+        oldest = next(iter(scheduler.waiting), None)
         plan = scheduler.schedule()
         if plan is None:
             assert oldest is None

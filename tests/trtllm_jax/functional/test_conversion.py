@@ -24,14 +24,24 @@ import pytest
 import torch
 from click.testing import CliRunner
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
 
 from tests.story import Story
 from trtllm_jax import LLM, SamplingParams, convert_checkpoint, load_model
 from trtllm_jax.commands import convert
+from trtllm_jax.functional.research import open_model
 from trtllm_jax.llmapi import loading
 from trtllm_jax.llmapi.llm_args import LlmArgs
 from trtllm_jax.logger import logger
+
+from ..tiny_encoders import SIZES, save, state_pooling
 
 ROOT = Path(__file__).parents[3]
 SMALL = {"max_batch_size": 1, "max_num_tokens": 16, "max_seq_len": 64, "kv_cache_config": {"max_tokens": 256}}
@@ -76,6 +86,18 @@ def test_to_orbax_and_back_is_bit_exact(bfloat16_llama: Path, tmp_path: Path) ->
     for name in files - {"model.safetensors.index.json"}:
         assert (there / name).read_bytes() == (back / name).read_bytes() == (bfloat16_llama / name).read_bytes()
     AutoModelForCausalLM.from_pretrained(back)
+
+
+def test_an_encoder_keeps_how_it_pools(tmp_path: Path) -> None:
+    folder, orbax, back = (tmp_path / name for name in ("bert", "orbax", "back"))
+    save(BertForSequenceClassification, BertConfig(**SIZES, num_labels=3), folder)
+    state_pooling(folder, "cls_token", normalize=False)
+    convert_checkpoint(folder, orbax, format="orbax")
+    convert_checkpoint(orbax, back, tokenizer=folder)
+    assert_same(tensors_of(back), tensors_of(folder))
+    for one in (orbax, back):
+        assert (one / "modules.json").read_bytes() == (folder / "modules.json").read_bytes()
+        assert open_model(one).pooling == ("cls", False)
 
 
 def test_what_nothing_reads_is_left_out_of_orbax(tiny_llama: Path, tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from transformers import (
+    AutoModel,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
@@ -104,6 +109,22 @@ class TestEmbeddings:
             wanted = unit(state) if normalize else state
             np.testing.assert_allclose(llm.embed(TEXTS[1]).embedding, wanted, atol=1e-4)
 
+    @pytest.mark.parametrize(("mode", "normalize"), [("lasttoken", False), ("mean_tokens", True), ("cls_token", False)])
+    def test_of_a_decoder_as_its_folder_states_them(
+        self, tiny_llama: Path, tmp_path: Path, mode: str, normalize: bool
+    ) -> None:
+        folder = Path(shutil.copytree(tiny_llama, tmp_path / "decoder"))
+        state_pooling(folder, mode, normalize=normalize)
+        ids = [5, 9, 6, 7]
+        with torch.no_grad():
+            states = AutoModel.from_pretrained(tiny_llama)(torch.tensor([ids])).last_hidden_state[0].numpy()
+        state = {"lasttoken": states[-1], "mean_tokens": states.mean(0), "cls_token": states[0]}[mode]
+        with LLM(folder, max_seq_len=64, kv_cache_config={"max_tokens": 128}, **ENGINE) as llm:
+            found = llm.embed(ids).embedding
+            np.testing.assert_allclose(found, unit(state) if normalize else state, atol=1e-4)
+            assert llm.facts.task == ("generate" if mode == "lasttoken" else "embed")
+            assert llm.score("a", "a") == pytest.approx([1], abs=1e-5)  # whatever the norms
+
     @pytest.mark.multi_device(2)
     def test_on_two_devices(self, llm: LLM, bert_folder: Path) -> None:
         with LLM(bert_folder, tensor_parallel_size=2, **ENGINE) as split:
@@ -144,7 +165,7 @@ class TestClasses:
         assert outputs[0].prompt == TEXTS[0]
         assert outputs[-1].prompt_token_ids == tokenizer()(*PAIRS[-1]).input_ids
 
-    @pytest.mark.parametrize("most", [5, 8, 11])
+    @pytest.mark.parametrize("most", [3, 5, 8, 11])
     def test_of_a_pair_that_is_cut(self, classifier: LLM, reference: PreTrainedModel, most: int) -> None:
         for first, second in (*PAIRS, PAIRS[2][::-1]):
             cut = {"truncation": "longest_first", "max_length": most}
@@ -156,6 +177,11 @@ class TestClasses:
         encoded = tokenizer()(*PAIRS[0])
         prompt = {"prompt_token_ids": encoded.input_ids, "token_type_ids": encoded.token_type_ids}
         np.testing.assert_allclose(classifier.encode(prompt).logits, class_logits(reference, *PAIRS[0]), atol=1e-4)
+
+        first = {name: ids[:12] for name, ids in prompt.items()}
+        cut = classifier.encode(prompt, truncate_prompt_tokens=12)
+        assert cut.prompt_token_ids == first["prompt_token_ids"]
+        np.testing.assert_allclose(cut.logits, classifier.encode(first).logits, atol=1e-6)
 
     def test_over_a_connection(self, classifier: LLM) -> None:
         """As where several frontends share an engine."""
@@ -182,6 +208,14 @@ class TestClasses:
             llm.encode("a")
         with pytest.raises(ValueError, match=r"token_type_ids must be a list of 0 or 1, one for each"):
             classifier.encode({"prompt_token_ids": [5, 6], "token_type_ids": [0]})
+        with pytest.raises(ValueError, match=r"token_type_ids goes with prompt_token_ids; a pair of texts has"):
+            classifier.encode({"prompt": "a", "token_type_ids": [1, 1, 1]})
+        with pytest.raises(ValueError, match=r"text_pair goes with a text; a pair that is given as ids has"):
+            classifier.encode({"prompt_token_ids": [5, 6], "text_pair": "a"})
+        with pytest.raises(ValueError, match=r"truncate_prompt_tokens = 2 has no room for the 3 special tokens"):
+            classifier.encode({"prompt": "a", "text_pair": "b"}, truncate_prompt_tokens=2)
+        with pytest.raises(ValueError, match=r"the prompt '' has no tokens; give some text"):
+            classifier.encode("", add_special_tokens=False)
         with pytest.raises(TypeError, match=r"text_pair must be a str; got int"):
             classifier.encode({"prompt": "a", "text_pair": 3})
         with pytest.raises(ValueError, match=r"a prompt dict holds cache_salt; supported here: prompt, text_pair"):
@@ -213,6 +247,9 @@ class TestScores:
         found = llm.score(TEXTS[:2], TEXTS[2:4])
         np.testing.assert_allclose(found, [vectors[i] @ vectors[i + 2] for i in (0, 1)], atol=1e-5)
 
+    def test_of_texts_that_are_cut(self, llm: LLM) -> None:
+        assert llm.score("abc", "abcdefgh", truncate_prompt_tokens=5) == pytest.approx([1], abs=1e-5)
+
     def test_of_unequal_numbers_are_refused(self, llm: LLM) -> None:
         with pytest.raises(ValueError, match=r"there are 2 first texts and 3 second ones: give one first text"):
             llm.score(["a", "b"], ["a", "b", "c"])
@@ -228,11 +265,13 @@ class TestTheEngine:
             going = [llm.embed_async(text) for text in TEXTS]
             for index in (0, 5):
                 going[index].abort()
+            time.sleep(0.05)
             resume.set()
         assert [output.result().outputs[0].finish_reason for output in going] == [
             "cancelled" if index in (0, 5) else "stop" for index in range(len(TEXTS))
         ]
         np.testing.assert_allclose(going[3].embedding, unit(hidden_states(bert, TEXTS[3]).mean(0)), atol=1e-5)
+        assert going[6].metrics_dict["request_queue_time"] >= 0.05
 
     def test_other_weights_give_other_embeddings(self, bert_folder: Path, bert: PreTrainedModel) -> None:
         import jax
@@ -252,10 +291,33 @@ class TestTheEngine:
                 raise OSError("gone")
 
             monkeypatch.setattr(Runner, "run", fail)
-            going = [llm.embed_async(text) for text in TEXTS]
+            with held(llm) as resume:  # lest the engine fail before the last one is submitted
+                going = [llm.embed_async(text) for text in TEXTS]
+                resume.set()
             for output in going:
                 with pytest.raises(EngineDeadError):
                     output.result(60)
+
+    @pytest.mark.parametrize(
+        "ask",
+        [lambda llm: llm.encode(TEXTS), lambda llm: llm.encode("a"), lambda llm: llm.score("a", TEXTS)],
+        ids=["a list", "one", "scores"],
+    )
+    def test_a_shutdown_leaves_no_answer_out(
+        self, reference: PreTrainedModel, class_folder: Path, ask: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        with LLM(class_folder, **ENGINE) as llm, held(llm) as resume, ThreadPoolExecutor(2) as pool:
+            monkeypatch.setattr(llm.builder, "facts", replace(llm.facts, labels=1))
+            asked = pool.submit(ask, llm)
+            while not llm._engine._unfinished:
+                time.sleep(0.01)
+            ended = pool.submit(llm.shutdown)
+            while not llm._engine._commands.qsize():
+                time.sleep(0.01)
+            resume.set()
+            with pytest.raises(RuntimeError, match="LLM is shutting down"):
+                asked.result(60)
+            ended.result(60)
 
     def test_statistics_count_texts(self, llm: LLM) -> None:
         llm.get_stats()

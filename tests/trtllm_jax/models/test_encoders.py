@@ -19,11 +19,13 @@ from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.research import open_model
 from trtllm_jax.nn.pooling import How, Pooling
+from trtllm_jax.nn.rope import Rope
 
 from ..tiny_encoders import SIZES, save
 
 TYPES = {"sliding_window": 4, "layer_types": ["full_attention", "sliding_attention", "sliding_attention"]}
-MODERN = SIZES | {"local_attention": 8, "layer_types": TYPES["layer_types"], "num_hidden_layers": 3}
+# The first layer and the fourth see everything, and they differ: the first one has no norm.
+MODERN = SIZES | {"local_attention": 8, "num_hidden_layers": 5}
 BIASED = MODERN | {
     "attention_bias": True, "mlp_bias": True, "norm_bias": True, "classifier_bias": True, "classifier_pooling": "mean",
     "hidden_activation": "silu", "classifier_activation": "relu", "num_labels": 4,
@@ -33,6 +35,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("BertModel", SIZES),
     "BERT, 3 classes": ("BertForSequenceClassification", SIZES | {"num_labels": 3, "hidden_act": "relu"}),
     "RoBERTa": ("RobertaModel", SIZES),
+    "RoBERTa, padded with 0": ("RobertaModel", SIZES | {"pad_token_id": 0}),
     "XLM-RoBERTa, 1 class": ("XLMRobertaForSequenceClassification", SIZES | {"num_labels": 1, "type_vocab_size": 1}),
     "ModernBERT": ("ModernBertModel", MODERN),
     "ModernBERT, 4 classes of means": ("ModernBertForSequenceClassification", BIASED),
@@ -59,7 +62,7 @@ class Tiny:
         random = np.random.default_rng(0)
         self.lengths = np.array(LENGTHS, np.int32)
         self.tokens = random.integers(4, 101, (len(LENGTHS), 32)).astype(np.int32)  # what is beyond must not matter
-        self.types = np.arange(32) >= self.lengths[:, None] // 2
+        self.types = (np.arange(32) >= self.lengths[:, None] // 2).astype(np.int32)
         self.paired = architecture.startswith("Bert")
 
     def params(self, devices: int) -> Any:
@@ -126,12 +129,22 @@ def test_next_tokens_are_refused(encoder: Tiny) -> None:
         encoder.model({}, encoder.tokens)
 
 
+@pytest.mark.parametrize("types", [[[0, 1]], [[0.0, 1.0, 1.0]]], ids=["too few", "no integers"])
+def test_segments_of_another_shape_are_refused(encoder: Tiny, types: Any) -> None:
+    with pytest.raises(ValueError, match=r"token_types are .*\[1, [23]\] for tokens \[1, 3\]; want as many integers"):
+        encoder.model.encode({}, np.array([[5, 6, 7]]), token_types=np.array(types))
+
+
 @pytest.mark.parametrize(
     ("architecture", "fields", "message"),
     [
         ("BertModel", {"is_decoder": True}, "is_decoder=True"),
         ("BertModel", {"hidden_act": "mish"}, "hidden_act='mish'"),
         ("BertModel", {"position_embedding_type": "relative_key"}, "position_embedding_type='relative_key'"),
+        ("BertModel", {"hidden_size": 50}, "hidden_size=50 is not a multiple of num_attention_heads=6"),
+        ("RobertaModel", {"max_position_embeddings": 2}, "max_position_embeddings=2, .* pad_token_id=1"),
+        ("RobertaModel", {"pad_token_id": -1}, "pad_token_id=-1"),
+        ("ModernBertModel", {"hidden_size": 50}, "hidden_size=50 is not a multiple of num_attention_heads=6"),
         ("ModernBertModel", {"classifier_pooling": "max"}, "classifier_pooling='max'"),
         ("ModernBertModel", {"hidden_activation": "mish"}, "hidden_activation='mish'"),
         ("ModernBertModel", {"local_attention": 0}, "local_attention=0"),
@@ -143,3 +156,17 @@ def test_other_layers_are_refused(architecture: str, fields: dict[str, Any], mes
     config = SIZES | {"architectures": [architecture], "layer_norm_eps": 1e-12} | fields
     with pytest.raises(ValueError, match=message):
         module_of(config).Config.from_hf(config)
+
+
+def test_a_short_configuration_of_modernbert_means_what_transformers_means() -> None:
+    from trtllm_jax.models.modernbert import Config
+
+    theirs = transformers.ModernBertConfig()
+    stated = {"hidden_size": 768, "intermediate_size": 1152, "num_attention_heads": 12, "vocab_size": 50368}
+    config = Config.from_hf({"architectures": ["ModernBertModel"], **stated})
+    assert len(config.windows) == theirs.num_hidden_layers
+    one_side = theirs.local_attention // 2
+    assert [one_side + 1 if kind == "sliding_attention" else None for kind in theirs.layer_types] == [*config.windows]
+    assert (config.eps, config.max_position) == (theirs.norm_eps, theirs.max_position_embeddings)
+    for rope, kind in ((config.rope, "full_attention"), (config.local_rope, "sliding_attention")):
+        assert rope == Rope.from_config({"rope_theta": theirs.rope_parameters[kind]["rope_theta"]}, 64)

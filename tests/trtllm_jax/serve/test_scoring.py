@@ -95,6 +95,12 @@ def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
         ("/v1/rerank", {"query": QUERY}, "documents", "documents is missing"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 first texts and 1 second ones"),
         ("/v1/score", {"text_1": "a", "text_2": ["c"] * 1025}, "text_2", "1025 texts"),
+        (
+            "/v1/score",
+            {"text_1": "a", "text_2": "c", "truncate_prompt_tokens": 2},
+            "truncate_prompt_tokens",
+            "truncate_prompt_tokens = 2 has no room for the 3 special tokens",
+        ),
         ("/v1/completions", {"prompt": "a"}, "prompt", "generates none: use LLM.encode"),
         ("/v1/embeddings", {"input": "a"}, "input", "is a sequence classifier and has no embeddings"),
     ],
@@ -118,9 +124,14 @@ def test_a_generating_model_scores_by_its_embeddings(address: str, tiny_llm: LLM
         assert result["relevance_score"] == pytest.approx(float(query @ documents[result["index"]]), abs=1e-5)
 
 
+def test_its_health_is_that_of_a_step(reranker: str) -> None:
+    assert httpx.get(f"{reranker}/health_generate", timeout=60).status_code == 200
+    assert "trtllm_kv_cache_max_blocks" in httpx.get(f"{reranker}/prometheus/metrics", timeout=60).text
+
+
 def test_a_chat_is_refused(reranker: str) -> None:
     with (
         OpenAI(base_url=f"{reranker}/v1", api_key="none", max_retries=0, timeout=60) as client,
-        pytest.raises(BadRequestError),
+        pytest.raises(BadRequestError, match=r"computes texts whole and generates none: use LLM\.encode"),
     ):
         client.chat.completions.create(model="reranker", messages=[{"role": "user", "content": "a"}])

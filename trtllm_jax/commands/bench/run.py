@@ -203,6 +203,7 @@ def _engine(
             raise
         raise ValueError(str(error)) from error  # too few devices
     with opened as llm, _reporting(common, arguments) as report, progress(total, "Measuring") as bar:
+        llm.facts.require_generation()
         llm.warm_up()
         yield llm, report, bar.update
 

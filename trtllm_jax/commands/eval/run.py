@@ -82,6 +82,7 @@ def evaluate(options: EvalOptions, arguments: Mapping[str, Any]) -> dict[str, An
     model = open_model(arguments["model"], revision=arguments.get("revision"))
     length = arguments.get("max_seq_len") or model.config.max_position
     with LLM(**arguments) as llm:
+        llm.facts.require_generation()
         lm = EngineLM(llm, model, length)
         if options.apply_chat_template and not llm.chat_template:
             raise ValueError(f"model = {arguments['model']} has no chat template: leave --apply_chat_template out")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from trtllm_jax.requests.outputs import RequestOutput
 from trtllm_jax.serve.http.body import read_model
 from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
-from trtllm_jax.serve.http.errors import ApiError, bad_request
+from trtllm_jax.serve.http.errors import bad_request, prompt_errors_name
 from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_embedding
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
@@ -30,10 +30,8 @@ async def create_embedding(server: Server, request: Request) -> Response:
             prompt, add_special_tokens=body.add_special_tokens, truncate_prompt_tokens=body.truncate_prompt_tokens
         )
 
-    try:
+    with prompt_errors_name("input"):
         await tracker.submit(lambda: submit_each(body.prompts, embed), large)
-    except ApiError as error:
-        raise bad_request("input", error.message) from error
     async with tracker.abort_on_disconnect(request.receive):
         outputs = [await output.aresult() for output in tracker.outputs]
         tracker.raise_if_aborted()

@@ -27,7 +27,8 @@ _ERROR_TYPES = {
 }
 _FIELD = re.compile(
     r"SamplingParams\.(\w+)"
-    r"|((?:messages|tools|tool_choice|documents|chat_template\w*|continue_final_message)(?:\.\w+|\[\d+\])*)"
+    r"|((?:messages|tools|tool_choice|documents|chat_template\w*|continue_final_message|truncate_prompt_tokens)"
+    r"(?:\.\w+|\[\d+\])*)"
 )
 _UNION_TAG = re.compile(r"\W|^(?:str|int|float|bool|dict|list|nullable|literal|none)$|^[A-Z]")
 _API_NAMES = {"embedding_bias": "logit_bias", "guided_decoding": "response_format", "prompt_token_ids": "prompt"}
@@ -99,6 +100,17 @@ def bad_request_on_value_error() -> Iterator[None]:
         yield
     except (ValueError, TypeError) as error:
         raise _from_value_error(error) from error
+
+
+@contextmanager
+def prompt_errors_name(param: str) -> Iterator[None]:
+    """A context in which a wrong prompt is named `param`, as the request has it."""
+    try:
+        yield
+    except ApiError as error:
+        if error.param != "prompt":
+            raise
+        raise bad_request(param, error.message) from error
 
 
 def _from_value_error(error: ValueError | TypeError) -> ApiError:

@@ -1,7 +1,5 @@
 """POST /v1/score and POST /v1/rerank."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from starlette.requests import Request
@@ -10,7 +8,7 @@ from starlette.responses import Response
 from trtllm_jax.requests.outputs import RequestOutput
 from trtllm_jax.serve.http.body import read_model
 from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
-from trtllm_jax.serve.http.errors import ApiError, bad_request, bad_request_on_value_error
+from trtllm_jax.serve.http.errors import bad_request_on_value_error, prompt_errors_name
 from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_texts
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
@@ -26,7 +24,7 @@ async def create_score(server: Server, request: Request) -> Response:
     pair = [[each] if isinstance(each, str) else each for each in (body.text_1, body.text_2)]
     for name, texts in zip(("text_1", "text_2"), pair, strict=True):
         check_texts(name, texts, server.settings.limits)
-    with _errors_of("text_2"):
+    with prompt_errors_name("text_2"):
         scores, usage = await _scores(tracker, request, pair[0], pair[1], body.truncate_prompt_tokens, large)
     data = [{"object": "score", "index": index, "score": score} for index, score in enumerate(scores)]
     return json_response({**tracker.head("list", model), "data": data, "usage": usage})
@@ -39,7 +37,7 @@ async def rerank(server: Server, request: Request) -> Response:
     model = server.check_model(body.model)
     check_texts("query", [body.query], server.settings.limits)
     check_texts("documents", body.documents, server.settings.limits)
-    with _errors_of("documents"):
+    with prompt_errors_name("documents"):
         scores, usage = await _scores(
             tracker, request, [body.query], body.documents, body.truncate_prompt_tokens, large
         )
@@ -50,17 +48,6 @@ async def rerank(server: Server, request: Request) -> Response:
         for index in best
     ]
     return json_response({"id": tracker.id, "model": model, "results": results, "usage": usage})
-
-
-@contextmanager
-def _errors_of(param: str) -> Iterator[None]:
-    """A context in which a wrong prompt is named by the request's own field."""
-    try:
-        yield
-    except ApiError as error:
-        if error.param != "prompt":
-            raise
-        raise bad_request(param, error.message) from error
 
 
 async def _scores(

@@ -24,10 +24,12 @@ async def health(server: Server, request: Request) -> Response:
 
 
 async def health_generate(server: Server, request: Request) -> Response:
-    """200 once the engine has generated a token, 503 where it does not."""
+    """200 once the engine has generated a token, or encoded one where it generates none; 503 where it does not."""
     tracker = RequestTracker(server, request, "health-")
     one = SamplingParams(max_tokens=1, ignore_eos=True, detokenize=False)
-    tracker.outputs = [server.llm.generate_async([0], one)]
+    llm = server.llm
+    generates = llm.facts.task == "generate"
+    tracker.outputs = [llm.generate_async([0], one) if generates else llm.encode_async([0])]
     try:
         async with asyncio.timeout(_PROBE_TIMEOUT), tracker.abort_on_disconnect(request.receive):
             await tracker.outputs[0].aresult()
@@ -100,7 +102,7 @@ ENDPOINTS = (
         errors=(401, 404, 500),
     ),
     Endpoint("GET", "/health", health, "Whether requests are taken", errors=(503,), public=True),
-    Endpoint("GET", "/health_generate", health_generate, "Whether tokens are generated", errors=(401, 500, 503, 504)),
+    Endpoint("GET", "/health_generate", health_generate, "Whether the engine computes", errors=(401, 500, 503, 504)),
     Endpoint(
         "GET",
         "/version",

@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, DecoderConfig, activation, 
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("ArceeForCausalLM",)
+ARCHITECTURES = ("ArceeForCausalLM", "ArceeForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -88,4 +88,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

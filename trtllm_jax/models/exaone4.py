@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, DecoderConfig, decode
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("Exaone4ForCausalLM",)
+ARCHITECTURES = ("Exaone4ForCausalLM", "Exaone4ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -98,4 +98,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

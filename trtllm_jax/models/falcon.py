@@ -18,7 +18,7 @@ from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fi
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("FalconForCausalLM",)
+ARCHITECTURES = ("FalconForCausalLM", "FalconForSequenceClassification")
 
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.self_attention", f"{LAYER}.mlp"
@@ -143,4 +143,5 @@ cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -28,7 +28,7 @@ from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
 
-ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma3TextForSequenceClassification")
 
 IGNORED = ("vision_tower.*", "multi_modal_projector.*")
 """Tensors of what sees pictures, which nothing reads."""
@@ -191,3 +191,4 @@ def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify

@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("GPT2LMHeadModel",)
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2ForSequenceClassification")
 
 IGNORED = ("transformer.h.*.attn.bias",)
 """The causal mask, which older files have."""
@@ -136,4 +136,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 cache_spec = decoder.cache_spec
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

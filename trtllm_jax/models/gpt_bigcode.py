@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import GPT2_NAMES, HEADS, LayerNormConfig, activation
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("GPTBigCodeForCausalLM",)
+ARCHITECTURES = ("GPTBigCodeForCausalLM", "GPTBigCodeForSequenceClassification")
 
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.attn", f"{LAYER}.mlp"
@@ -128,4 +128,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

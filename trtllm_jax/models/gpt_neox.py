@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fi
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
-ARCHITECTURES = ("GPTNeoXForCausalLM",)
+ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification")
 
 IGNORED = ("gpt_neox.layers.*.attention.bias",)
 """The causal mask, which older files have."""
@@ -92,4 +92,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

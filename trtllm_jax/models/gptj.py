@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import PAIRED_HEADS, LayerNormConfig, activation, gpt
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("GPTJForCausalLM",)
+ARCHITECTURES = ("GPTJForCausalLM", "GPTJForSequenceClassification")
 
 IGNORED = ("transformer.h.*.attn.bias",)
 """The causal mask, which older files have."""
@@ -85,4 +85,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, DecoderConfig, decode
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("HunYuanDenseV1ForCausalLM",)
+ARCHITECTURES = ("HunYuanDenseV1ForCausalLM", "HunYuanDenseV1ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -106,4 +106,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

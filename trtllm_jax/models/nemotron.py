@@ -17,7 +17,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, LayerNormConfig, activation
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
-ARCHITECTURES = ("NemotronForCausalLM",)
+ARCHITECTURES = ("NemotronForCausalLM", "NemotronForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -95,4 +95,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

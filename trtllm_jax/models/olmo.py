@@ -17,7 +17,7 @@ from trtllm_jax.nn.decoder import HEADS, DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("OlmoForCausalLM",)
+ARCHITECTURES = ("OlmoForCausalLM", "OlmoForSequenceClassification")
 
 EPS = 1e-5
 """What every norm adds to the variance."""
@@ -91,4 +91,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import HEADS, LayerNormConfig, activation, decoder_fi
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("OPTForCausalLM",)
+ARCHITECTURES = ("OPTForCausalLM", "OPTForSequenceClassification")
 
 DECODER = "model.decoder"
 LAYER = f"{DECODER}.layers.{{i}}"
@@ -96,4 +96,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, MLP, LayerNormConfig,
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
-ARCHITECTURES = ("PhiForCausalLM",)
+ARCHITECTURES = ("PhiForCausalLM", "PhiForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -95,4 +95,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, MLP, DecoderConfig, d
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
-ARCHITECTURES = ("Phi3ForCausalLM",)
+ARCHITECTURES = ("Phi3ForCausalLM", "Phi3ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -99,4 +99,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -15,7 +15,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("SeedOssForCausalLM",)
+ARCHITECTURES = ("SeedOssForCausalLM", "SeedOssForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -90,4 +90,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -23,7 +23,7 @@ from trtllm_jax.nn.decoder import (
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("SmolLM3ForCausalLM",)
+ARCHITECTURES = ("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -126,4 +126,5 @@ cache_spec = decoder.cache_spec
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.decoder import ATTENTION, HEADS, LAYER, LayerNormConfig, deco
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 
-ARCHITECTURES = ("StableLmForCausalLM",)
+ARCHITECTURES = ("StableLmForCausalLM", "StableLmForSequenceClassification")
 
 GGUF = (
     # Not of 12B: llama.cpp stacks the norms of its heads, and says of others too that their blocks are parallel.
@@ -105,4 +105,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.decoder import HEADS, LAYER, MLP, LayerNormConfig, activation
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 
-ARCHITECTURES = ("Starcoder2ForCausalLM",)
+ARCHITECTURES = ("Starcoder2ForCausalLM", "Starcoder2ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -92,4 +92,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER, MLP
 
-ARCHITECTURES = ("ArceeForCausalLM",)
+ARCHITECTURES = ("ArceeForCausalLM", "ArceeForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -89,4 +89,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

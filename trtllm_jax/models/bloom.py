@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("BloomForCausalLM",)
+ARCHITECTURES = ("BloomForCausalLM", "BloomForSequenceClassification")
 
 LAYER = "transformer.h.{i}"
 ATTENTION = f"{LAYER}.self_attention"
@@ -106,4 +106,5 @@ def _entered(config: Config, p: Any, norm: str, residual: Residual, batch: Batch
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

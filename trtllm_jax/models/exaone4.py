@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
-ARCHITECTURES = ("Exaone4ForCausalLM",)
+ARCHITECTURES = ("Exaone4ForCausalLM", "Exaone4ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -99,4 +99,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -1,14 +1,17 @@
-"""Falcon 7B, 40B and 180B (Almazrouei et al. 2023, arXiv:2311.16867), and Falcon 2 11B."""
+"""Falcon 7B, 40B, 180B and RefinedWeb (Almazrouei et al. 2023, arXiv:2311.16867), and Falcon 2 11B."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32
 
 from checkpoints.table import Weight
 from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers, table_rows
+from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, positive, require
 from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
@@ -16,7 +19,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("FalconForCausalLM",)
+ARCHITECTURES = ("FalconForCausalLM", "FalconForSequenceClassification")
 
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.self_attention", f"{LAYER}.mlp"
@@ -30,14 +33,14 @@ class Config(LayerNormConfig):
     """The facts of one Falcon model that its layers need.
 
     Attributes:
-        rope: of every layer.
+        rope: of every layer; None where scores fall with the distance instead (ALiBi).
         bias: whether the four projections of a layer have a bias.
         parallel: whether both blocks of a layer read what enters the layer.
         mlp_norm: whether the feed-forward block has a norm of its own; else both read the same rows.
         activation: of the feed-forward block.
     """
 
-    rope: Rope
+    rope: Rope | None
     bias: bool
     parallel: bool
     mlp_norm: bool
@@ -46,7 +49,6 @@ class Config(LayerNormConfig):
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
-        require(config, alibi=(False, None))
         config = {**DEFAULTS, **config}
         embed, heads = positive(config, "hidden_size"), positive(config, "num_attention_heads")
         require_whole_heads(config)
@@ -63,12 +65,23 @@ class Config(LayerNormConfig):
         fields = decoder_fields(config | sizes, eps="layer_norm_epsilon", tied=True)
         return cls(
             **fields,
-            rope=Rope.from_config(config, fields["head_dim"]),
+            rope=None if flag(config, "alibi") else Rope.from_config(config, fields["head_dim"]),
             bias=flag(config, "bias"),
             parallel=parallel,
             mlp_norm=config.get("num_ln_in_parallel_attn") != 1 if grouped else not parallel,
             activation=activation(config, "gelu", field="activation"),
         )
+
+    @property
+    def slopes(self) -> Float32[Array, "kv_heads group"] | None:
+        """ALiBi's slopes, times the scale of the scores: Falcon scales both together. None where there is a rope.
+
+        Transformers rounds them, times the position, to bfloat16, and its eager attention adds them twice.
+        """
+        if self.rope is not None:
+            return None
+        slopes = alibi_slopes(self.kv_heads * self.group).reshape(self.kv_heads, self.group)
+        return jnp.asarray(slopes) * self.head_dim**-0.5
 
 
 def _kv_heads(config: Mapping[str, Any], heads: int) -> int:
@@ -98,6 +111,11 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
+def ropes(config: Config) -> tuple[Rope, ...]:
+    """The rope of every layer, if there is one."""
+    return () if config.rope is None else (config.rope,)
+
+
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
@@ -108,7 +126,10 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
             f"tensor_parallel_size is more than num_kv_heads={config.kv_heads}, whose groups of heads a Falcon "
             "checkpoint stores together; lower it"
         )
-    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
+    rotation = batch.rotations[0] if batch.rotations else None
+    attended, cache = layers.attention(
+        qkv, batch, cache, rotation=rotation, scale=config.head_dim**-0.5, slopes=config.slopes
+    )
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
         if not config.parallel:
@@ -121,7 +142,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
-ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -19,7 +19,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
-ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration")
+ARCHITECTURES = ("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration", "Gemma3TextForSequenceClassification")
 
 IGNORED = ("vision_tower.*", "multi_modal_projector.*")
 """Tensors of what sees pictures, which nothing reads."""
@@ -182,3 +182,4 @@ def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify

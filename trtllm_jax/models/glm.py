@@ -10,13 +10,14 @@ from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.config_fields import flag, model_name, require
 from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 from trtllm_jax.nn.table_rows import LAYER, MLP, PAIRED_HEADS, paired_sizes
 
-GLM, GLM4 = ARCHITECTURES = ("GlmForCausalLM", "Glm4ForCausalLM")
+GLM, GLM4 = "GlmForCausalLM", "Glm4ForCausalLM"
+ARCHITECTURES = (GLM, GLM4, "GlmForSequenceClassification", "Glm4ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -75,7 +76,7 @@ class Config(DecoderConfig):
             rope=Rope.from_config(config, rotary),
             rotary=rotary,
             attention_bias=flag(config, "attention_bias"),
-            normalised_blocks=GLM4 in (config.get("architectures") or ()),
+            normalised_blocks=model_name(config) == "Glm4",
         )
 
     @property
@@ -125,4 +126,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

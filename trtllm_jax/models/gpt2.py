@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("GPT2LMHeadModel",)
+ARCHITECTURES = ("GPT2LMHeadModel", "GPT2ForSequenceClassification")
 
 IGNORED = ("transformer.h.*.attn.bias",)
 """The causal mask, which older files have."""
@@ -137,4 +137,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 cache_spec = decoder.cache_spec
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("GPTBigCodeForCausalLM",)
+ARCHITECTURES = ("GPTBigCodeForCausalLM", "GPTBigCodeForSequenceClassification")
 
 LAYER = "transformer.h.{i}"
 ATTENTION, MLP = f"{LAYER}.attn", f"{LAYER}.mlp"
@@ -129,4 +129,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("GPTNeoXForCausalLM",)
+ARCHITECTURES = ("GPTNeoXForCausalLM", "GPTNeoXForSequenceClassification")
 
 IGNORED = ("gpt_neox.layers.*.attention.bias",)
 """The causal mask, which older files have."""
@@ -93,4 +93,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import PAIRED_HEADS, paired_sizes
 
-ARCHITECTURES = ("GPTJForCausalLM",)
+ARCHITECTURES = ("GPTJForCausalLM", "GPTJForSequenceClassification")
 
 IGNORED = ("transformer.h.*.attn.bias",)
 """The causal mask, which older files have."""
@@ -86,4 +86,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

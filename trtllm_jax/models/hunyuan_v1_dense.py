@@ -18,7 +18,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
-ARCHITECTURES = ("HunYuanDenseV1ForCausalLM",)
+ARCHITECTURES = ("HunYuanDenseV1ForCausalLM", "HunYuanDenseV1ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -107,4 +107,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

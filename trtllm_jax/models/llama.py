@@ -1,4 +1,4 @@
-"""Llama 1 to 3.x (Touvron et al. 2023, arXiv:2302.13971), and models of the same layers such as SmolLM2."""
+"""Llama 1 to 3.x (Touvron et al. 2023, arXiv:2302.13971), and models of the same layers: SmolLM2, InternLM3."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,13 +10,13 @@ from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.config_fields import flag, model_name, require
 from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER
 
-ARCHITECTURES = ("LlamaForCausalLM", "LlamaForSequenceClassification")
+ARCHITECTURES = ("LlamaForCausalLM", "InternLM3ForCausalLM", "LlamaForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -27,25 +27,43 @@ GGUF = (
     ),
 )
 
+DEFAULTS_INTERNLM3 = {
+    "num_key_value_heads": 2, "head_dim": 128, "max_position_embeddings": 32768, "rms_norm_eps": 1e-5,
+}  # fmt: skip
+"""What fields that are absent mean in InternLM3."""
+
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """The facts of one Llama model that its layers need."""
+    """The facts of one Llama model that its layers need.
+
+    Attributes:
+        rope: of every layer.
+        attention_bias: whether the projections to queries, keys and values have a bias.
+        output_bias: whether attention's output projection has one.
+        mlp_bias: whether the feed-forward block's projections have one.
+    """
 
     rope: Rope
     attention_bias: bool
+    output_bias: bool
     mlp_bias: bool
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
+        of_inputs, of_output, of_mlp = "attention_bias", "attention_bias", "mlp_bias"
+        if model_name(config) == "InternLM3":
+            config = {**DEFAULTS_INTERNLM3, **config}
+            of_inputs, of_output, of_mlp = "qkv_bias", "bias", "bias"
         require(config, hidden_act=("silu",))
         fields = decoder_fields(config)
         return cls(
             **fields,
             rope=Rope.from_config(config, fields["head_dim"]),
-            attention_bias=flag(config, "attention_bias"),
-            mlp_bias=flag(config, "mlp_bias"),
+            attention_bias=flag(config, of_inputs),
+            output_bias=flag(config, of_output),
+            mlp_bias=flag(config, of_mlp),
         )
 
 
@@ -55,7 +73,7 @@ def table(config: Config) -> tuple[Weight, ...]:
         *table_rows.vocabulary(config),
         *table_rows.norm("norm", "model.norm"),
         *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *table_rows.attention(bias=config.attention_bias, output_bias=config.attention_bias),
+        *table_rows.attention(bias=config.attention_bias, output_bias=config.output_bias),
         *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
         *table_rows.gated_mlp(bias=config.mlp_bias),
     )

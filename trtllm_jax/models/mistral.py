@@ -1,50 +1,98 @@
-"""Mistral 7B, NeMo and Small, and Ministral (Jiang et al. 2023, arXiv:2310.06825)."""
+"""Mistral 7B, NeMo and Small, Ministral and Ministral 3 (Jiang et al. 2023, arXiv:2310.06825)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int32
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import require
+from trtllm_jax.nn.config_fields import model_name, number, positive, require
 from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
+from trtllm_jax.nn.rope import Rope, scaling_of
 from trtllm_jax.nn.table_rows import HEADS, LAYER
 
-ARCHITECTURES = ("MistralForCausalLM", "MinistralForCausalLM", "MistralForSequenceClassification")
+ARCHITECTURES = (
+    "MistralForCausalLM", "MinistralForCausalLM", "Ministral3ForCausalLM",
+    "MistralForSequenceClassification", "MinistralForSequenceClassification", "Ministral3ForSequenceClassification",
+)  # fmt: skip
 
 DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 """What fields that are absent mean."""
 
+YARN = {
+    "rope_type": "yarn", "rope_theta": 1e6, "factor": 16.0, "original_max_position_embeddings": 16384, "mscale": 1.0,
+    "mscale_all_dim": 1.0, "llama_4_scaling_beta": 0.1,
+}  # fmt: skip
+DEFAULTS_3 = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5}
+"""What fields that are absent mean in Ministral 3."""
+
+
+class GrowingScale(NamedTuple):
+    """Queries grow with the logarithm of the trained lengths before them: times 1 + beta log(1 + position // trained).
+
+    (Nakanishi 2025, arXiv:2501.19399.)
+    """
+
+    beta: float
+    trained: int
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> "GrowingScale | None":
+        """That of the configuration's rope; None if it states no `llama_4_scaling_beta` above 0."""
+        rope = scaling_of(config)
+        beta = number(rope, "llama_4_scaling_beta", default=0.0)
+        return cls(beta, positive(rope, "original_max_position_embeddings")) if beta else None
+
+    def scaled(self, qkv: Float[Array, "t h qkv d"], positions: Int32[Array, " t"]) -> Float[Array, "t h qkv d"]:
+        """Fused projections, whose queries are scaled."""
+        scale = 1 + self.beta * jnp.log1p((positions // self.trained).astype(jnp.float32))
+        queries = qkv[:, :, :-2] * scale.astype(qkv.dtype)[:, None, None, None]
+        return jnp.concatenate([queries, qkv[:, :, -2:]], axis=2)
+
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """The facts of one Mistral model that its layers need: `rope` is that of every layer."""
+    """The facts of one Mistral model that its layers need.
+
+    Attributes:
+        rope: of every layer.
+        query_scale: by which queries grow with their position; None if they do not.
+    """
 
     rope: Rope
+    query_scale: GrowingScale | None
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
-        config = {**DEFAULTS, **config}
+        name = model_name(config)
+        config = {**(DEFAULTS_3 if name == "Ministral3" else DEFAULTS), **config}
+        if name == "Ministral3" and config.get("rope_parameters") is None:
+            config["rope_parameters"] = YARN
         require(config, hidden_act=("silu",))
         fields = decoder_fields(config)
         windows = fields["windows"] = layer_windows(config, fields["num_layers"])
-        if "MinistralForCausalLM" not in (config.get("architectures") or ()):
+        if name != "Ministral":
             _require_one_window(config, windows)
-        return cls(**fields, rope=Rope.from_config(config, fields["head_dim"]))
+        return cls(
+            **fields,
+            rope=Rope.from_config(config, fields["head_dim"]),
+            query_scale=GrowingScale.from_config(config) if name == "Ministral3" else None,
+        )
 
 
 def _require_one_window(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> None:
     """Refuse layers of two kinds under Mistral's own name, by which transformers gives all the same window."""
     if windows != layer_windows({**config, "layer_types": None}, len(windows)):
         kinds = short_repr(config["layer_types"])
-        raise ValueError(f"config.json has layer_types={kinds}, which only MinistralForCausalLM has")
+        raise ValueError(f"config.json has layer_types={kinds}, which only Ministral has")
 
 
 def table(config: Config) -> tuple[Weight, ...]:
@@ -63,6 +111,8 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed")
+    if config.query_scale is not None:
+        qkv = config.query_scale.scaled(qkv, batch.positions)
     attended, cache = layers.attention(
         qkv, batch, cache,
         rotation=batch.rotations[0], scale=config.head_dim**-0.5, window=config.windows[index],

@@ -14,12 +14,12 @@ from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, require_whole_heads
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, num_labels, require_whole_heads
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("MptForCausalLM", "MPTForCausalLM")
+ARCHITECTURES = ("MptForCausalLM", "MPTForCausalLM", "MptForSequenceClassification")
 
 LAYER = "transformer.blocks.{i}"
 
@@ -64,6 +64,7 @@ class Config(DecoderConfig):
             "tie_word_embeddings": config.get("tie_word_embeddings"),
         }
         fields = decoder_fields(renamed, eps="layer_norm_epsilon", tied=True)
+        fields["labels"] = num_labels(config)
         require_whole_heads(renamed)
         return cls(
             **fields,
@@ -115,4 +116,5 @@ cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

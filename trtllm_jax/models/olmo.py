@@ -18,7 +18,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("OlmoForCausalLM",)
+ARCHITECTURES = ("OlmoForCausalLM", "OlmoForSequenceClassification")
 
 EPS = 1e-5
 """What every norm adds to the variance."""
@@ -92,4 +92,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

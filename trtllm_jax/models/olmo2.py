@@ -10,19 +10,21 @@ from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Stored, Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.config_fields import flag, model_name, require
 from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
-OLMO2, OLMO3 = ARCHITECTURES = ("Olmo2ForCausalLM", "Olmo3ForCausalLM")
+ARCHITECTURES = (
+    "Olmo2ForCausalLM", "Olmo3ForCausalLM", "Olmo2ForSequenceClassification", "Olmo3ForSequenceClassification",
+)  # fmt: skip
 
 GGUF = (
     GgufArchitecture(
         name="olmo2",
         model_type="olmo2",
-        model_class=OLMO2,
+        model_class="Olmo2ForCausalLM",
         tensors={
             "blk.{i}.attn_q_norm": f"{ATTENTION}.q_norm",
             "blk.{i}.attn_k_norm": f"{ATTENTION}.k_norm",
@@ -53,7 +55,7 @@ class Config(DecoderConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, hidden_act=("silu",))
-        if OLMO3 in (config.get("architectures") or ()):
+        if model_name(config) == "Olmo3":
             base = ("rope_theta", 500000.0)
             full, sliding = of_layer_type(config, FULL, base), of_layer_type(config, SLIDING, base, scaled=False)
             fields = decoder_fields({"rms_norm_eps": 1e-5, **full})
@@ -113,4 +115,5 @@ cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
-ARCHITECTURES = ("OPTForCausalLM",)
+ARCHITECTURES = ("OPTForCausalLM", "OPTForSequenceClassification")
 
 DECODER = "model.decoder"
 LAYER = f"{DECODER}.layers.{{i}}"
@@ -99,4 +99,5 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

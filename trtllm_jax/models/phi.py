@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
-ARCHITECTURES = ("PhiForCausalLM",)
+ARCHITECTURES = ("PhiForCausalLM", "PhiForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -96,4 +96,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
-ARCHITECTURES = ("Phi3ForCausalLM",)
+ARCHITECTURES = ("Phi3ForCausalLM", "Phi3ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -100,4 +100,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

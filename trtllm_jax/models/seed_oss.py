@@ -16,7 +16,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER
 
-ARCHITECTURES = ("SeedOssForCausalLM",)
+ARCHITECTURES = ("SeedOssForCausalLM", "SeedOssForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -91,4 +91,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

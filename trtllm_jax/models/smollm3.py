@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER
 
-ARCHITECTURES = ("SmolLM3ForCausalLM",)
+ARCHITECTURES = ("SmolLM3ForCausalLM", "SmolLM3ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -120,4 +120,5 @@ cache_spec = decoder.cache_spec
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -18,7 +18,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, rotary_channels
 from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER
 
-ARCHITECTURES = ("StableLmForCausalLM",)
+ARCHITECTURES = ("StableLmForCausalLM", "StableLmForSequenceClassification")
 
 GGUF = (
     # Not of 12B: llama.cpp stacks the norms of its heads, and says of others too that their blocks are parallel.
@@ -106,4 +106,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -17,7 +17,7 @@ from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER, MLP
 
-ARCHITECTURES = ("Starcoder2ForCausalLM",)
+ARCHITECTURES = ("Starcoder2ForCausalLM", "Starcoder2ForSequenceClassification")
 
 GGUF = (
     GgufArchitecture(
@@ -93,4 +93,5 @@ same_layer = decoder.same_layer
 ropes = decoder.ropes
 embed = decoder.embed
 last_rows = decoder.last_rows
+classify = decoder.classify
 head = decoder.head

@@ -10,6 +10,12 @@ MAX_LAYERS = 10_000
 MAX_HEAD_DIM = 65_536
 
 
+def model_name(config: Mapping[str, Any]) -> str:
+    """The first name of `architectures` without what the model is for: "Olmo3" of "Olmo3ForCausalLM"; "" for none."""
+    stated = config.get("architectures") or ""
+    return str(stated[0] if isinstance(stated, list) else stated).partition("For")[0]
+
+
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
     """`config[field]` as an int from 1 to `most`; `default` if it is absent or null."""
     return count(config, field, default=default, least=1, most=most)

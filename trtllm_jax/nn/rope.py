@@ -71,7 +71,7 @@ class Rope:
         """
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
-        scaling = _scaling(config)
+        scaling = scaling_of(config)
         base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=theta)
         kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
@@ -100,7 +100,7 @@ class Rope:
 
 def rotary_channels(config: Mapping[str, Any], head_dim: int, part: float = 1.0) -> int:
     """How many channels of a head are rotated: `partial_rotary_factor` of them, where absent `part` of them."""
-    scaling = _scaling(config)
+    scaling = scaling_of(config)
     field = "partial_rotary_factor"
     stated = scaling if scaling.get(field) is not None else config
     factor = _number(stated, field, default=part)
@@ -144,11 +144,11 @@ def context_stretch(config: Mapping[str, Any]) -> float:
     With linear and dynamic scaling that field states the length that was trained, with the other types the length after
     scaling. TensorRT-LLM infers max_seq_len by the same rule.
     """
-    scaling = _scaling(config)
+    scaling = scaling_of(config)
     return _number(scaling, "factor") if scaling["rope_type"] in ("linear", "dynamic") else 1.0
 
 
-def _scaling(config: Mapping[str, Any]) -> dict[str, Any]:
+def scaling_of(config: Mapping[str, Any]) -> dict[str, Any]:
     """The configuration's rope_scaling or rope_parameters, with `rope_type` always present.
 
     As in transformers, rope_scaling takes precedence: people add it to a configuration to extend a model's context.

@@ -22,14 +22,14 @@ def vocabulary(
 ) -> list[Weight]:
     """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
 
-    With a bias there is `head_bias` too.
+    With a bias there is `head_bias` too, but not of a classifier.
     """
     weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
     if config.labels:
         weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
     elif not config.tied:
         weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
-    if bias:
+    if bias and not config.labels:
         weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights
 

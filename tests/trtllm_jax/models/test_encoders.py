@@ -31,6 +31,7 @@ BIASED = MODERN | {
     "hidden_activation": "silu", "classifier_activation": "relu", "num_labels": 4,
 }  # fmt: skip
 GROUPED = SIZES | {"num_key_value_heads": 3, "num_labels": 5}
+MANY_HEADS = SIZES | {"num_labels": 5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("BertModel", SIZES),
     "BERT, 3 classes": ("BertForSequenceClassification", SIZES | {"num_labels": 3, "hidden_act": "relu"}),
@@ -46,6 +47,32 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "Qwen3, 5 classes": ("Qwen3ForSequenceClassification", GROUPED | {"head_dim": 10}),
     "Gemma, 5 classes": ("GemmaForSequenceClassification", GROUPED),
     "Gemma 2, 5 classes": ("Gemma2ForSequenceClassification", GROUPED | TYPES),
+    "Gemma 3, 5 classes": ("Gemma3TextForSequenceClassification", GROUPED | TYPES | {"head_dim": 10}),
+    "Ministral, 5 classes": ("MinistralForSequenceClassification", GROUPED | TYPES | {"head_dim": 8}),
+    "Ministral 3, 5 classes": ("Ministral3ForSequenceClassification", GROUPED | {"head_dim": 8}),
+    "Arcee, 5 classes": ("ArceeForSequenceClassification", GROUPED),
+    "EXAONE 4, 5 classes": ("Exaone4ForSequenceClassification", GROUPED | TYPES),
+    "GLM, 5 classes": ("GlmForSequenceClassification", GROUPED | {"head_dim": 8}),
+    "GLM-4, 5 classes": ("Glm4ForSequenceClassification", GROUPED | {"head_dim": 8}),
+    "Hunyuan, 5 classes": ("HunYuanDenseV1ForSequenceClassification", GROUPED | {"head_dim": 8}),
+    "Nemotron, 5 classes": ("NemotronForSequenceClassification", GROUPED),
+    "OLMo, 5 classes": ("OlmoForSequenceClassification", GROUPED),
+    "OLMo 2, 5 classes": ("Olmo2ForSequenceClassification", GROUPED),
+    "OLMo 3, 5 classes": ("Olmo3ForSequenceClassification", GROUPED | TYPES),
+    "Phi, 5 classes": ("PhiForSequenceClassification", GROUPED),
+    "Phi-3, 5 classes": ("Phi3ForSequenceClassification", GROUPED),
+    "Seed-OSS, 5 classes": ("SeedOssForSequenceClassification", GROUPED | {"head_dim": 8}),
+    "SmolLM3, 5 classes": ("SmolLM3ForSequenceClassification", GROUPED),
+    "StableLM, 5 classes": ("StableLmForSequenceClassification", GROUPED),
+    "StarCoder2, 5 classes": ("Starcoder2ForSequenceClassification", GROUPED),
+    "BLOOM, 5 classes": ("BloomForSequenceClassification", MANY_HEADS),
+    "Falcon, 5 classes": ("FalconForSequenceClassification", MANY_HEADS),
+    "GPT-2, 5 classes": ("GPT2ForSequenceClassification", MANY_HEADS),
+    "GPT-BigCode, 5 classes": ("GPTBigCodeForSequenceClassification", MANY_HEADS),
+    "GPT-J, 5 classes": ("GPTJForSequenceClassification", MANY_HEADS | {"rotary_dim": 4}),
+    "GPT-NeoX, 5 classes": ("GPTNeoXForSequenceClassification", MANY_HEADS),
+    "MPT, 5 classes": ("MptForSequenceClassification", MANY_HEADS),
+    "OPT, 5 classes": ("OPTForSequenceClassification", MANY_HEADS | {"ffn_dim": 90, "word_embed_proj_dim": 48}),
 }
 LENGTHS = (30, 11, 1)
 

@@ -22,6 +22,10 @@ def config(**fields: Any) -> FalconConfig:
     return FalconConfig(**copy.deepcopy(sizes | fields))
 
 
+ALIBI: dict[str, Any] = {"alibi": True, "attn_implementation": "sdpa"}
+"""Transformers' eager attention adds ALiBi a second time with the mask."""
+
+
 class TestFalcon(ModelSuite):
     configs: ClassVar = {
         "groups of heads": config(new_decoder_architecture=True, num_kv_heads=3),
@@ -40,8 +44,11 @@ class TestFalcon(ModelSuite):
         "a key-value head for each, one block after the other": config(
             multi_query=False, parallel_attn=False, bias=True, layer_norm_epsilon=1e-3
         ),
+        "ALiBi, a key-value head for each": config(**ALIBI, multi_query=False, parallel_attn=False, bias=True),
+        "ALiBi, one key-value head that four devices share": config(**ALIBI, num_attention_heads=8),
+        "ALiBi, groups of heads": config(**ALIBI, new_decoder_architecture=True, num_kv_heads=3),
     }
-    served = ("groups of heads",)
+    served = ("groups of heads", "ALiBi, a key-value head for each")
     slow = tuple(configs)[1:]
 
 
@@ -66,7 +73,7 @@ def test_fields_that_may_be_absent(newer: bool) -> None:
 @pytest.mark.parametrize(
     ("hf", "fields", "message"),
     [
-        (HF, {"alibi": True}, r"alibi=True; supported here: False, None"),
+        (HF, {"alibi": 1}, r"alibi=1; it must be true or false"),
         (HF, {"activation": "mish"}, r"activation='mish'; supported here: 'gelu'"),
         (HF, {"hidden_size": 50}, r"hidden_size=50 is not a multiple of num_attention_heads=6"),
         (HF, {"num_ln_in_parallel_attn": 2}, r"num_ln_in_parallel_attn=2; supported here: None, 1"),

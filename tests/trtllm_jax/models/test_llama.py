@@ -4,9 +4,9 @@ import copy
 from typing import Any, ClassVar
 
 import pytest
-from transformers import LlamaConfig
+from transformers import InternLM3Config, LlamaConfig
 
-from trtllm_jax.models.llama import Config
+from trtllm_jax.models.llama import Config, table
 
 from .suite import ModelSuite
 
@@ -21,19 +21,17 @@ LINEAR = {"rope_type": "linear", "factor": 2.0}
 DYNAMIC = {"rope_type": "dynamic", "factor": 3.0}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 
+# Two layers, with sizes that four devices do not divide.
+SIZES: dict[str, Any] = {
+    "vocab_size": 101, "hidden_size": 48, "intermediate_size": 90, "num_hidden_layers": 2, "num_attention_heads": 6,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+
 
 def config(**fields: Any) -> LlamaConfig:
-    """Two layers, with sizes that four devices do not divide."""
-    sizes: dict[str, Any] = {
-        "vocab_size": 101,
-        "hidden_size": 48,
-        "intermediate_size": 90,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 6,
-        "num_key_value_heads": 6,
-        "max_position_embeddings": 64,
-    }
-    return LlamaConfig(**copy.deepcopy(sizes | fields))  # transformers completes a rope record in place
+    return LlamaConfig(
+        **copy.deepcopy(SIZES | {"num_key_value_heads": 6} | fields)
+    )  # transformers completes a rope record in place
 
 
 class TestLlama(ModelSuite):
@@ -55,6 +53,18 @@ class TestLlama(ModelSuite):
     served = ("9 and 3 heads, tied, dynamic",)
 
 
+class TestInternLM3(ModelSuite):
+    """As transformers saves it, which is as Llama."""
+
+    configs: ClassVar = {
+        "biases, dynamic": InternLM3Config(
+            **SIZES, num_key_value_heads=2, head_dim=16, qkv_bias=True, bias=True, rope_parameters=dict(DYNAMIC)
+        ),
+    }
+    served = tuple(configs)
+    slow = tuple(configs)
+
+
 HF: dict[str, Any] = config(num_key_value_heads=3).to_dict()
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -67,6 +77,23 @@ def test_fields_that_may_be_absent() -> None:
     """Old Llama files state none of them; transformers gives them these values."""
     bare = {name: HF[name] for name in REQUIRED}
     assert Config.from_hf(bare) == Config.from_hf(LlamaConfig(**bare).to_dict())
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_internlm3_as_it_is_published_is_what_transformers_reads(bias: bool) -> None:
+    published = {name: HF[name] for name in REQUIRED} | {
+        "architectures": ["InternLM3ForCausalLM"], "qkv_bias": bias, "bias": bias,
+        "rope_scaling": {"rope_type": "dynamic", "factor": 6.0}, "rope_theta": 5e7,
+    }  # fmt: skip
+    as_llama = InternLM3Config(**published).to_dict() | {"architectures": ["LlamaForCausalLM"]}
+    assert Config.from_hf(published) == Config.from_hf(as_llama)
+
+
+def test_internlm3_states_two_kinds_of_biases() -> None:
+    hf = HF | {"architectures": ["InternLM3ForCausalLM"]}
+    of_inputs, others = ({row.path for row in table(Config.from_hf(hf | {one: True}))} for one in ("qkv_bias", "bias"))
+    assert {path for path in of_inputs if path.endswith("_bias")} == {"layers.{i}.qkv_bias"}
+    assert others - of_inputs == {"layers.{i}.o_bias", "layers.{i}.gate_up_bias", "layers.{i}.down_bias"}
 
 
 @pytest.mark.parametrize("field", REQUIRED)

@@ -4,7 +4,7 @@ import copy
 from typing import Any, ClassVar
 
 import pytest
-from transformers import MinistralConfig, MistralConfig
+from transformers import Ministral3Config, MinistralConfig, MistralConfig
 
 from trtllm_jax.models.mistral import Config
 
@@ -50,6 +50,28 @@ class TestMinistral(ModelSuite):
     slow = ("two kinds of layers", "a window")
 
 
+def config3(*, beta: float = 0.1, **fields: Any) -> Ministral3Config:
+    """Of a trained length that the prompts exceed several times."""
+    rope = YARN | {"llama_4_scaling_beta": beta, "original_max_position_embeddings": 9}
+    return Ministral3Config(**copy.deepcopy(SIZES | {"rope_parameters": rope} | fields))
+
+
+class TestMinistral3(ModelSuite):
+    configs: ClassVar = {
+        "queries grow": config3(beta=0.7, head_dim=16),
+        "a window, tied": config3(
+            head_dim=8,
+            num_key_value_heads=2,
+            sliding_window=7,
+            tie_word_embeddings=True,
+            rope_parameters=YARN | {"mscale": 1.0, "mscale_all_dim": 0.7, "llama_4_scaling_beta": 0.1},
+        ),
+        "queries do not grow": config3(beta=0.0, head_dim=8),
+    }
+    served = ("queries grow",)
+    slow = tuple(configs)[1:]
+
+
 HF: dict[str, Any] = config().to_dict()
 REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
 
@@ -66,6 +88,27 @@ def test_fields_that_may_be_absent() -> None:
     assert Config.from_hf(ministral) == Config.from_hf(MinistralConfig(**ministral).to_dict())
 
 
+@pytest.mark.parametrize("stated", [{}, {"rope_parameters": None}])
+def test_fields_of_ministral_3_that_may_be_absent(stated: dict[str, Any]) -> None:
+    bare = {name: HF[name] for name in REQUIRED} | {"num_attention_heads": 16, "hidden_size": 64}
+    bare |= {"architectures": ["Ministral3ForCausalLM"]} | stated
+    assert Config.from_hf(bare) == Config.from_hf(Ministral3Config(**bare).to_dict())
+    assert Config.from_hf(bare).query_scale == (0.1, 16384)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"llama_4_scaling_beta": "1"}, r"llama_4_scaling_beta='1'; it must be a number of at least 0"),
+        ({"original_max_position_embeddings": 1.5}, r"original_max_position_embeddings=1.5; it must be a whole"),
+    ],
+)
+def test_scales_that_make_no_sense_are_named(fields: dict[str, Any], message: str) -> None:
+    hf = config3().to_dict() | {"architectures": ["Ministral3ForCausalLM"]}
+    with pytest.raises(ValueError, match=message):
+        Config.from_hf(hf | {"rope_parameters": hf["rope_parameters"] | fields})
+
+
 def test_a_window_that_is_null_is_none() -> None:
     assert Config.from_hf(HF | {"sliding_window": None}).windows == (None,) * 3
 
@@ -79,7 +122,7 @@ def test_layers_of_two_kinds_are_ministrals() -> None:
     [
         ({"hidden_act": "gelu"}, r"hidden_act='gelu'; supported here: 'silu'"),
         ({"sliding_window": 0}, r"sliding_window=0; it must be a whole number from 1"),
-        (TWO_KINDS, r"layer_types=\['full_attention'.*, which only MinistralForCausalLM has"),
+        (TWO_KINDS, r"layer_types=\['full_attention'.*, which only Ministral has"),
         ({"layer_types": ["chunked_attention"] * 3}, r"layer_types=\['chunked_attention'"),
     ],
 )

@@ -25,7 +25,10 @@ class TinyModel:
         config = copy.deepcopy(config)
         # Without such ids a sequence ends at its limit only, and generating masks none.
         config.bos_token_id = config.eos_token_id = config.pad_token_id = None
-        self._reference: PreTrainedModel = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+        attention = config._attn_implementation or "eager"  # where eager is wrong, a configuration states another
+        self._reference: PreTrainedModel = AutoModelForCausalLM.from_config(
+            config, attn_implementation=attention
+        ).eval()
         generator = torch.Generator().manual_seed(0)
         for name, weight in self._reference.named_parameters():
             # Far from zero, so that no two logits are close and every weight matters.

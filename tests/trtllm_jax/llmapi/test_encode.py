@@ -67,6 +67,13 @@ def class_logits(model: PreTrainedModel, *texts: str, **how: Any) -> np.ndarray:
     return logits
 
 
+def wait_until(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
 def unit(x: np.ndarray) -> np.ndarray:
     return x / np.linalg.norm(x)
 
@@ -309,11 +316,9 @@ class TestTheEngine:
         with LLM(class_folder, **ENGINE) as llm, held(llm) as resume, ThreadPoolExecutor(2) as pool:
             monkeypatch.setattr(llm.builder, "facts", replace(llm.facts, labels=1))
             asked = pool.submit(ask, llm)
-            while not llm._engine._unfinished:
-                time.sleep(0.01)
+            wait_until(lambda: bool(llm._engine._scheduler.running))  # it reads no command before it is resumed
             ended = pool.submit(llm.shutdown)
-            while not llm._engine._commands.qsize():
-                time.sleep(0.01)
+            wait_until(lambda: llm._engine._commands.qsize() > 0)
             resume.set()
             with pytest.raises(RuntimeError, match="LLM is shutting down"):
                 asked.result(60)

@@ -34,7 +34,10 @@ GROUPED = SIZES | {"num_key_value_heads": 3, "num_labels": 5}
 MANY_HEADS = SIZES | {"num_labels": 5}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "BERT": ("BertModel", SIZES),
-    "BERT, 3 classes": ("BertForSequenceClassification", SIZES | {"num_labels": 3, "hidden_act": "relu"}),
+    "BERT, 3 classes": (
+        "BertForSequenceClassification",
+        SIZES | {"num_labels": 3, "hidden_act": "relu", "layer_norm_eps": 0.1},
+    ),
     "RoBERTa": ("RobertaModel", SIZES),
     "RoBERTa, padded with 0": ("RobertaModel", SIZES | {"pad_token_id": 0}),
     "XLM-RoBERTa, 1 class": ("XLMRobertaForSequenceClassification", SIZES | {"num_labels": 1, "type_vocab_size": 1}),

@@ -53,7 +53,7 @@ class EncodeScheduler:
         if not self.waiting:
             return None
         width = self._width(next(iter(self.waiting)))
-        room = min(self.limits.max_batch_size, max(1, self.limits.max_num_tokens // width))
+        room = self.limits.rows_of_width(width)
         taken = list(islice(self._of_width[width], room))
         self.running += taken
         for request in taken:

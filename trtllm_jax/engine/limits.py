@@ -39,6 +39,10 @@ class SchedulerLimits:
         """Tokens that a row may gain in one decode dispatch."""
         return self.max_decode_steps * self.max_tokens_per_iteration
 
+    def rows_of_width(self, width: int) -> int:
+        """The most sequences, padded to a width, that a step of whole sequences has: one at least."""
+        return min(self.max_batch_size, max(1, self.max_num_tokens // width))
+
     @property
     def max_step_tokens(self) -> int:
         """The most positions of a sequence between the first and the last that a dispatch may write.

@@ -153,7 +153,7 @@ class Sizes:
         shapes = [
             (rows, width)
             for width in encode_widths(limits.max_seq_len)
-            for rows in encode_rows(min(limits.max_batch_size, max(1, limits.max_num_tokens // width)))
+            for rows in encode_rows(limits.rows_of_width(width))
         ]
         return tuple(sorted(shapes, key=lambda shape: (shape[0] * shape[1], shape)))
 

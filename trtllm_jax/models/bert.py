@@ -12,7 +12,7 @@ from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
-from trtllm_jax.nn.config_fields import count, positive, require
+from trtllm_jax.nn.config_fields import count, model_name, positive, require
 from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
@@ -55,7 +55,7 @@ class Config(LayerNormConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, position_embedding_type=("absolute", None), is_decoder=(False, None))
-        name = str((config.get("architectures") or ["BertModel"])[0])
+        name = model_name(config) or "BertModel"
         family = "bert" if name.startswith("Bert") else "roberta"
         positions = positive(config, "max_position_embeddings", default=512)
         # RoBERTa's first rows are those of padding.

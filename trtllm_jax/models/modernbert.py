@@ -12,7 +12,7 @@ from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup
-from trtllm_jax.nn.config_fields import flag, positive, require
+from trtllm_jax.nn.config_fields import flag, model_name, positive, require
 from trtllm_jax.nn.decoder import (
     FULL,
     SLIDING,
@@ -86,7 +86,7 @@ class Config(DecoderConfig):
         fields["windows"] = layer_windows(windowed, fields["num_layers"], lambda index: index % period != 0)
         full = of_layer_type(config, FULL, ("global_rope_theta", 160000.0))
         local = of_layer_type(config, SLIDING, ("local_rope_theta", 10000.0), scaled=False)
-        named = str((config.get("architectures") or ["ModernBertModel"])[0])
+        named = model_name(config) or "ModernBertModel"
         return cls(
             **fields | {"tied": True},
             prefix="" if named == "ModernBertModel" else "model.",

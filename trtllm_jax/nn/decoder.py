@@ -149,7 +149,8 @@ def gpt2_fields(config: Mapping[str, Any], *, kv_heads: int | None = None) -> di
 
 def num_labels(config: Mapping[str, Any]) -> int:
     """The classes of a sequence classifier, by its architecture's name; 0 for other models."""
-    named = config.get("architectures") or ()
+    stated = config.get("architectures") or ()
+    named = [stated] if isinstance(stated, str) else stated
     if not any(str(name).endswith("ForSequenceClassification") for name in named):
         return 0
     labels = config.get("id2label")

@@ -200,3 +200,12 @@ def test_a_short_configuration_of_modernbert_means_what_transformers_means() -> 
     assert (config.eps, config.max_position) == (theirs.norm_eps, theirs.max_position_embeddings)
     for rope, kind in ((config.rope, "full_attention"), (config.local_rope, "sliding_attention")):
         assert rope == Rope.from_config({"rope_theta": theirs.rope_parameters[kind]["rope_theta"]}, 64)
+
+
+@pytest.mark.parametrize("name", ["BertForSequenceClassification", "ModernBertForSequenceClassification"])
+def test_a_name_alone_is_read_as_a_list_of_one(name: str) -> None:
+    from trtllm_jax.models import architecture as module_of
+
+    read = [module_of(each).Config.from_hf(each) for each in (SIZES | {"architectures": one} for one in (name, [name]))]
+    assert read[0] == read[1]
+    assert read[0].labels == 2

@@ -111,6 +111,8 @@ class Checkpoint:
         stored = self.orbax is not None or (self.path.is_dir() and any(self.path.glob("*.safetensors")))
         if self.gguf is not None or not stored or self.config.get("tie_word_embeddings") is not True:
             return self
+        if "ForSequenceClassification" in str(self.config.get("architectures")):
+            return self  # the rows of its head are classes, which are tied to no tokens
         from checkpoints.duplicates import find_untied_head
 
         found = find_untied_head(self.tensors)

@@ -195,7 +195,9 @@ class Engine:
 
     def abandon(self) -> None:
         """`close` without waiting, and without a lock: the garbage collector may call it from anywhere."""
-        self._commands.put(_Command(self._mark_closed))
+        # Python's end may call it after a close, when this module's names are gone.
+        if not self._closed:
+            self._commands.put(_Command(self._mark_closed))
 
     def refuse_own_thread(self) -> None:
         """RuntimeError in the engine's thread, which would wait for itself."""

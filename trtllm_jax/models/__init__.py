@@ -11,7 +11,15 @@ from checkpoints.gguf_architecture import GgufArchitecture
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
-    """The module that implements `config["architectures"][0]`; ValueError lists what is supported."""
+    """The module that implements `config["architectures"][0]`; ValueError lists what is supported.
+
+    ValueError too where the weights are quantised: nothing here reads them.
+    """
+    if config.get("quantization_config"):
+        raise ValueError(
+            f"config.json has quantization_config={short_repr(config['quantization_config'])}; quantised weights are "
+            "read from GGUF files only: give a checkpoint in bfloat16, float16 or float32"
+        )
     stated = config.get("architectures")
     wanted = stated[0] if isinstance(stated, list) and stated else stated or None
     for module in _modules():

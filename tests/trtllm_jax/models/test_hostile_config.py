@@ -137,6 +137,13 @@ def test_fields_that_contradict_each_other_are_named(fields: dict[str, Any], mes
     assert len(str(caught.value)) < 500
 
 
+@pytest.mark.parametrize("stated", [{"quant_method": "awq", "bits": 4}, {"quant_method": "fp8"}, "gptq"])
+def test_quantised_weights_are_refused(stated: Any) -> None:
+    with pytest.raises(ValueError, match=r"quantization_config=.* are read from GGUF files only"):
+        architecture({"architectures": ["LlamaForCausalLM"], "quantization_config": stated})
+    architecture({"architectures": ["LlamaForCausalLM"], "quantization_config": None})
+
+
 def test_a_stretched_context_stays_a_number_of_the_device() -> None:
     assert read(rope_scaling={"rope_type": "linear", "factor": 1e29}).max_position == 2**31 - 1
 

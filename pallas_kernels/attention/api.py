@@ -16,6 +16,9 @@ from pallas_kernels.attention.masks import Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate_queries_and_keys
 from pallas_kernels.devices import Platform
 
+LARGEST_KERNEL_HEAD = 256
+"""The most channels of a head that the kernels hold in shared memory."""
+
 
 def cache_shape(pages: int, kv_heads: int, page_size: int, head_dim: int) -> tuple[int, ...]:
     """The shape of a layer's cache."""
@@ -47,7 +50,8 @@ def append_and_attend(
         sinks: for each query head a score that joins its softmax without a value; None for none.
         slopes: for each query head what a score falls by with every position that the key is before the query (ALiBi,
             Press et al. 2021, arXiv:2108.12409); None for nothing.
-        implementation: None takes a kernel on a GPU and XLA elsewhere; only XLA's can be mapped and partitioned.
+        implementation: None takes a kernel on a GPU, for heads of at most 256 channels, and XLA elsewhere; only XLA's
+            can be mapped and partitioned.
         platform: the one that computes it; None for JAX's default backend.
 
     Returns:
@@ -66,7 +70,7 @@ def append_and_attend(
     if locations.starts is None and tokens % rows:
         raise ValueError(f"{tokens} tokens are not equally many of {rows} rows: PageLocations.starts says whose")
     platform = platform or Platform.default()
-    if implementation == "xla" or not platform.on_gpu:
+    if implementation == "xla" or not platform.on_gpu or dim > LARGEST_KERNEL_HEAD:
         return xla.append_and_attend(qkv, cache, locations, rotation=rotation, **options)
     if rotation is not None and rotation.channels < dim:
         qkv, rotation = rotate_queries_and_keys(qkv, rotation), None

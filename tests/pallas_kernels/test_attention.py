@@ -485,6 +485,15 @@ def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatc
     check(jax.jit(on_gpu, static_argnames="scoring"), case, decode=decode)
 
 
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+def test_heads_that_are_too_large_for_kernels_are_left_to_xla(decode: bool) -> None:
+    """No kernel is lowered: this would fail here, where there is no GPU."""
+    rows = [Row(41), Row(4)] if decode else [chunk(20, 9), chunk(0, 3)]
+    case = make_case(rows, Shape(2, 1, 264, 4), PLAIN, tokens=None if decode else TOKENS)
+    on_gpu = partial(append_and_attend, platform=Platform("gpu"))
+    check(jax.jit(on_gpu, static_argnames="scoring"), case, decode=decode)
+
+
 def test_pages_are_for_causal_attention() -> None:
     case = small_case([Row(4)])
     with pytest.raises(ValueError, match=r"scoring\.causal is False"):

@@ -51,7 +51,7 @@ class CacheSpec:
         return cls(tuple(placed), page_size, dtype, rules)
 
     def arrays(self, pages: Sequence[int]) -> tuple[Any, ...]:
-        """Every layer's cache as shapes, dtypes and shardings, for so many pages of each group."""
+        """The caches in the order of their layers, as shapes, dtypes and shardings, for so many pages of each group."""
         of_layer = {
             layer: self._layer(group, count)
             for group, count in zip(self.groups, pages, strict=True)

@@ -19,8 +19,9 @@ from trtllm_jax.engine.extras import Rows, Scores, alternatives, draw_extras, ex
 from trtllm_jax.engine.packing import Field, Layout
 from trtllm_jax.engine.penalties import Penalties
 from trtllm_jax.engine.row_state import NO_TOKEN, RowSamplingParams, RowState, sampling_fields
-from trtllm_jax.nn.batch import Batch, RaggedRows
-from trtllm_jax.nn.model import Caches, Model
+from trtllm_jax.nn.batch import Batch, Caches, RaggedRows
+from trtllm_jax.nn.cache_group import places
+from trtllm_jax.nn.model import Model
 
 
 def ragged_layout(tokens: int, rows: int, pages: tuple[int, ...]) -> Layout:
@@ -240,9 +241,9 @@ def ragged_extras(
 
 def copy_pages(model: Model, group: int, caches: Caches, pairs: jax.Array) -> Caches:
     """The caches in which page pairs[i, 1] of a group's layers holds what page pairs[i, 0] held: pairs int32 [n, 2]."""
-    copied = list(caches)
-    for layer in model.cache_groups[group].layers:
-        copied[layer] = jax.tree.map(lambda array: array.at[pairs[:, 1]].set(array[pairs[:, 0]]), caches[layer])
+    copied, place_of = list(caches), places(model.cache_groups)
+    for place in (place_of[layer] for layer in model.cache_groups[group].layers):
+        copied[place] = jax.tree.map(lambda array: array.at[pairs[:, 1]].set(array[pairs[:, 0]]), caches[place])
     return tuple(copied)
 
 

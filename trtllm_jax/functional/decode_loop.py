@@ -11,8 +11,7 @@ from jax import lax
 from trtllm_jax.functional.draws import Draw
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.prefill import PAGE_SIZE
-from trtllm_jax.nn.batch import Batch
-from trtllm_jax.nn.model import Caches
+from trtllm_jax.nn.batch import Batch, Caches
 
 PAD_ID = -1
 """Fills a row after its last token; not in any vocabulary, so that the generated tokens can be counted."""

@@ -173,8 +173,7 @@ class Model(nn_model.Model):
             raise ValueError("this model has no logits of next tokens: it encodes whole texts, with Model.encode")
         flat, length_of = self._checked(params, tokens, lengths)
         batch = Batch.of_sequences(flat, length_of, self._xla_execution)
-        none = (None,) * len(params["layers"])
-        x, _ = self.hidden(params, batch, none, remat=remat)
+        x, _ = self.hidden(params, batch, remat=remat)
         return x.reshape(*jnp.shape(tokens), -1)
 
     @staticmethod

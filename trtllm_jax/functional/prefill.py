@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from checkpoints.table import expand, leaf_of
 from trtllm_jax.functional.model import Model
-from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.batch import Batch, Caches, RaggedRows
 from trtllm_jax.nn.cache_group import PageArray
 from trtllm_jax.nn.dtypes import activation_dtype
-from trtllm_jax.nn.model import Caches
 
 PAGE_SIZE = 32
 NO_TOKEN = -1
@@ -38,7 +37,7 @@ def prefill(
 
 
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
-    """The cache of each layer, for the key-value heads in `params`, including padded ones."""
+    """The cache of each layer that has one, for the key-value heads in `params`, including padded ones."""
     dtype = activation_dtype(model.weight_dtype(params), model.platform)
     heads = _extent_in(params, model, "kv_heads")
 

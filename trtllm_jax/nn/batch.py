@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import flax.struct
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
@@ -12,6 +13,9 @@ from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 
 Cache = Float[Array, "..."] | None
 """A layer's cache; None if the batch has none."""
+
+Caches = tuple[jax.Array, ...]
+"""The cache of every layer that has one of its own, in the order of the layers; empty for a batch without pages."""
 
 _UNKEPT = 0
 """The page of a token whose key and value are not to be kept."""

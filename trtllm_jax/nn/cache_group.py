@@ -1,6 +1,9 @@
-"""Cache groups: the layers whose caches are allocated, freed and reused together, and the contents of their pages."""
+"""Cache groups: the layers whose caches are allocated, freed and reused together, and the contents of their pages.
 
-from collections.abc import Mapping
+A layer in no group keeps nothing of its own: it may read the cache of one that does.
+"""
+
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -79,3 +82,8 @@ class CacheGroup:
     layers: tuple[int, ...]
     cache: LayerCache
     window: int | None = None
+
+
+def places(groups: Iterable[CacheGroup]) -> dict[int, int]:
+    """The place of each layer that has a cache among all caches, which are in the order of their layers."""
+    return {layer: place for place, layer in enumerate(sorted(layer for group in groups for layer in group.layers))}

@@ -4,16 +4,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import cache as memoize
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 from jaxtyping import Array, Float
 
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, Caches
+from trtllm_jax.nn.cache_group import places
 from trtllm_jax.nn.dtypes import activation_dtype, weight_dtype
 from trtllm_jax.nn.rope import rotation
-
-C = TypeVar("C", jax.Array, None)
 
 
 @memoize
@@ -25,9 +24,9 @@ def _traced_once(layer: Callable[..., Any], remat: bool) -> Callable[..., Any]:
 
 
 def hidden_states(
-    model: ModuleType, config: Any, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
-) -> tuple[Float[Array, "t embed"], tuple[C, ...]]:
-    """The residual stream after the last layer, and every layer's cache with the keys and values of this batch.
+    model: ModuleType, config: Any, params: Any, batch: Batch, caches: Caches = (), *, remat: bool = False
+) -> tuple[Float[Array, "t embed"], Caches]:
+    """The residual stream after the last layer, and the caches with the keys and values of this batch.
 
     With `remat` the backward pass computes each layer again instead of keeping its intermediate values.
     Layers are unrolled: a scan over stacked weights copies each layer's weights, and decoding was 2.8 times slower.
@@ -37,12 +36,24 @@ def hidden_states(
     batch = replace(batch, rotations=rotations, dtype=dtype)
     x = model.embed(config, params, batch)
     layer = _traced_once(model.layer, remat)
-    written = []
-    group_of = {index: number for number, group in enumerate(model.cache_spec(config)) for index in group.layers}
+    groups = model.cache_spec(config)
+    place_of, owner_of = places(groups), getattr(model, "cache_of", _own)
     in_group = [replace(batch, groups=(), locations=locations) for locations in batch.groups]
-    for index, (layer_params, cache) in enumerate(zip(params["layers"], caches, strict=True)):
-        of_layer = in_group[group_of[index]] if in_group else batch
+    batch_of = {index: one for group, one in zip(groups, in_group, strict=bool(in_group)) for index in group.layers}
+    written = list(caches)
+    for index, layer_params in enumerate(params["layers"]):
+        owner = owner_of(config, index)
+        cache = written[place_of[owner]] if written else None
         with jax.named_scope(f"layer_{index}"):
-            x, cache = layer(config, model.same_layer(config, index), layer_params, x, of_layer, cache)
-        written.append(cache)
+            x, cache = layer(
+                config, model.same_layer(config, index), layer_params, x, batch_of.get(owner, batch), cache
+            )
+        if written:
+            # A layer that shares a cache writes what is there already; taking its array lets XLA update it in place.
+            written[place_of[owner]] = cache
     return x.total, tuple(written)
+
+
+def _own(config: Any, index: int) -> int:
+    """`cache_of` of an architecture in which every layer has a cache of its own."""
+    return index

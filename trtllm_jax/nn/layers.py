@@ -28,15 +28,24 @@ AnyWeight = Float[Array, "..."] | QuantizedWeight
 
 @flax.struct.dataclass
 class Residual:
-    """The residual stream: `x`, plus the last block's output `added` where the two have not been summed yet."""
+    """The residual stream: `x`, plus the last block's output `added` where the two have not been summed yet.
+
+    `carried` is a pytree of what one layer leaves to later ones beside the stream, None for nothing. It stays until an
+    architecture replaces it. Layers are compiled once for each structure and shapes of it.
+    """
 
     x: Float[Array, "t embed"]
     added: Float[Array, "t embed"] | None = None
+    carried: Any = None
 
     @property
     def total(self) -> Float[Array, "t embed"]:
         """The stream as one array."""
         return self.x if self.added is None else self.x + self.added
+
+    def summed(self, total: Float[Array, "t embed"]) -> "Residual":
+        """The stream whose sum is `total`, with what is carried."""
+        return Residual(total, None, self.carried)
 
 
 class Normed(NamedTuple):
@@ -79,7 +88,7 @@ def with_positions(
 ) -> Residual:
     """The residual stream plus the learnt embeddings of the tokens' positions; of those behind the last, the last."""
     rows = _take_rows(table, jnp.minimum(positions, table.shape[0] - 1))
-    return Residual(residual.total + rows.astype(residual.x.dtype))
+    return residual.summed(residual.total + rows.astype(residual.x.dtype))
 
 
 def norm(x: Float[Array, "*lead n"], norm: Norm, batch: Batch) -> Float[Array, "*lead n"]:
@@ -94,7 +103,7 @@ def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, 
         return residual, Normed(residual.x, norm)
     how = batch.execution
     total, rows = add_and_normalise(residual.x, residual.added, norm, how.implementation, how.platform)
-    return Residual(total), Normed(rows, None)
+    return residual.summed(total), Normed(rows, None)
 
 
 def linear(
@@ -126,13 +135,13 @@ def add_linear(
     if bias is None and not sharding.is_split(*contracted, rules=how.rules):
         flat, matrix = _flat(x, weight)
         if how.xla_only or matmul.adds_residual(flat, matrix, how.platform):
-            return Residual(matmul.linear(flat, matrix, residual=residual.total, **_for_products(how)))
+            return residual.summed(matmul.linear(flat, matrix, residual=residual.total, **_for_products(how)))
     return add(residual, linear(x, weight, batch, *contracted, bias=bias))
 
 
 def add(residual: Residual, rows: Float[Array, "t embed"]) -> Residual:
     """The residual stream plus a block's output `rows`; the sum is left to the next `normalised`."""
-    return Residual(residual.total, rows)
+    return Residual(residual.total, rows, residual.carried)
 
 
 def _product(x: jax.Array | Normed, weight: AnyWeight, contracted: tuple[str, ...], how: Execution) -> jax.Array:

@@ -4,20 +4,17 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Float32, Int32
 
 from pallas_kernels.devices import Platform
 from trtllm_jax.nn import layers
-from trtllm_jax.nn.batch import Batch
+from trtllm_jax.nn.batch import Batch, Caches
 from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.dtypes import weight_dtype
 from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
-from trtllm_jax.nn.forward import C, hidden_states
+from trtllm_jax.nn.forward import hidden_states
 from trtllm_jax.nn.pooling import Pooling, pooled
-
-Caches = tuple[jax.Array, ...]
 
 
 @dataclass(frozen=True)
@@ -71,8 +68,8 @@ class Model:
         return weight_dtype(self.module.table(self.config), params)
 
     def hidden(
-        self, params: Any, batch: Batch, caches: tuple[C, ...], *, remat: bool = False
-    ) -> tuple[Float[Array, "t embed"], tuple[C, ...]]:
+        self, params: Any, batch: Batch, caches: Caches = (), *, remat: bool = False
+    ) -> tuple[Float[Array, "t embed"], Caches]:
         """The residual stream after the last layer, and the caches, if any, with the keys and values of this batch.
 
         With `remat` the backward pass computes each layer again instead of keeping its intermediate values.
@@ -96,7 +93,7 @@ class Model:
         `token_types` are the segments of pairs of texts; None where there is one.
         """
         batch = Batch.of_sequences(tokens, lengths, self.execution, token_types)
-        x, _ = self.hidden(params, batch, (None,) * self.config.num_layers)
+        x, _ = self.hidden(params, batch)
         return self._vectors(params, x.reshape(*tokens.shape, -1), lengths)
 
     def _vectors(self, params: Any, x: Float[Array, "b s embed"], lengths: Int32[Array, " b"]) -> Float32[Array, "b n"]:

@@ -90,11 +90,13 @@ class Rope:
             return _yarn(plain, base, head_dim, scaling, trained)
         if kind == "longrope":
             return _longrope(plain, scaling, trained, longest)
+        if kind == "proportional":
+            return cls(tuple(_proportional(plain, scaling)))
         if kind == "frequency_factors":
             return cls(tuple(plain / _factors(scaling, len(plain))))
         raise ValueError(
             f"rope_scaling has rope_type {short_repr(kind)}, which is not supported; supported: default, linear, "
-            "dynamic, llama3, yarn, longrope, frequency_factors"
+            "dynamic, llama3, yarn, longrope, proportional, frequency_factors"
         )
 
 
@@ -199,6 +201,16 @@ def _longrope(plain: np.ndarray, scaling: Mapping[str, Any], trained: int, longe
     else:
         attention_factor = math.sqrt(1 + math.log(factor) / math.log(trained))
     return Rope(tuple(plain / short), attention_factor, LongFrequencies(trained, tuple(plain / long)))
+
+
+def _proportional(plain: np.ndarray, scaling: Mapping[str, Any]) -> np.ndarray:
+    """Gemma 4's: of all pairs of a head the first are rotated, as many as `partial_rotary_factor` says."""
+    names = ("partial_rotary_factor", "factor")
+    part, factor = (1.0 if scaling.get(name) is None else _number(scaling, name) for name in names)
+    if part > 1:
+        raise ValueError(f"rope_scaling has partial_rotary_factor={part:g}; it must be at most 1")
+    turning = np.arange(len(plain)) < int(part * len(plain))
+    return np.where(turning, plain / factor, 0.0)
 
 
 def _llama3(plain: np.ndarray, scaling: Mapping[str, Any], trained: int) -> np.ndarray:

@@ -96,7 +96,8 @@ def test_an_encoder_keeps_how_it_pools(tmp_path: Path) -> None:
     convert_checkpoint(orbax, back, tokenizer=folder)
     assert_same(tensors_of(back), tensors_of(folder))
     for one in (orbax, back):
-        assert (one / "modules.json").read_bytes() == (folder / "modules.json").read_bytes()
+        for name in ("modules.json", "config.json"):
+            assert (one / name).read_bytes() == (folder / name).read_bytes()
         assert open_model(one).pooling == ("cls", False)
 
 

@@ -13,8 +13,8 @@ import sharding
 from checkpoints.load import load_params
 from checkpoints.source import TensorSource
 from trtllm_jax.engine.kv_cache import CacheSpec
-from trtllm_jax.engine.steps import Caches, Model
-from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.batch import Batch, Caches, RaggedRows
+from trtllm_jax.nn.model import Model
 
 Prompt = Sequence[int]
 Step = Sequence[range]

@@ -112,7 +112,7 @@ def test_missing_fields_are_named(field: str) -> None:
         ({"num_hidden_layers": True}, r"num_hidden_layers=True; it must be a whole number"),
         ({"vocab_size": "101"}, r"vocab_size='101'; it must be a whole number"),
         ({"max_position_embeddings": -1}, r"max_position_embeddings=-1; it must be a whole number"),
-        ({"rope_parameters": {"rope_type": "proportional"}}, r"rope_type 'proportional', which is not supported"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, r"rope_type 'spiral', which is not supported"),
     ],
 )
 def test_fields_that_make_no_sense_are_named(fields: dict[str, Any], message: str) -> None:

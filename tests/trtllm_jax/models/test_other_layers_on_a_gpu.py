@@ -16,9 +16,9 @@ from pallas_kernels.attention import cache_shape
 from pallas_kernels.devices import Platform
 from sharding import Extents, ShardingRules, make_mesh
 from trtllm_jax.models import gemma2, qwen3
-from trtllm_jax.nn.batch import Batch, RaggedRows
+from trtllm_jax.nn.batch import Batch, Caches, RaggedRows
 from trtllm_jax.nn.execution import Execution
-from trtllm_jax.nn.model import Caches, Model
+from trtllm_jax.nn.model import Model
 
 from . import int8_llama
 

@@ -37,7 +37,7 @@ def parameters(rules: ShardingRules) -> Params:
 
 def logits(model: Model, params: Params, tokens: jax.Array) -> jax.Array:
     batch = Batch.of_sequences(tokens, jnp.full(len(tokens), tokens.shape[1]), model.execution)
-    x, _ = model.hidden(params, batch, (None, None))
+    x, _ = model.hidden(params, batch)
     return model.logits(params, x)
 
 

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig
+from transformers import Gemma4TextConfig, LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding, apply_rotary_pos_emb
 
 from pallas_kernels.attention import rotate as apply_rotation
@@ -119,6 +120,27 @@ def test_frequency_factors_divide_the_frequencies() -> None:
     plain, scaled = (LlamaRotaryEmbedding(LlamaConfig(**config_of(SCALINGS[k]))) for k in ("default", "llama3"))
     factors = (plain.inv_freq / scaled.inv_freq).tolist()
     check_frequencies(config_of({"rope_type": "frequency_factors", "factors": factors}), scaled)
+
+
+@pytest.mark.parametrize("fields", [{}, {"partial_rotary_factor": 0.3}, {"partial_rotary_factor": 0.25, "factor": 2.0}])
+def test_proportional_leaves_the_last_pairs_alone(fields: dict[str, float]) -> None:
+    """Gemma 4's, which transformers has for layers of one type."""
+    record = {"rope_type": "proportional", "rope_theta": 1e6, **fields}
+    theirs = Gemma4TextConfig(
+        head_dim=HEAD_DIM, num_hidden_layers=1, global_head_dim=HEAD_DIM, rope_parameters={"full_attention": record}
+    )
+    expected, attention_factor = ROPE_INIT_FUNCTIONS["proportional"](theirs, layer_type="full_attention")
+    rope = Rope.from_config({"rope_parameters": record}, HEAD_DIM)
+    np.testing.assert_allclose(rope.frequencies, expected.numpy(), rtol=2e-6)
+    assert rope.attention_factor == attention_factor
+    turning = int(fields.get("partial_rotary_factor", 1.0) * HEAD_DIM / 2)
+    assert np.count_nonzero(rope.frequencies) == turning
+
+
+@pytest.mark.parametrize("part", [0, 1.5])
+def test_proportional_rotates_a_part_of_a_head(part: float) -> None:
+    with pytest.raises(ValueError, match=rf"partial_rotary_factor={part}; it must be"):
+        Rope.from_config(config_of({"rope_type": "proportional", "partial_rotary_factor": part}), HEAD_DIM)
 
 
 def test_unknown_type_is_an_error_that_lists_the_known_ones() -> None:

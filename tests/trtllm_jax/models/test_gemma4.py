@@ -41,15 +41,18 @@ def config(**fields: Any) -> Gemma4TextConfig:
 class TestGemma4(ModelSuite):
     configs: ClassVar = {
         "sharing, double-wide, capped": config(use_double_wide_mlp=True, final_logit_softcapping=5.0),
-        "sharing, biases, without inputs of layers": config(
-            hidden_size_per_layer_input=0, num_key_value_heads=2, attention_bias=True
-        ),
-        "not tied, nothing shared": config(
-            tie_word_embeddings=False, num_kv_shared_layers=0, layer_types=[FULL, LOCAL, FULL], num_hidden_layers=3
+        "sharing, biases, 2 groups": config(num_key_value_heads=2, attention_bias=True),
+        # Transformers does not compute models that share without inputs of layers.
+        "nothing shared, no inputs of layers, not tied": config(
+            hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0,
+            layer_types=[FULL, LOCAL, FULL],
+            num_hidden_layers=3,
+            tie_word_embeddings=False,
         ),
     }
     served = ("sharing, double-wide, capped",)
-    slow = ("sharing, biases, without inputs of layers", "not tied, nothing shared")
+    slow = ("sharing, biases, 2 groups", "nothing shared, no inputs of layers, not tied")
 
 
 HF: dict[str, Any] = config().to_dict()

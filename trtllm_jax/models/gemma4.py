@@ -271,29 +271,29 @@ class Carried(NamedTuple):
     """What layers are given beside the residual stream.
 
     Attributes:
-        inputs: what each layer has of each token, that of the next layer first; empty for none. Layers take turns
-            instead of counting, because equal layers are compiled once.
+        inputs: what each layer has of each token, that of the next layer first; None for nothing. They are rolled
+            instead of indexed, because equal layers are compiled once; XLA makes one slice a layer of it.
         lent: for each kind of layers the new tokens' keys, rotated, and values, which layers that share them attend to;
             None before the layer that lends them.
     """
 
-    inputs: tuple[Float[Array, "t per_layer"], ...]
+    inputs: Float[Array, "t layers per_layer"] | None
     lent: tuple[Float[Array, "t h 2 d"] | None, Float[Array, "t h 2 d"] | None] = (None, None)
 
 
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer, and what all layers have of the tokens beside it."""
     x = layers.embed(batch, params["embed"], scale=config.embed**0.5).x
-    return Residual(x, carried=Carried(_inputs(config, params, batch, x) if config.per_layer else ()))
+    return Residual(x, carried=Carried(_inputs(config, params, batch, x) if config.per_layer else None))
 
 
-def _inputs(config: Config, params: Any, batch: Batch, x: jax.Array) -> tuple[jax.Array, ...]:
+def _inputs(config: Config, params: Any, batch: Batch, x: jax.Array) -> jax.Array:
     """For each layer the mean of a token's own embedding and of a projection of the stream, times the root of two."""
     own = params["inputs_embed"]
     own = layers.embed(replace(batch, embeddings=None), own.reshape(len(own), -1), scale=config.per_layer**0.5).x
     projected = layers.linear(x, params["inputs_projection"], batch, "embed") * config.embed**-0.5
     projected = layers.norm(projected, config.norm(params, "inputs_norm"), batch)
-    return tuple(jnp.unstack((projected + own.reshape(projected.shape)) * 2**-0.5, axis=1))
+    return (projected + own.reshape(projected.shape)) * 2**-0.5
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
@@ -312,11 +312,11 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         rows = layers.linear(hidden, p["down"].reshape(config.embed, -1), batch, "mlp")
         residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch))
     inputs = residual.carried.inputs
-    if inputs:
+    if inputs is not None:
         gate = ACTIVATIONS["gelu_tanh"](layers.linear(residual.total, p["input_gate"], batch, "embed"))
-        rows = layers.linear(gate * inputs[0], p["input_out"], batch, "per_layer")
+        rows = layers.linear(gate * inputs[:, 0], p["input_out"], batch, "per_layer")
         residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_input_norm"), batch))
-        inputs = (*inputs[1:], inputs[0])
+        inputs = jnp.roll(inputs, -1, axis=1)
     scaled = residual.total * p["scale"].astype(residual.x.dtype)
     return Residual(scaled, carried=Carried(inputs, lent)), cache
 

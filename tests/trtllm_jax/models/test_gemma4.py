@@ -14,7 +14,7 @@ from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4Tex
 
 from checkpoints.table import expand, leaf_of, to_stored
 from sharding import Extents, make_mesh
-from trtllm_jax import load_model
+from trtllm_jax import generate_fn, load_model
 from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.steps import copy_pages
 from trtllm_jax.models import gemma4
@@ -23,6 +23,7 @@ from trtllm_jax.nn.model import Model
 
 from .paged import relative_error
 from .suite import ModelSuite
+from .tiny import TinyModel
 
 FULL, LOCAL = "full_attention", "sliding_attention"
 
@@ -41,15 +42,25 @@ def config(**fields: Any) -> Gemma4TextConfig:
 class TestGemma4(ModelSuite):
     configs: ClassVar = {
         "sharing, double-wide, capped": config(use_double_wide_mlp=True, final_logit_softcapping=5.0),
-        "sharing, biases, without inputs of layers": config(
-            hidden_size_per_layer_input=0, num_key_value_heads=2, attention_bias=True
-        ),
-        "not tied, nothing shared": config(
-            tie_word_embeddings=False, num_kv_shared_layers=0, layer_types=[FULL, LOCAL, FULL], num_hidden_layers=3
+        "sharing, biases, 2 groups": config(num_key_value_heads=2, attention_bias=True),
+        # Transformers does not compute models that share without inputs of layers.
+        "nothing shared, no inputs of layers, not tied": config(
+            hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0,
+            layer_types=[FULL, LOCAL, FULL],
+            num_hidden_layers=3,
+            tie_word_embeddings=False,
         ),
     }
     served = ("sharing, double-wide, capped",)
-    slow = ("sharing, biases, without inputs of layers", "not tied, nothing shared")
+    slow = ("sharing, biases, 2 groups", "nothing shared, no inputs of layers, not tied")
+
+    @pytest.mark.slow
+    def test_a_generation_allocates_the_caches_of_owners(self, tiny: TinyModel) -> None:
+        prompt = tiny.prompt(17)
+        generate = jax.jit(generate_fn(tiny.model, 8, end_ids=()))
+        found = generate(tiny.split().params, jnp.array([prompt, prompt[::-1]]), jnp.array([17, 17]))
+        assert found.tokens[0].tolist() == tiny.expected_tokens(prompt, 8)
 
 
 HF: dict[str, Any] = config().to_dict()

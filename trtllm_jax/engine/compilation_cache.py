@@ -36,9 +36,9 @@ def kept() -> Iterator[None]:
     """
     global _holders
     with _lock:
-        _holders += 1
-        if _holders == 1:
+        if _holders == 0:
             _begin()
+        _holders += 1
     try:
         yield
     finally:
@@ -71,7 +71,7 @@ def _begin() -> None:
         _change("jax_compilation_cache_dir", str(folder))
         # An engine has dozens of programs; most of a small model's would fall below JAX's one-second threshold.
         _change("jax_persistent_cache_min_compile_time_secs", 0.0)
-    reset_cache()
+    _reset()
     _wrap()
 
 
@@ -80,12 +80,31 @@ def _end() -> None:
         if getattr(jax.config, name) == ours:
             jax.config.update(name, before)
     _changed.clear()
-    reset_cache()
+    _reset()
 
 
 def _change(name: str, value: Any) -> None:
     _changed[name] = (getattr(jax.config, name), value)
     jax.config.update(name, value)
+
+
+def _reset() -> None:
+    """JAX's `reset_cache`, but whole under JAX's lock.
+
+    JAX's own clears the cache first and then takes the lock: a thread that opens the cache between, because it compiles
+    something, leaves JAX with a cache that it takes for unopened, and the next thread fails.
+    """
+    # Up to jax 0.12 the public module has neither the lock nor what it guards.
+    try:
+        from jax._src import compilation_cache
+
+        jax_cache: Any = compilation_cache
+        with jax_cache._cache_initialized_mutex:
+            jax_cache._cache = None
+            jax_cache._cache_initialized = jax_cache._cache_checked = jax_cache._cache_used = False
+    except (ImportError, AttributeError) as error:
+        logger.debug("JAX's compilation cache is reset by its own function: %r", error)
+        reset_cache()
 
 
 def _wrap() -> None:

@@ -72,6 +72,40 @@ def test_a_program_is_compiled_once(folder: Path, events: list[str]) -> None:
     assert events == [MISS, HIT]
 
 
+class GatedLock:
+    """JAX's lock, which tells when somebody waits for it."""
+
+    def __init__(self, lock: threading.Lock) -> None:
+        self._lock = lock
+        self.wanted = threading.Event()
+
+    def __enter__(self) -> None:
+        self.wanted.set()
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+def test_a_thread_that_opens_the_cache_meanwhile_leaves_it_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user's thread compiles while an engine's start or end resets the cache."""
+    from jax._src import compilation_cache as of_jax
+
+    lock = threading.Lock()
+    gate = GatedLock(lock)
+    monkeypatch.setattr(of_jax, "_cache_initialized_mutex", gate)
+    with lock:  # as a thread that opens it holds it
+        ours = threading.Thread(target=compilation_cache._reset)
+        ours.start()
+        assert gate.wanted.wait(60)
+        monkeypatch.setattr(of_jax, "_cache", object())
+        monkeypatch.setattr(of_jax, "_cache_initialized", True)
+    ours.join()
+    assert of_jax._cache is None
+    assert not of_jax._cache_initialized
+    compile_kept()
+
+
 def test_jax_takes_our_cache_in_place_of_its_own(folder: Path) -> None:
     """By names that are not public: a newer jax without them is found here, where an engine does without."""
     from jax._src import compilation_cache as of_jax

@@ -11,12 +11,10 @@ from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import Activation
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import count, model_name, positive, require
 from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = (
@@ -89,7 +87,13 @@ def table(config: Config) -> tuple[Weight, ...]:
             for name, stored in (("position", "position"), ("type", "token_type"))
         ),
         *table_rows.norm("norm", f"{embeddings}.LayerNorm", bias=True),
-        *_attention(f"{layer}.attention"),
+        *table_rows.attention(
+            bias=True,
+            output_bias=True,
+            module=f"{layer}.attention",
+            names=("self.query", "self.key", "self.value"),
+            output="output.dense",
+        ),
         *table_rows.norm("layers.{i}.attn_norm", f"{layer}.attention.output.LayerNorm", bias=True),
         *table_rows.plain_mlp(f"{layer}.intermediate.dense", f"{layer}.output.dense", bias=True),
         *table_rows.norm("layers.{i}.mlp_norm", f"{layer}.output.LayerNorm", bias=True),
@@ -104,32 +108,6 @@ def table(config: Config) -> tuple[Weight, ...]:
             Weight("head_bias", "labels", (Stored(f"{classes}.bias", "labels"),)),
         ]
     return tuple(rows)
-
-
-def _attention(module: str) -> list[Weight]:
-    """`qkv`, which fuses three projections, and `o`, with their biases."""
-
-    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return tuple(Stored(f"{module}.self.{name}.{suffix}", layout, 1) for name in ("query", "key", "value"))
-
-    heads, axes = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
-    output = f"{module}.output.dense"
-    return [
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{output}.weight", f"embed ({axes})"),)),
-        Weight("layers.{i}.o_bias", "embed", (Stored(f"{output}.bias", "embed"),)),
-    ]
-
-
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """None: every token sees those after it, so a text is computed whole."""
-    return ()
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """None: positions have embeddings."""
-    return ()
 
 
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
@@ -164,4 +142,6 @@ def classify(config: Config, params: Any, x: jax.Array, lengths: jax.Array, exec
     return layers.projected(first, params["head"], execution, params["head_bias"])
 
 
+cache_spec = decoder.no_cache
 same_layer = decoder.same_layer
+ropes = decoder.no_ropes

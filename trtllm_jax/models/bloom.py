@@ -7,14 +7,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from checkpoints.table import Stored, Weight
+from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import LayerNormConfig, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("BloomForCausalLM", "BloomForSequenceClassification")
@@ -56,25 +55,15 @@ class Config(LayerNormConfig):
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    axes, qkv, dense = "kv_heads group head_dim", f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense"
-    heads = "kv_heads qkv head_dim"
     return (
         *table_rows.vocabulary(config, "transformer.word_embeddings"),
         *table_rows.norm("embed_norm", "transformer.word_embeddings_layernorm", bias=True),
         *table_rows.norm("norm", "transformer.ln_f", bias=True),
         *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm", bias=True),
-        Weight("layers.{i}.qkv", f"{heads} embed", (Stored(f"{qkv}.weight", f"({heads}) embed", 3),), fuse="qkv"),
-        Weight("layers.{i}.qkv_bias", heads, (Stored(f"{qkv}.bias", f"({heads})", 3),), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{dense}.weight", f"embed ({axes})"),)),
-        Weight("layers.{i}.o_bias", "embed", (Stored(f"{dense}.bias", "embed"),)),
+        *table_rows.fused_attention(config, f"{ATTENTION}.query_key_value", f"{ATTENTION}.dense", bias=True),
         *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm", bias=True),
         *table_rows.plain_mlp(f"{LAYER}.mlp.dense_h_to_4h", f"{LAYER}.mlp.dense_4h_to_h", bias=True),
     )
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """None: scores fall with the distance instead."""
-    return ()
 
 
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
@@ -105,6 +94,7 @@ def _entered(config: Config, p: Any, norm: str, residual: Residual, batch: Batch
 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
+ropes = decoder.no_ropes
 last_rows = decoder.last_rows
 classify = decoder.classify
 head = decoder.head

@@ -13,7 +13,7 @@ from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, number, positive, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import LayerNormConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
@@ -54,7 +54,7 @@ DEFAULTS = {"layer_norm_eps": 1e-5, "max_position_embeddings": 8192, "sliding_wi
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(LayerNormConfig):
     """The facts of one Cohere model that its layers need.
 
     Attributes:
@@ -93,10 +93,6 @@ class Config(DecoderConfig):
             normalised_heads=flag(config, "use_qk_norm"),
             logit_scale=number(config, "logit_scale", default=0.0625),
         )
-
-    def norm(self, params: Any, name: str) -> Norm:
-        """The norm of this name, a LayerNorm without a bias."""
-        return Norm(params[name], self.eps, kind="layer")
 
 
 def table(config: Config) -> tuple[Weight, ...]:

@@ -8,11 +8,10 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields
+from trtllm_jax.nn.decoder import OffsetNormConfig, decoder_fields
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER
@@ -34,7 +33,7 @@ DEFAULTS = {"num_key_value_heads": 16, "head_dim": 256, "max_position_embeddings
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(OffsetNormConfig):
     """The facts of one Gemma model that its layers need.
 
     Attributes:
@@ -61,10 +60,6 @@ class Config(DecoderConfig):
             rope=Rope.from_config(config, fields["head_dim"]),
             attention_bias=flag(config, "attention_bias"),
         )
-
-    def norm(self, params: Any, name: str) -> Norm:
-        """The norm of this name, whose weight is stored less one."""
-        return Norm(params[name], self.eps, offset=1.0)
 
 
 def table(config: Config) -> tuple[Weight, ...]:

@@ -8,11 +8,10 @@ import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import OffsetNormConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
@@ -59,7 +58,7 @@ DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(OffsetNormConfig):
     """The facts of one Gemma 2 model that its layers need.
 
     Attributes:
@@ -92,10 +91,6 @@ class Config(DecoderConfig):
             score_cap=above_zero(config, "attn_logit_softcapping"),
             logit_cap=above_zero(config, "final_logit_softcapping"),
         )
-
-    def norm(self, params: Any, name: str) -> Norm:
-        """The norm of this name, whose weight is stored less one."""
-        return Norm(params[name], self.eps, offset=1.0)
 
 
 def table(config: Config) -> tuple[Weight, ...]:

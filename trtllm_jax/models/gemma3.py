@@ -9,11 +9,10 @@ import jax
 from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
-from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.decoder import FULL, SLIDING, OffsetNormConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
@@ -68,7 +67,7 @@ DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(OffsetNormConfig):
     """The facts of one Gemma 3 model that its layers need.
 
     Attributes:
@@ -102,7 +101,6 @@ class Config(DecoderConfig):
         fields = decoder_fields({**config, "rope_scaling": None, "rope_parameters": None}, tied=True)
         positive(config, "sliding_window")  # which layers with a window must have
         period = positive(config, "sliding_window_pattern", default=6)
-        fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
         full = of_layer_type(config, FULL, ("rope_theta", 1e6))
         local = of_layer_type(config, SLIDING, ("rope_local_base_freq", 1e4), scaled=False)
         fields["windows"] = layer_windows(config, fields["num_layers"], lambda index: (index + 1) % period != 0)
@@ -115,10 +113,6 @@ class Config(DecoderConfig):
             query_scale=positive(config, "query_pre_attn_scalar") ** -0.5,
             logit_cap=above_zero(config, "final_logit_softcapping"),
         )
-
-    def norm(self, params: Any, name: str) -> Norm:
-        """The norm of this name, whose weight is stored less one."""
-        return Norm(params[name], self.eps, offset=1.0)
 
 
 def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:

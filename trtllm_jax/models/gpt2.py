@@ -14,7 +14,6 @@ from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import GPT2_NAMES, LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("GPT2LMHeadModel", "GPT2ForSequenceClassification")
@@ -112,11 +111,6 @@ def same_layer(config: Config, index: int) -> int:
     return index if config.scaled_by_layer else 0
 
 
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: none."""
-    return ()
-
-
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
     return layers.with_positions(layers.embed(batch, params["embed"]), params["positions"], batch.positions)
@@ -136,6 +130,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 
 cache_spec = decoder.cache_spec
+ropes = decoder.no_ropes
 last_rows = decoder.last_rows
 classify = decoder.classify
 head = decoder.head

@@ -14,7 +14,6 @@ from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, require
 from trtllm_jax.nn.decoder import GPT2_NAMES, LayerNormConfig, activation, gpt2_fields
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("GPTBigCodeForCausalLM", "GPTBigCodeForSequenceClassification")
@@ -55,24 +54,22 @@ class Config(LayerNormConfig):
     Attributes:
         activation: of the feed-forward block.
         scaled: whether scores are divided by the square root of a head's channels.
-        multi_query: whether all query heads share one key-value head (Shazeer 2019, arXiv:1911.02150).
     """
 
     activation: Activation
     scaled: bool
-    multi_query: bool
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         require(config, add_cross_attention=(False,))
         config = {"multi_query": True, "scale_attn_weights": True, **config}
-        multi_query = flag(config, "multi_query")
+        # All query heads may share one key-value head (Shazeer 2019, arXiv:1911.02150).
+        kv_heads = 1 if flag(config, "multi_query") else None
         return cls(
-            **gpt2_fields(config, kv_heads=1 if multi_query else None),
+            **gpt2_fields(config, kv_heads=kv_heads),
             activation=activation(config, "gelu_pytorch_tanh", field="activation_function"),
             scaled=flag(config, "scale_attn_weights"),
-            multi_query=multi_query,
         )
 
     @property
@@ -83,29 +80,15 @@ class Config(LayerNormConfig):
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    qkv, heads = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
-    parts: tuple[str | int, ...] = ("group", 1, 1) if config.multi_query else (3,)
-    weights, biases = (
-        tuple(Stored(f"{ATTENTION}.c_attn.{kind}", layout, size) for size in parts)
-        for kind, layout in (("weight", f"{qkv} embed"), ("bias", qkv))
-    )
     return (
         *table_rows.vocabulary(config, "transformer.wte"),
         Weight("positions", "position embed", (Stored("transformer.wpe.weight", "position embed"),)),
         *table_rows.norm("norm", "transformer.ln_f", bias=True),
         *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.ln_1", bias=True),
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", weights, fuse="qkv"),
-        Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", biases, fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.c_proj.weight", f"embed ({heads})"),)),
-        Weight("layers.{i}.o_bias", "embed", (Stored(f"{ATTENTION}.c_proj.bias", "embed"),)),
+        *table_rows.fused_attention(config, f"{ATTENTION}.c_attn", f"{ATTENTION}.c_proj", bias=True),
         *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.ln_2", bias=True),
         *table_rows.plain_mlp(f"{MLP}.c_fc", f"{MLP}.c_proj", bias=True),
     )
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: none."""
-    return ()
 
 
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
@@ -128,6 +111,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
+ropes = decoder.no_ropes
 last_rows = decoder.last_rows
 classify = decoder.classify
 head = decoder.head

@@ -8,15 +8,13 @@ import jax
 
 from checkpoints.table import Stored, Weight
 from pallas_kernels.matmul import ACTIVATIONS, Activation
-from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.cache_group import CacheGroup
 from trtllm_jax.nn.config_fields import flag, model_name, positive, require
 from trtllm_jax.nn.decoder import (
     FULL,
     SLIDING,
-    DecoderConfig,
+    LayerNormConfig,
     activation,
     decoder_fields,
     layer_windows,
@@ -41,7 +39,7 @@ DEFAULTS = {
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(LayerNormConfig):
     """The facts of one ModernBERT model that its layers need.
 
     Attributes:
@@ -101,10 +99,6 @@ class Config(DecoderConfig):
             classifier_activation=activation(config, "gelu", field="classifier_activation"),
         )
 
-    def norm(self, params: Any, name: str) -> Norm:
-        """The layer norm of this name."""
-        return Norm(params[name], self.eps, bias=params.get(f"{name}_bias"), kind="layer")
-
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
@@ -113,9 +107,11 @@ def table(config: Config) -> tuple[Weight, ...]:
         Weight("embed", "vocab embed", (Stored(f"{prefix}embeddings.tok_embeddings.weight", "vocab embed"),)),
         *table_rows.norm("embed_norm", f"{prefix}embeddings.norm", bias=bias),
         *table_rows.norm("norm", f"{prefix}final_norm", bias=bias),
-        *_attention(f"{layer}.attn", config.attention_bias),
+        *table_rows.fused_attention(
+            config, f"{layer}.attn.Wqkv", f"{layer}.attn.Wo", bias=config.attention_bias, stacked=True
+        ),
         *table_rows.norm("layers.{i}.mlp_norm", f"{layer}.mlp_norm", bias=bias),
-        *_gated_mlp(f"{layer}.mlp", config.mlp_bias),
+        *table_rows.stacked_mlp(f"{layer}.mlp.Wi", f"{layer}.mlp.Wo", bias=config.mlp_bias),
     ]
     for index in range(1, config.num_layers):  # the first layer reads what the embeddings' norm made
         rows += table_rows.norm(f"layers.{index}.attn_norm", f"{prefix}layers.{index}.attn_norm", bias=bias)
@@ -129,42 +125,6 @@ def table(config: Config) -> tuple[Weight, ...]:
         if config.classifier_bias:
             rows.append(Weight("pooler_bias", "pooled", (Stored("head.dense.bias", "pooled"),)))
     return tuple(rows)
-
-
-def _attention(module: str, bias: bool) -> list[Weight]:
-    """`qkv`, whose three projections are one tensor, and `o`, with their biases."""
-    heads, axes = "(kv_heads qkv head_dim)", "kv_heads group head_dim"
-
-    def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return (Stored(f"{module}.Wqkv.{suffix}", layout, 1),) * 3
-
-    rows = [
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{module}.Wo.weight", f"embed ({axes})"),)),
-    ]
-    if bias:
-        rows.append(Weight("layers.{i}.qkv_bias", "kv_heads qkv head_dim", qkv("bias", heads), fuse="qkv"))
-        rows.append(Weight("layers.{i}.o_bias", "embed", (Stored(f"{module}.Wo.bias", "embed"),)))
-    return rows
-
-
-def _gated_mlp(module: str, bias: bool) -> list[Weight]:
-    """`gate_up`, which is one tensor, and `down`, with their biases."""
-    gate_up, down = f"{module}.Wi", f"{module}.Wo"
-    rows = [
-        Weight("layers.{i}.gate_up", "two mlp embed", (Stored(f"{gate_up}.weight", "(two mlp) embed", 2),), fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{down}.weight", "embed mlp"),)),
-    ]
-    if bias:
-        both = (Stored(f"{gate_up}.bias", "(two mlp)", 2),)
-        rows.append(Weight("layers.{i}.gate_up_bias", "two mlp", both, fuse="two"))
-        rows.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
-    return rows
-
-
-def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
-    """None: every token sees those after it, so a text is computed whole."""
-    return ()
 
 
 def same_layer(config: Config, index: int) -> int:
@@ -211,4 +171,5 @@ def classify(config: Config, params: Any, x: jax.Array, lengths: jax.Array, exec
     return layers.projected(normed, params["head"], execution, params["head_bias"])
 
 
+cache_spec = decoder.no_cache
 last_rows = decoder.last_rows

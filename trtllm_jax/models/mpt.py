@@ -8,15 +8,13 @@ import jax
 import jax.numpy as jnp
 
 from checkpoints.error_text import short_repr
-from checkpoints.table import Stored, Weight
-from pallas_kernels.norm import Norm
+from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.alibi import alibi_slopes
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import above_zero, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, num_labels, require_whole_heads
+from trtllm_jax.nn.decoder import LayerNormConfig, decoder_fields, num_labels, require_whole_heads
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("MptForCausalLM", "MPTForCausalLM", "MptForSequenceClassification")
@@ -25,7 +23,7 @@ LAYER = "transformer.blocks.{i}"
 
 
 @dataclass(frozen=True)
-class Config(DecoderConfig):
+class Config(LayerNormConfig):
     """The facts of one MPT model that its layers need.
 
     Attributes:
@@ -72,29 +70,17 @@ class Config(DecoderConfig):
             query_scale=above_zero(attention, "softmax_scale") or fields["head_dim"] ** -0.5,
         )
 
-    def norm(self, params: Any, name: str) -> Norm:
-        """The layer norm of this name, which has no bias."""
-        return Norm(params[name], self.eps, kind="layer")
-
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    axes, qkv = "kv_heads group head_dim", f"{LAYER}.attn.Wqkv.weight"
-    heads = (Stored(qkv, "(kv_heads qkv head_dim) embed", 1),) * 3
     return (
         *table_rows.vocabulary(config, "transformer.wte"),
         *table_rows.norm("norm", "transformer.norm_f"),
         *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.norm_1"),
-        Weight("layers.{i}.qkv", "kv_heads qkv head_dim embed", heads, fuse="qkv"),
-        Weight("layers.{i}.o", f"embed {axes}", (Stored(f"{LAYER}.attn.out_proj.weight", f"embed ({axes})"),)),
+        *table_rows.fused_attention(config, f"{LAYER}.attn.Wqkv", f"{LAYER}.attn.out_proj", stacked=True),
         *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.norm_2"),
         *table_rows.plain_mlp(f"{LAYER}.ffn.up_proj", f"{LAYER}.ffn.down_proj"),
     )
-
-
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """None: scores fall with the distance instead."""
-    return ()
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:
@@ -115,6 +101,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
 embed = decoder.embed
+ropes = decoder.no_ropes
 last_rows = decoder.last_rows
 classify = decoder.classify
 head = decoder.head

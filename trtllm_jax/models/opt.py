@@ -13,7 +13,6 @@ from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import flag, positive, require
 from trtllm_jax.nn.decoder import LayerNormConfig, activation, decoder_fields, require_whole_heads
 from trtllm_jax.nn.layers import Residual
-from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS
 
 ARCHITECTURES = ("OPTForCausalLM", "OPTForSequenceClassification")
@@ -73,11 +72,6 @@ def table(config: Config) -> tuple[Weight, ...]:
     )
 
 
-def ropes(config: Config) -> tuple[Rope, ...]:
-    """The ropes whose rotations the layers find in the batch: none."""
-    return ()
-
-
 def embed(config: Config, params: Any, batch: Batch) -> Residual:
     """The residual stream [t, embed] that enters the first layer."""
     tokens = layers.embed(batch, params["embed"])
@@ -98,6 +92,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
 
 cache_spec = decoder.cache_spec
 same_layer = decoder.same_layer
+ropes = decoder.no_ropes
 last_rows = decoder.last_rows
 classify = decoder.classify
 head = decoder.head

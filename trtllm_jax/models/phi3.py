@@ -7,7 +7,7 @@ from typing import Any
 import jax
 
 from checkpoints.gguf_architecture import GgufArchitecture
-from checkpoints.table import Stored, Weight
+from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import require
@@ -63,19 +63,11 @@ def _with_longrope(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
-    qkv = f"{ATTENTION}.qkv_proj.weight"
-    heads = "kv_heads group head_dim"
     return (
         *table_rows.vocabulary(config),
         *table_rows.norm("norm", "model.norm"),
         *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        Weight(
-            "layers.{i}.qkv",
-            "kv_heads qkv head_dim embed",
-            tuple(Stored(qkv, "(kv_heads qkv head_dim) embed", size) for size in ("group", 1, 1)),
-            fuse="qkv",
-        ),
-        Weight("layers.{i}.o", f"embed {heads}", (Stored(f"{ATTENTION}.o_proj.weight", f"embed ({heads})"),)),
+        *table_rows.fused_attention(config, f"{ATTENTION}.qkv_proj", f"{ATTENTION}.o_proj", stacked=True),
         *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
         *table_rows.stacked_mlp(),
     )

@@ -9,7 +9,6 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 
 from checkpoints.error_text import short_repr
 from pallas_kernels.matmul import Activation
@@ -20,6 +19,7 @@ from trtllm_jax.nn.batch import Batch
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.execution import Execution
+from trtllm_jax.nn.pooling import last_token
 from trtllm_jax.nn.rope import Rope, context_stretch
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -100,8 +100,17 @@ class LayerNormConfig(DecoderConfig):
     """The sizes of a decoder-only model with layer norms (Ba et al. 2016, arXiv:1607.06450)."""
 
     def norm(self, params: Any, name: str) -> Norm:
-        """The layer norm whose weight and bias are under this name."""
-        return Norm(params[name], self.eps, bias=params[f"{name}_bias"], kind="layer")
+        """The layer norm whose weight, and bias if it has one, are under this name."""
+        return Norm(params[name], self.eps, bias=params.get(f"{name}_bias"), kind="layer")
+
+
+@dataclass(frozen=True)
+class OffsetNormConfig(DecoderConfig):
+    """The sizes of a decoder-only model whose norms' weights are stored less one, as Gemma's are."""
+
+    def norm(self, params: Any, name: str) -> Norm:
+        """The norm of this name."""
+        return Norm(params[name], self.eps, offset=1.0)
 
 
 def decoder_fields(config: Mapping[str, Any], *, eps: str = "rms_norm_eps", tied: bool = False) -> dict[str, Any]:
@@ -214,6 +223,11 @@ def cache_spec(config: DecoderConfig) -> tuple[CacheGroup, ...]:
     return tuple(CacheGroup(tuple(found), config.keys_and_values, window) for window, found in of_window.items())
 
 
+def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
+    """The `cache_spec` of an encoder: every token sees those after it, so a text is computed whole."""
+    return ()
+
+
 def same_layer(config: DecoderConfig, index: int) -> int:
     """The first layer that computes what layer `index` computes: one of the same window."""
     return config.windows.index(config.windows[index])
@@ -227,6 +241,11 @@ class _HasRope(Protocol):
 def ropes(config: _HasRope) -> tuple[Rope, ...]:
     """The ropes whose rotations the layers find in the batch: one."""
     return (config.rope,)
+
+
+def no_ropes(config: DecoderConfig) -> tuple[Rope, ...]:
+    """The `ropes` of an architecture whose positions have embeddings, or bias the scores."""
+    return ()
 
 
 def embed(config: DecoderConfig, params: Any, batch: Batch) -> layers.Residual:
@@ -249,5 +268,4 @@ def head(
 
 def classify(config: DecoderConfig, params: Any, x: jax.Array, lengths: jax.Array, execution: Execution) -> jax.Array:
     """The logits [b, labels] of sequences with hidden states [b, s, embed]: of the last token of each."""
-    last = x[jnp.arange(x.shape[0]), jnp.maximum(lengths - 1, 0)]
-    return layers.projected(last_rows(config, params, last), params["head"], execution)
+    return layers.projected(last_rows(config, params, last_token(x, lengths)), params["head"], execution)

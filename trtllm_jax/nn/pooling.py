@@ -21,13 +21,18 @@ class Pooling(NamedTuple):
     normalize: bool = True
 
 
+def last_token(rows: Float[Array, "b s embed"], lengths: Int32[Array, " b"]) -> Float[Array, "b embed"]:
+    """The hidden state of each sequence's last token that is no padding."""
+    return rows[jnp.arange(rows.shape[0]), jnp.maximum(lengths - 1, 0)]
+
+
 def pooled(rows: Float[Array, "b s embed"], lengths: Int32[Array, " b"], how: How) -> Float32[Array, "b embed"]:
     """The vector of each sequence, of which the first `lengths` tokens are no padding."""
     rows = rows.astype(jnp.float32)
     if how == "cls":
         return rows[:, 0]
     if how == "last":
-        return rows[jnp.arange(rows.shape[0]), jnp.maximum(lengths - 1, 0)]
+        return last_token(rows, lengths)
     real = jnp.arange(rows.shape[1]) < lengths[:, None]
     # Padding may hold values that are not finite, which a weight of 0 does not remove.
     total = jnp.where(real[:, :, None], rows, 0).sum(1)

@@ -47,10 +47,11 @@ def attention(
     bias: bool = False,
     output_bias: bool = False,
     module: str = ATTENTION,
+    names: tuple[str, str, str] = ("q_proj", "k_proj", "v_proj"),
     output: str = "o_proj",
     paired: bool = False,
 ) -> list[Weight]:
-    """`qkv`, which fuses three projections, and `o`, with their biases.
+    """`qkv`, which fuses three projections, and `o`, with their biases; `names` are those of the three.
 
     With `paired`, rope rotates channels that are stored next to each other. Ours are in two halves as those of other
     models, along the axes `part half pair` instead of `head_dim`; reshape the product to one axis of channels. Where
@@ -60,8 +61,9 @@ def attention(
     heads = f"(kv_heads qkv {stored_channels})"
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
-        sizes: dict[str, str | int] = {"q_proj": "group", "k_proj": 1, "v_proj": 1}
-        return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
+        sizes: tuple[str | int, ...] = ("group", 1, 1)
+        parts = zip(names, sizes, strict=True)
+        return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in parts)
 
     stored = (Stored(f"{module}.{output}.weight", f"embed (kv_heads group {stored_channels})"),)
     weights = [
@@ -75,12 +77,16 @@ def attention(
     return weights
 
 
-def fused_attention(config: DecoderConfig, fused: str, output: str, *, bias: bool = False) -> list[Weight]:
+def fused_attention(
+    config: DecoderConfig, fused: str, output: str, *, bias: bool = False, stacked: bool = False
+) -> list[Weight]:
     """`qkv` and `o`, with their biases, of a checkpoint whose module `fused` has the heads of group after group.
 
-    Where devices outnumber the key-value heads, these are repeated only if there is one.
+    With `stacked`, it has all queries, then all keys, then all values. Where devices outnumber the key-value heads of
+    groups, these are repeated only if there is one.
     """
-    parts: tuple[str | int, ...] = ("group", 1, 1) if config.kv_heads == 1 else (config.group + 2,)
+    in_parts = stacked or config.kv_heads == 1
+    parts: tuple[str | int, ...] = ("group", 1, 1) if in_parts else (config.group + 2,)
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
         return tuple(Stored(f"{fused}.{suffix}", layout, size) for size in parts)
@@ -132,13 +138,22 @@ def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
     return weights
 
 
-def stacked_mlp(*, module: str = MLP) -> list[Weight]:
+def stacked_mlp(
+    gate_up: str = f"{MLP}.gate_up_proj", down: str = f"{MLP}.down_proj", *, bias: bool = False
+) -> list[Weight]:
     """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
-    stored = (Stored(f"{module}.gate_up_proj.weight", "(two mlp) embed", 2),)
-    return [
-        Weight("layers.{i}.gate_up", "two mlp embed", stored, fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
+
+    def both(suffix: str, layout: str) -> tuple[Stored, ...]:
+        return (Stored(f"{gate_up}.{suffix}", layout, 2),)
+
+    weights = [
+        Weight("layers.{i}.gate_up", "two mlp embed", both("weight", "(two mlp) embed"), fuse="two"),
+        Weight("layers.{i}.down", "embed mlp", (Stored(f"{down}.weight", "embed mlp"),)),
     ]
+    if bias:
+        weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", both("bias", "(two mlp)"), fuse="two"))
+        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
+    return weights
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:

@@ -53,9 +53,14 @@ class EngineFacts:
     labels: int = 0
     score_activation: str = "identity"
 
+    @property
+    def generates(self) -> bool:
+        """Whether the model generates tokens; one that does not computes texts whole."""
+        return self.task == "generate"
+
     def require_generation(self) -> None:
         """ValueError, which says what to use instead, if the model generates no tokens."""
-        if self.task != "generate":
+        if not self.generates:
             method = "LLM.embed" if self.task == "embed" else "LLM.encode"
             raise ValueError(f"this model computes texts whole and generates none: use {method}")
 
@@ -89,8 +94,8 @@ class RequestBuilder:
         self._tokenizer = tokenizer
         self._finish = finish
         self._before_waiting = before_waiting
-        generates = tokenizer is not None and facts.task == "generate"
-        self._grammars = GrammarCompiler(tokenizer, facts.vocab, facts.end_ids) if tokenizer and generates else None
+        guided = tokenizer if facts.generates else None
+        self._grammars = GrammarCompiler(guided, facts.vocab, facts.end_ids) if guided else None
         self._request_ids = itertools.count(1)
         self._lock = threading.Lock()
 
@@ -101,7 +106,7 @@ class RequestBuilder:
 
         ValueError or TypeError if a prompt or a parameter is invalid, or if the model does not do that.
         """
-        whole = self.facts.task != "generate"
+        whole = not self.facts.generates
         if not embed:
             self.facts.require_generation()
         # Copies, because the caller may change a record while the sequences run.
@@ -267,7 +272,7 @@ class RequestBuilder:
     def _clamped_max_tokens(self, prompt: Prompt, params: SamplingParams) -> int:
         """`max_tokens`, or what `max_seq_len` leaves after the prompt. RequestError if the prompt is too long."""
         length, limit = len(prompt.ids), self.facts.max_seq_len
-        whole = self.facts.task != "generate"
+        whole = not self.facts.generates
         if self.facts.max_input_len is not None and length > self.facts.max_input_len:
             raise RequestError(
                 f"the prompt has {length} tokens, max_input_len is {self.facts.max_input_len}; shorten the prompt, set "

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from llama_8b import LLAMA_8B
+from shapes import LLAMA_8B
 
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.llmapi import GuidedDecodingParams

@@ -23,7 +23,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from llama_8b import LLAMA_8B
+from shapes import LLAMA_8B
 
 from pallas_kernels import sampling
 from pallas_kernels.attention import cache_shape

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
-from llama_8b import LLAMA_8B
+from shapes import LLAMA_8B
 
 from trtllm_jax import LLM, SamplingParams
 from trtllm_jax.engine import config, engine

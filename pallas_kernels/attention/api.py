@@ -11,6 +11,7 @@ from typing import Any, Literal
 from jaxtyping import Array, Float
 
 from pallas_kernels.attention import mosaic_hopper, pallas_decode, pallas_ragged, tuned, xla
+from pallas_kernels.attention.head_norms import HeadNorms, normalise_queries_and_keys
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate_queries_and_keys
@@ -31,6 +32,7 @@ def append_and_attend(
     locations: PageLocations,
     *,
     scoring: Scoring,
+    norms: HeadNorms | None = None,
     rotation: Rotation | None = None,
     sinks: Float[Array, "h g"] | None = None,
     slopes: Float[Array, "h g"] | None = None,
@@ -39,13 +41,14 @@ def append_and_attend(
 ) -> tuple[Float[Array, "t h g d"], Float[Array, "pages 2 h page_size d"]]:
     """Causal softmax attention of each row's new tokens, after their keys and values have been written to its pages.
 
-    Queries and keys are rotated first. Sums are accumulated in float32.
+    Queries and keys are normalised, then rotated, first. Sums are accumulated in float32.
 
     Args:
         qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2).
         cache: a layer's cache; donate it, so that it is updated in place.
         locations: the pages of the tokens and of their rows.
         scoring: how scores are computed, and which keys a query attends to.
+        norms: of the queries and of the keys; None if they are not normalised, or already are.
         rotation: of each token; None if the heads are not rotated, or already are.
         sinks: for each query head a score that joins its softmax without a value; None for none.
         slopes: for each query head what a score falls by with every position that the key is before the query (ALiBi,
@@ -70,16 +73,21 @@ def append_and_attend(
     if locations.starts is None and tokens % rows:
         raise ValueError(f"{tokens} tokens are not equally many of {rows} rows: PageLocations.starts says whose")
     platform = platform or Platform.default()
-    if implementation == "xla" or not platform.on_gpu or dim > LARGEST_KERNEL_HEAD:
+    by_xla = implementation == "xla" or not platform.on_gpu or dim > LARGEST_KERNEL_HEAD
+    rotated_in_part = rotation is not None and rotation.channels < dim
+    if norms is not None and (by_xla or rotated_in_part or not norms.in_kernels):
+        qkv, norms = normalise_queries_and_keys(qkv, norms, "xla"), None
+    if by_xla:
         return xla.append_and_attend(qkv, cache, locations, rotation=rotation, **options)
-    if rotation is not None and rotation.channels < dim:
+    if rotated_in_part:
         qkv, rotation = rotate_queries_and_keys(qkv, rotation), None
+    options |= {"norms": norms, "rotation": rotation}
     entry = max(cache.dtype.itemsize, qkv.dtype.itemsize)
     if locations.starts is None:
         longest = locations.page_table.shape[1] * cache.shape[3]
         decode = tuned.decode_config(rows, heads, dim, entry, longest)
-        return pallas_decode.decode_attention(qkv, cache, locations, rotation=rotation, config=decode, **options)
+        return pallas_decode.decode_attention(qkv, cache, locations, config=decode, **options)
     long = tokens >= tuned.HOPPER_TOKENS
     by_hopper = long and platform.is_hopper and mosaic_hopper.takes(qkv, cache, scoring, sinks, slopes)
     ragged = None if by_hopper else tuned.ragged_config(tokens, planes - 2, dim, entry)
-    return pallas_ragged.ragged_attention(qkv, cache, locations, rotation=rotation, config=ragged, **options)
+    return pallas_ragged.ragged_attention(qkv, cache, locations, config=ragged, **options)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Float32, Int
@@ -17,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, turn
 from pallas_kernels.attention.softmax import RunningSoftmax
+from pallas_kernels.norm import Norm
 
 Ref = Any
 
@@ -118,16 +120,22 @@ def load_halves(ref: Ref, heads: Heads, rows: Int[Array, " n"], inside: Bool[Arr
     )
 
 
-def load_rotated(
+def load_ready(
     ref: Ref,
+    norm_ref: Norm | None,
     rotation_ref: Rotation | None,
     heads: Heads,
     rows: Int[Array, " n"],
     tokens: Int[Array, " n"],
     inside: Bool[Array, " n"] | None,
 ) -> Halves:
-    """The heads `rows` of a matrix of heads, rotated by the angles of their `tokens`, in the matrix's dtype."""
+    """The heads `rows` of a matrix of heads, normalised and then rotated by the angles of their `tokens`.
+
+    They have the matrix's dtype, to which the normalised ones are rounded too, as they are where XLA computes them.
+    """
     loaded = load_halves(ref, heads, rows, inside)
+    if norm_ref is not None:
+        loaded = _normalised(loaded, norm_ref, heads)
     if rotation_ref is None:
         return loaded
     half = heads.dim // 2
@@ -135,6 +143,22 @@ def load_rotated(
     sine = load_rows(rotation_ref.sine, tokens, inside, 0, half, heads.half)
     first, second = turn(*loaded, cosine, sine)
     return Halves(first.astype(ref.dtype), second.astype(ref.dtype))
+
+
+def _normalised(loaded: Halves, norm_ref: Norm, heads: Heads) -> Halves:
+    """Heads divided by their root mean squares and multiplied by the weight; zeros stay zeros, padding too."""
+    weight_ref: Ref = norm_ref.weight
+    half, columns = heads.dim // 2, jnp.arange(heads.half)
+    wide = [part.astype(jnp.float32) for part in loaded]
+    squares = sum(jnp.sum(part * part, axis=1) for part in wide)
+    scale = lax.rsqrt(squares / heads.dim + norm_ref.eps)[:, None]
+    normed = []
+    for part, first in zip(wide, (0, half), strict=True):
+        mask, other = (None, None) if heads.half == half else (columns < half, 0)
+        weight = plgpu.load(weight_ref.at[first + columns], mask=mask, other=other).astype(jnp.float32)
+        weight = weight + norm_ref.offset if norm_ref.offset else weight
+        normed.append((part * scale * weight[None, :]).astype(loaded.first.dtype))
+    return Halves(*normed)
 
 
 def cache_rows(

@@ -1,4 +1,4 @@
-"""Decode attention as a Pallas kernel on Triton, which also rotates a row's new keys and writes them to their pages.
+"""Decode attention as a Pallas kernel on Triton, which also writes a row's new keys to their pages.
 
 A row has one new token, or a fixed small number of them, as verifying proposed tokens needs.
 
@@ -25,12 +25,13 @@ from pallas_kernels.attention.blocks import (
     Ref,
     add_keys,
     cache_rows,
-    load_rotated,
+    load_ready,
     load_rows,
     store_rows,
     value_step,
     whole,
 )
+from pallas_kernels.attention.head_norms import HeadNorms
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation
@@ -44,6 +45,7 @@ def decode_attention(
     locations: PageLocations,
     *,
     scoring: Scoring,
+    norms: HeadNorms | None,
     rotation: Rotation | None,
     sinks: Float[Array, "h g"] | None,
     slopes: Float[Array, "h g"] | None,
@@ -61,7 +63,7 @@ def decode_attention(
     sinks, slopes = (each if each is None else each.reshape(-1).astype(jnp.float32) for each in (sinks, slopes))
     # The page of a single new token follows from its row's length; of several tokens, the last may have no page.
     pages = None if tile.tokens == 1 else locations.page
-    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, rotation, sinks, slopes)
+    inputs = (qkv.reshape(-1, dim), matrix, locations.page_table, lengths, pages, norms, rotation, sinks, slopes)
     out_shape: list[jax.ShapeDtypeStruct] = [jax.ShapeDtypeStruct(matrix.shape, matrix.dtype)]
     if splits == 1:
         out_shape.append(jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype))
@@ -158,9 +160,10 @@ def _share(
 
 
 class _New(NamedTuple):
-    """A row's new tokens for one head: all rotated queries [n, dim], and each token's rotated key and value [1, dim].
+    """A row's new tokens for one head: all queries [n, dim], and each token's key and value [1, dim].
 
-    Values are padded. `row` is [0]; added to the number of a row it gives the list of rows that loads and stores take.
+    Queries and keys are normalised and rotated, values are padded. `row` is [0]; added to the number of a row it gives
+    the list of rows that loads and stores take.
     """
 
     queries: Halves
@@ -172,6 +175,7 @@ class _New(NamedTuple):
     def load(
         cls,
         qkv_ref: Ref,
+        norms_ref: HeadNorms | None,
         rotation_ref: Rotation | None,
         tile: _Tile,
         row: jax.Array,
@@ -183,11 +187,13 @@ class _New(NamedTuple):
         heads = tile.heads
         rows = tile.plane(row, head, tile.token(place)) + tile.member(place)
         tokens = jnp.broadcast_to(tile.in_batch(row, tile.token(place)), place.shape)
-        queries = load_rotated(qkv_ref, rotation_ref, heads, rows, tokens, real)
+        of_queries, of_keys = (None, None) if norms_ref is None else norms_ref
+        queries = load_ready(qkv_ref, of_queries, rotation_ref, heads, rows, tokens, real)
         keys, values, one = [], [], jnp.arange(1)
         for token in range(tile.tokens):
             plane = tile.plane(row, head, token) + heads.group + one
-            keys.append(load_rotated(qkv_ref, rotation_ref, heads, plane, tile.in_batch(row, token) + one, None))
+            there = tile.in_batch(row, token) + one
+            keys.append(load_ready(qkv_ref, of_keys, rotation_ref, heads, plane, there, None))
             values.append(load_rows(qkv_ref, plane + 1, None, 0, heads.dim, heads.padded_dim))
         return cls(queries, tuple(keys), tuple(values), one)
 
@@ -225,6 +231,7 @@ def _kernel(
     page_table_ref: Ref,
     lengths_ref: Ref,
     pages_ref: Ref | None,
+    norms_ref: HeadNorms | None,
     rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
     slopes_ref: Ref | None,
@@ -240,7 +247,7 @@ def _kernel(
     real, answer = tile.is_real(place), tile.answer(row, head, place)
     # Load at once whatever does not depend on the length: with a short context, every wait for memory counts.
     length = plgpu.load(lengths_ref.at[row])
-    new = _New.load(qkv_ref, rotation_ref, tile, row, head, place, real)
+    new = _New.load(qkv_ref, norms_ref, rotation_ref, tile, row, head, place, real)
     begin, share, active = _share(length, tile, scoring, config)
 
     if config.splits == 1:

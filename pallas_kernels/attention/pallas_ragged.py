@@ -1,8 +1,8 @@
 """Attention of a batch of prompt chunks and decoding rows, as Pallas kernels on Triton.
 
-One kernel rotates the new keys and writes them and their values to their pages, the other computes attention
-(FlashAttention-2, Dao 2023, arXiv:2307.08691). A program of the second handles a tile, which is consecutive tokens of
-one row with all query heads of a key-value head, and loops over the row's pages.
+One kernel normalises and rotates the new keys and writes them and their values to their pages, the other computes
+attention (FlashAttention-2, Dao 2023, arXiv:2307.08691). A program of the second handles a tile, which is consecutive
+tokens of one row with all query heads of a key-value head, and loops over the row's pages.
 """
 
 from collections.abc import Callable
@@ -22,17 +22,19 @@ from pallas_kernels.attention.blocks import (
     Ref,
     add_keys,
     cache_rows,
-    load_rotated,
+    load_ready,
     load_rows,
     store_rows,
     value_step,
     whole,
 )
+from pallas_kernels.attention.head_norms import HeadNorms
 from pallas_kernels.attention.locations import PageLocations
 from pallas_kernels.attention.masks import LOG2_E, MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
 from pallas_kernels.attention.softmax import RunningSoftmax
 from pallas_kernels.attention.tuned import RaggedConfig
+from pallas_kernels.norm import Norm, normalise
 
 WRITTEN_TOKENS = 32
 """How many tokens one program of the writing kernel handles."""
@@ -44,6 +46,7 @@ def ragged_attention(
     locations: PageLocations,
     *,
     scoring: Scoring,
+    norms: HeadNorms | None,
     rotation: Rotation | None,
     sinks: jax.Array | None,
     slopes: jax.Array | None,
@@ -58,7 +61,7 @@ def ragged_attention(
     tokens, kv, planes, dim = qkv.shape
     heads = Heads(kv, planes - 2, dim, cache.shape[3])
     matrix = qkv.reshape(-1, dim)
-    written = _write(matrix, cache.reshape(-1, dim), locations, rotation, heads, interpret)
+    written = _write(matrix, cache.reshape(-1, dim), locations, norms, rotation, heads, interpret)
 
     # The padding at the end becomes one more row, whose length is 0.
     starts, lengths = jnp.append(locations.starts, tokens), jnp.append(locations.lengths, 0)
@@ -67,11 +70,12 @@ def ragged_attention(
         tiles = _tiles(starts, tokens, mosaic_hopper.tile_tokens(heads.group))
         cache = written.reshape(cache.shape)
         queries = qkv[:, :, : heads.group]
+        queries = queries if norms is None else normalise(queries, norms.queries, "xla")
         queries = queries if rotation is None else rotate(queries, rotation)
         return mosaic_hopper.attend(queries, cache, padded, *tiles, scoring=scoring), cache
     row_of_tile, first_of_tile = _tiles(starts, tokens, config.tile_tokens)
     own = tuple(each if each is None else each.reshape(-1).astype(jnp.float32) for each in (sinks, slopes))
-    inputs = (matrix, written, locations.page_table, lengths, starts, row_of_tile, first_of_tile, rotation, *own)
+    inputs = (matrix, written, locations.page_table, lengths, starts, row_of_tile, first_of_tile, norms, rotation, *own)
     out = jax.ShapeDtypeStruct((tokens * kv * heads.group, dim), qkv.dtype)
     attended = pl.pallas_call(
         partial(_kernel, heads=heads, scoring=scoring, config=config),
@@ -90,12 +94,13 @@ def _write(
     qkv: jax.Array,
     cache: jax.Array,
     locations: PageLocations,
+    norms: HeadNorms | None,
     rotation: Rotation | None,
     heads: Heads,
     interpret: bool,
 ) -> jax.Array:
-    """The cache with the rotated key and the value of every token, except tokens of page 0."""
-    inputs = (qkv, cache, locations.page, locations.offset, rotation)
+    """The cache with the normalised and rotated key and the value of every token, except tokens of page 0."""
+    inputs = (qkv, cache, locations.page, locations.offset, None if norms is None else norms.keys, rotation)
     return pl.pallas_call(
         partial(_write_kernel, heads=heads),
         grid=(heads.kv, pl.cdiv(locations.page.shape[0], WRITTEN_TOKENS)),
@@ -110,7 +115,15 @@ def _write(
 
 
 def _write_kernel(
-    qkv_ref: Ref, _: Ref, page_ref: Ref, offset_ref: Ref, rotation_ref: Rotation | None, cache_ref: Ref, *, heads: Heads
+    qkv_ref: Ref,
+    _: Ref,
+    page_ref: Ref,
+    offset_ref: Ref,
+    norm_ref: Norm | None,
+    rotation_ref: Rotation | None,
+    cache_ref: Ref,
+    *,
+    heads: Heads,
 ) -> None:
     """The kernel's program for one head of WRITTEN_TOKENS tokens."""
     head, part = pl.program_id(0), pl.program_id(1)
@@ -120,7 +133,7 @@ def _write_kernel(
     offset = plgpu.load(offset_ref.at[token], mask=known, other=0)
     kept = known & (page > 0)
     plane = (token * heads.kv + head) * (heads.group + 2) + heads.group
-    key = load_rotated(qkv_ref, rotation_ref, heads, plane, token, kept)
+    key = load_ready(qkv_ref, norm_ref, rotation_ref, heads, plane, token, kept)
     value = load_rows(qkv_ref, plane + 1, kept, 0, heads.dim, heads.padded_dim)
     rows = cache_rows(page, heads, head, offset)
     half = heads.dim // 2
@@ -153,6 +166,7 @@ def _kernel(
     starts_ref: Ref,
     row_of_tile_ref: Ref,
     first_of_tile_ref: Ref,
+    norms_ref: HeadNorms | None,
     rotation_ref: Rotation | None,
     sinks_ref: Ref | None,
     slopes_ref: Ref | None,
@@ -177,7 +191,8 @@ def _kernel(
         token = first + place // heads.padded_group
         real = (token < end_token) & (member < heads.group)
         plane = (token * heads.kv + head) * (heads.group + 2) + member
-        q = load_rotated(qkv_ref, rotation_ref, heads, plane, token, real)
+        norm_ref = None if norms_ref is None else norms_ref.queries
+        q = load_ready(qkv_ref, norm_ref, rotation_ref, heads, plane, token, real)
         positions = position + place // heads.padded_group
         slopes = None
         if slopes_ref is not None:

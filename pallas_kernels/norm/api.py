@@ -29,9 +29,17 @@ def add_and_normalise(
     norm: Norm,
     implementation: Implementation = None,
     platform: Platform | None = None,
+    *,
+    added_norm: Norm | None = None,
 ) -> tuple[Float[Array, "*lead n"], Float[Array, "*lead n"]]:
-    """`x + added`, and that sum normalised, in one kernel where there is one; both operands have one dtype."""
-    return (pallas_triton if _by_kernel(norm, implementation, platform) else xla).add_and_normalise(x, added, norm)
+    """`x + added`, and that sum normalised, in one kernel where there is one; both operands have one dtype.
+
+    With `added_norm`, `added` is normalised by it, and rounded, before it is added.
+    """
+    if added_norm is not None and not added_norm.in_kernels:
+        added, added_norm = normalise(added, added_norm, implementation, platform), None
+    by = pallas_triton if _by_kernel(norm, implementation, platform) else xla
+    return by.add_and_normalise(x, added, norm, added_norm)
 
 
 def _by_kernel(norm: Norm, implementation: Implementation, platform: Platform | None) -> bool:

@@ -19,7 +19,9 @@ def normalise(x: jax.Array, norm: Norm) -> jax.Array:
     return normed.astype(x.dtype)
 
 
-def add_and_normalise(x: jax.Array, added: jax.Array, norm: Norm) -> tuple[jax.Array, jax.Array]:
+def add_and_normalise(
+    x: jax.Array, added: jax.Array, norm: Norm, added_norm: Norm | None = None
+) -> tuple[jax.Array, jax.Array]:
     """`pallas_kernels.norm.add_and_normalise`."""
-    total = x + added
+    total = x + (added if added_norm is None else normalise(added, added_norm))
     return total, normalise(total, norm)

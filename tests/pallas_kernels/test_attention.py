@@ -25,6 +25,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jax.sharding import AbstractMesh, AxisType
 
 from pallas_kernels.attention import (
+    HeadNorms,
     PageLocations,
     Rotation,
     Scoring,
@@ -34,12 +35,12 @@ from pallas_kernels.attention import (
     pallas_decode,
     pallas_ragged,
     tuned,
-    xla,
 )
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
 from pallas_kernels.devices import Platform
+from pallas_kernels.norm import Norm
 
 Attend = Callable[..., tuple[jax.Array, jax.Array]]
 
@@ -106,6 +107,7 @@ class Kind:
     rotated: float = 1.0
     sinks: bool = False
     slopes: bool = False
+    norms: bool = False
     scale: float = 0.37
 
     @property
@@ -114,6 +116,9 @@ class Kind:
 
 
 PLAIN = Kind()
+
+NORM = {"eps": 0.1, "offset": 1.0}
+"""Of queries and keys: an epsilon that is felt, and weights that are stored less one."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +136,7 @@ class Case:
     angles: np.ndarray
     sinks: np.ndarray
     slopes: np.ndarray
+    norm_weights: np.ndarray
     keys: list[np.ndarray]
     values: list[np.ndarray]
 
@@ -138,9 +144,22 @@ class Case:
     def group(self) -> int:
         return self.qkv.shape[2] - 2
 
-    def turned(self, heads: np.ndarray) -> np.ndarray:
-        """Heads [t, h, n, d] with channel i and i + r / 2 of the first r rotated as one complex number, in float64."""
+    @property
+    def queries(self) -> np.ndarray:
+        """The new tokens' queries [t, h, g, d] in float64, normalised and rotated."""
+        return self._ready(self.qkv[:, :, : self.group], self.norm_weights[0])
+
+    @property
+    def new_keys(self) -> np.ndarray:
+        """The new tokens' keys [t, h, d] in float64, normalised and rotated."""
+        return self._ready(self.qkv[:, :, self.group : -1], self.norm_weights[1])[:, :, 0]
+
+    def _ready(self, heads: np.ndarray, weight: np.ndarray) -> np.ndarray:
+        """Heads [t, h, n, d] normalised, then channels i and i + r / 2 of the first r turned as complex numbers."""
         exact = heads.astype(np.float64)
+        if self.kind.norms:
+            squares = (exact**2).mean(-1, keepdims=True) + NORM["eps"]
+            exact = exact / np.sqrt(squares) * (weight.astype(np.float64) + NORM["offset"])
         pairs = self.angles.shape[1]
         first, second, still = np.split(exact, (pairs, 2 * pairs), axis=-1)
         turned = (first + 1j * second) * np.exp(1j * self.angles.astype(np.float64))[:, None, None]
@@ -153,14 +172,15 @@ class Case:
         angles = self.angles
         rotation = Rotation(np.cos(angles), np.sin(angles)) if self.kind.rotated else None
         own = {"sinks": self.sinks if self.kind.sinks else None, "slopes": self.slopes if self.kind.slopes else None}
+        own["norms"] = HeadNorms(*(Norm(weight, **NORM) for weight in self.norm_weights)) if self.kind.norms else None
         arrays = (self.qkv, self.cache, self.locations(decode=decode), rotation, own)
         qkv, cache, locations, rotation, own = jax.tree.map(jnp.asarray, arrays)
         return attend(qkv, cache, locations, scoring=self.kind.scoring, rotation=rotation, **own)
 
     def expected(self) -> np.ndarray:
         """Causal softmax attention of each row's last tokens, in float64."""
-        queries = self.turned(self.qkv[:, :, : self.group])
-        new_keys = self.turned(self.qkv[:, :, self.group : -1])[:, :, 0].astype(self.cache.dtype).astype(np.float64)
+        queries = self.queries
+        new_keys = self.new_keys.astype(self.cache.dtype).astype(np.float64)
         new_values = self.qkv[:, :, -1].astype(self.cache.dtype).astype(np.float64)
         out = np.zeros(queries.shape)
         for row, length in enumerate(self.lengths):
@@ -182,9 +202,9 @@ class Case:
         return out
 
     def expected_cache(self) -> np.ndarray:
-        """The cache with every kept token's rotated key and its value in its place."""
+        """The cache with every kept token's normalised and rotated key and its value in its place."""
         cache = np.asarray(self.cache).copy()
-        keys = self.turned(self.qkv[:, :, self.group : -1])[:, :, 0]
+        keys = self.new_keys
         for token in np.flatnonzero(self.page):
             cache[self.page[token], 0, :, self.offset[token]] = keys[token].astype(cache.dtype)
             cache[self.page[token], 1, :, self.offset[token]] = self.qkv[token, :, -1].astype(cache.dtype)
@@ -240,7 +260,7 @@ def make_case(
     sinks = rng.normal(size=(shape.heads, shape.group)).astype(np.float32) * 2
     slopes = rng.uniform(0.01, 0.5, size=(shape.heads, shape.group)).astype(np.float32)
     cached = jnp.asarray(cache, dtype)
-    own = sinks, slopes
+    own = sinks, slopes, rng.uniform(-0.5, 0.5, size=(2, shape.head_dim)).astype(np.float32)
     return Case(kind, qkv, cached, page, offset, table, lengths, starts, angles, *own, keys, values)
 
 
@@ -275,7 +295,9 @@ KINDS = {
     "window of one, sinks": Kind(window=1, sinks=True),
     "soft cap": Kind(soft_cap=1.5),
     "slopes": Kind(rotated=0, slopes=True),
-    "all": Kind(soft_cap=1.5, window=40, sinks=True, slopes=True, scale=1.3),
+    "norms": Kind(norms=True),
+    "norms alone": Kind(rotated=0, norms=True),
+    "all": Kind(soft_cap=1.5, window=40, sinks=True, slopes=True, norms=True, scale=1.3),
 }
 
 
@@ -293,7 +315,9 @@ class Implementation:
 
 
 IMPLEMENTATIONS = {
-    "xla": Implementation(xla.append_and_attend, ("pages of one", "pages of 48", "large pages")),
+    "xla": Implementation(
+        partial(append_and_attend, implementation="xla"), ("pages of one", "pages of 48", "large pages")
+    ),
     "kernels": Implementation(
         by_kernels(DecodeConfig(32, 1, 256, 4, 2), RaggedConfig(16, 32, 4, 2)),
         ("pages of one", "powers of two", "80 channels", "pages of 48", "large pages"),
@@ -464,7 +488,7 @@ def test_one_token_after_another_sees_what_the_ones_before_wrote(attend: Attend)
     np.testing.assert_allclose(np.asarray(cache)[1:], whole.expected_cache()[1:], rtol=1e-5, atol=1e-5)
 
 
-PARTLY_ROTATED = Kind(rotated=0.25)
+PARTLY_ROTATED = Kind(rotated=0.25, norms=True)
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
@@ -489,7 +513,7 @@ def test_a_gpu_rotates_some_channels_before_its_kernels(decode: bool, monkeypatc
 def test_heads_that_are_too_large_for_kernels_are_left_to_xla(decode: bool) -> None:
     """No kernel is lowered: this would fail here, where there is no GPU."""
     rows = [Row(41), Row(4)] if decode else [chunk(20, 9), chunk(0, 3)]
-    case = make_case(rows, Shape(2, 1, 264, 4), PLAIN, tokens=None if decode else TOKENS)
+    case = make_case(rows, Shape(2, 1, 264, 4), KINDS["norms"], tokens=None if decode else TOKENS)
     on_gpu = partial(append_and_attend, platform=Platform("gpu"))
     check(jax.jit(on_gpu, static_argnames="scoring"), case, decode=decode)
 
@@ -532,6 +556,7 @@ def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: np
                 case.qkv.astype(dtype),
                 case.cache,
                 case.locations(decode=decode),
+                norms=HeadNorms(*(Norm(weight.astype(dtype), **NORM) for weight in case.norm_weights)),
                 rotation=Rotation(case.angles, case.angles),
                 sinks=case.sinks,
                 slopes=case.slopes,
@@ -564,12 +589,12 @@ def check_on_hopper(case: Case, *, interpret: bool = False) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("rotated", [1.0, 0.0])
+@pytest.mark.parametrize(("rotated", "norms"), [(1.0, False), (0.0, False), (1.0, True)])
 @pytest.mark.parametrize("shape", ON_HOPPER)
-def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: float) -> None:
+def test_prompts_by_the_kernel_for_hopper(shape: str, rotated: float, norms: bool) -> None:
     """More tiles than multiprocessors, rows that end inside a tile, in a block, at its end, and none at all."""
     rows = [chunk(0, 512), chunk(100, 33), Row(77), NO_ROW, Row(0, 40), chunk(0, 128), chunk(0, 5), chunk(3000, 300)]
-    check_on_hopper(make_bfloat16_case(rows, shape, Kind(rotated=rotated, scale=0.1), tokens=1100))
+    check_on_hopper(make_bfloat16_case(rows, shape, Kind(rotated=rotated, norms=norms, scale=0.1), tokens=1100))
 
 
 class Accumulator:
@@ -624,7 +649,9 @@ def test_the_kernel_for_hopper_lowers(shape: str) -> None:
     """Lowering refuses what the interpreter forgives."""
     case = make_case([chunk(9, 1), chunk(40, 1)], ON_HOPPER[shape], dtype=jnp.bfloat16)
     arrays = (case.qkv.astype(jnp.bfloat16), case.cache, case.locations(decode=False))
-    run = jax.jit(partial(ragged_attention, scoring=case.kind.scoring, sinks=None, slopes=None, config=None))
+    run = jax.jit(
+        partial(ragged_attention, scoring=case.kind.scoring, norms=None, sinks=None, slopes=None, config=None)
+    )
     mesh = AbstractMesh((1,), ("x",), abstract_device=HOPPER, axis_types=(AxisType.Auto,))
     with jax.sharding.use_abstract_mesh(mesh):
         traced = run.trace(*arrays, rotation=Rotation(case.angles, case.angles))

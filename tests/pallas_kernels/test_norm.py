@@ -15,7 +15,7 @@ from pallas_kernels.devices import Platform
 from pallas_kernels.norm import Norm, add_and_normalise, normalise, pallas_triton, xla
 
 Normalise = Callable[[jax.Array, Norm], jax.Array]
-AddAndNormalise = Callable[[jax.Array, jax.Array, Norm], tuple[jax.Array, jax.Array]]
+AddAndNormalise = Callable[..., tuple[jax.Array, jax.Array]]
 
 IMPLEMENTATIONS: dict[str, tuple[Normalise, AddAndNormalise]] = {
     "xla": (xla.normalise, xla.add_and_normalise),
@@ -81,6 +81,36 @@ def test_a_sum_is_returned_and_normalised(
     np.testing.assert_allclose(np.asarray(normed, np.float64), exact, rtol=tolerance, atol=1e-6)
 
 
+@pytest.mark.parametrize("shape", [(1, 64), (3, 2, 96)], ids=str)
+def test_what_is_added_may_be_normalised_first(add_norm: AddAndNormalise, shape: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(4)
+    x, added = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    weights = rng.normal(size=(2, shape[-1])).astype(np.float32)
+    norms = Norm(jnp.asarray(weights[0]), 1e-5, offset=1.0), Norm(jnp.asarray(weights[1]), 1e-2)
+
+    def exact(rows: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
+        wide = rows.astype(np.float64)
+        return wide / np.sqrt((wide**2).mean(-1, keepdims=True) + eps) * weight.astype(np.float64)
+
+    total, normed = add_norm(jnp.asarray(x), jnp.asarray(added), norms[0], added_norm=norms[1])
+    np.testing.assert_allclose(total, x + exact(added, weights[1], 1e-2), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(normed, exact(np.asarray(total), 1 + weights[0], 1e-5), rtol=1e-5, atol=1e-5)
+
+
+def test_a_layer_norm_of_what_is_added_leaves_the_rest_to_the_kernel() -> None:
+    """On a GPU, where a kernel has no layer norms; it is interpreted here."""
+    rng = np.random.default_rng(5)
+    x, added = (jnp.asarray(rng.normal(size=(4, 96)), jnp.float32) for _ in range(2))
+    norm, added_norm = Norm(jnp.ones(96), 1e-5), Norm(jnp.ones(96), 1e-5, kind="layer")
+    expected = xla.add_and_normalise(x, xla.normalise(added, added_norm), norm)
+    interpreted = partial(pallas_triton.add_and_normalise, interpret=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pallas_triton, "add_and_normalise", interpreted)
+        found = add_and_normalise(x, added, norm, platform=Platform("gpu"), added_norm=added_norm)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+
+
 def test_the_weight_may_be_stored_less_one(norm: Normalise, add_norm: AddAndNormalise) -> None:
     """What is left of 1 + weight in bfloat16 would not be; the sum is made in float32."""
     rng = np.random.default_rng(2)
@@ -118,6 +148,8 @@ def test_the_kernel_lowers_for_a_gpu(shape: tuple[int, ...], offset: float) -> N
     mesh = AbstractMesh((1,), ("x",), abstract_device=device, axis_types=(AxisType.Auto,))
     x, weight = jax.ShapeDtypeStruct(shape, jnp.bfloat16), jax.ShapeDtypeStruct(shape[-1:], jnp.bfloat16)
     with jax.sharding.use_abstract_mesh(mesh):
-        run = jax.jit(lambda x, weight: pallas_triton.add_and_normalise(x, x, Norm(weight, 1e-5, offset)))
+        run = jax.jit(
+            lambda x, weight: pallas_triton.add_and_normalise(x, x, Norm(weight, 1e-5, offset), Norm(weight, 1e-5))
+        )
         text = run.trace(x, weight).lower(lowering_platforms=("cuda",)).as_text()
     assert text.count("__gpu$xla.gpu.triton") == 1

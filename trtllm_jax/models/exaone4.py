@@ -83,9 +83,11 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     window = config.windows[index]
     residual = Residual(residual.total)
     qkv = layers.linear(residual.x, p["qkv"], batch, "embed")
-    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
     rotation = batch.rotations[0] if config.rotate_all or window is not None else None
-    attended, cache = layers.attention(qkv, batch, cache, rotation=rotation, scale=config.head_dim**-0.5, window=window)
+    attended, cache = layers.attention(
+        qkv, batch, cache,
+        norms=config.head_norms(p), rotation=rotation, scale=config.head_dim**-0.5, window=window,
+    )  # fmt: skip
     rows = layers.linear(attended, p["o"], batch, *HEADS)
     residual = Residual(residual.x + layers.norm(rows, config.norm(p, "attn_norm"), batch))
     with jax.named_scope("mlp"):

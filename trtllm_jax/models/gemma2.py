@@ -121,12 +121,12 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         window=config.windows[index],
     )  # fmt: skip
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
-    residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
+    residual = layers.add(residual, rows, config.norm(p, "post_attn_norm"))
     with jax.named_scope("mlp"):
         residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch, activation="gelu_tanh")
         rows = layers.linear(hidden, p["down"], batch, "mlp")
-        return layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch)), cache
+        return layers.add(residual, rows, config.norm(p, "post_mlp_norm")), cache
 
 
 def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:

@@ -155,17 +155,19 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
-    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
     window = config.windows[index]
     rotation = batch.rotations[0 if window is None else 1]
-    attended, cache = layers.attention(qkv, batch, cache, rotation=rotation, scale=config.query_scale, window=window)
+    attended, cache = layers.attention(
+        qkv, batch, cache,
+        norms=config.head_norms(p), rotation=rotation, scale=config.query_scale, window=window,
+    )  # fmt: skip
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
-    residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
+    residual = layers.add(residual, rows, config.norm(p, "post_attn_norm"))
     with jax.named_scope("mlp"):
         residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"], batch, activation="gelu_tanh")
         rows = layers.linear(hidden, p["down"], batch, "mlp")
-        return layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch)), cache
+        return layers.add(residual, rows, config.norm(p, "post_mlp_norm")), cache
 
 
 def head(config: Config, params: Any, x: jax.Array, execution: Execution) -> jax.Array:

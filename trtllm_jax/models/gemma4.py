@@ -305,7 +305,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         lent = tuple(qkv[:, :, -2:] if kind == config.kind(index) else of_kind for kind, of_kind in enumerate(lent))
     attended, cache = layers.attention(qkv, batch, cache, rotation=rotation, scale=1.0, window=config.windows[index])
     rows = layers.linear(attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
-    residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
+    residual = layers.add(residual, rows, config.norm(p, "post_attn_norm"))
     with jax.named_scope("mlp"):
         residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)
         hidden = layers.gated(normed, p["gate_up"].reshape(2, -1, config.embed), batch, activation="gelu_tanh")
@@ -331,7 +331,7 @@ def _heads(
     if config.shares(index) and shared is not None:
         queries = rotate(layers.norm(qkv, config.norm(p, "q_norm"), batch), rotation)
         return jnp.concatenate([queries, shared], axis=2), None
-    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
+    qkv = layers.normalised_heads(qkv, config.head_norms(p), batch)
     plain = Norm(jnp.ones(qkv.shape[-1], qkv.dtype), config.eps)
     qkv = jnp.concatenate([qkv[:, :, :-1], layers.norm(qkv[:, :, -1:], plain, batch)], axis=2)
     # Keys are lent as they are in the cache, so that who shares them writes there what is there already.

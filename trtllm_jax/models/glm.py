@@ -109,7 +109,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
     if config.normalised_blocks:
         rows = layers.linear(attended, p["o"], batch, *PAIRED_HEADS)
-        residual = layers.add(residual, layers.norm(rows, config.norm(p, "post_attn_norm"), batch))
+        residual = layers.add(residual, rows, config.norm(p, "post_attn_norm"))
     else:
         residual = layers.add_linear(residual, attended, p["o"], batch, *PAIRED_HEADS)
     with jax.named_scope("mlp"):
@@ -118,7 +118,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
         if not config.normalised_blocks:
             return layers.add_linear(residual, hidden, p["down"], batch, "mlp"), cache
         rows = layers.linear(hidden, p["down"], batch, "mlp")
-        return layers.add(residual, layers.norm(rows, config.norm(p, "post_mlp_norm"), batch)), cache
+        return layers.add(residual, rows, config.norm(p, "post_mlp_norm")), cache
 
 
 cache_spec = decoder.cache_spec

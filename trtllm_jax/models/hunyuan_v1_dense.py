@@ -93,7 +93,7 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     qkv = rotate_queries_and_keys(qkv, batch.rotations[0])
-    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
+    qkv = layers.normalised_heads(qkv, config.head_norms(p), batch)
     attended, cache = layers.attention(qkv, batch, cache, rotation=None, scale=config.head_dim**-0.5)
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):

@@ -82,9 +82,11 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     """The residual stream after layer `index`, whose two blocks read the same rows, and its cache with this batch's."""
     residual, normed = layers.normalised(residual, config.norm(p, "norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p["qkv_bias"])
-    if config.normalised_heads:
-        qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
-    attended, cache = layers.attention(qkv, batch, cache, rotation=batch.rotations[0], scale=config.head_dim**-0.5)
+    attended, cache = layers.attention(
+        qkv, batch, cache,
+        norms=config.head_norms(p) if config.normalised_heads else None, rotation=batch.rotations[0],
+        scale=config.head_dim**-0.5,
+    )  # fmt: skip
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p["o_bias"])
     with jax.named_scope("mlp"):
         hidden = layers.activated(normed, p["up"], batch, config.activation, bias=p["up_bias"])

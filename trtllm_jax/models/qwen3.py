@@ -72,10 +72,10 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     """The residual stream after layer `index`, and its cache with this batch's tokens."""
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
-    qkv = layers.normalised_heads(qkv, config.norm(p, "q_norm"), config.norm(p, "k_norm"), batch)
     attended, cache = layers.attention(
         qkv, batch, cache,
-        rotation=batch.rotations[0], scale=config.head_dim**-0.5, window=config.windows[index],
+        norms=config.head_norms(p), rotation=batch.rotations[0], scale=config.head_dim**-0.5,
+        window=config.windows[index],
     )  # fmt: skip
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):

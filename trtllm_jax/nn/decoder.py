@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 
 from checkpoints.error_text import short_repr
+from pallas_kernels.attention import HeadNorms
 from pallas_kernels.matmul import Activation
 from pallas_kernels.norm import Norm
 from trtllm_jax.common.numbers import INT32_MAX
@@ -93,6 +94,10 @@ class DecoderConfig:
     def norm(self, params: Any, name: str) -> Norm:
         """The norm whose weight a layer's parameters, or the model's, have under this name."""
         return Norm(params[name], self.eps)
+
+    def head_norms(self, params: Any) -> HeadNorms:
+        """The norms of a layer's query heads and of its key heads."""
+        return HeadNorms(self.norm(params, "q_norm"), self.norm(params, "k_norm"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,14 @@ from jaxtyping import Array, Float, Float32, Int32
 
 import sharding
 from pallas_kernels import matmul
-from pallas_kernels.attention import Rotation, Scoring, append_and_attend, attend
+from pallas_kernels.attention import (
+    HeadNorms,
+    Rotation,
+    Scoring,
+    append_and_attend,
+    attend,
+    normalise_queries_and_keys,
+)
 from pallas_kernels.matmul import ACTIVATIONS, Activation
 from pallas_kernels.norm import Norm, add_and_normalise, normalise
 from pallas_kernels.weights import QuantizedWeight
@@ -30,6 +37,7 @@ AnyWeight = Float[Array, "..."] | QuantizedWeight
 class Residual:
     """The residual stream: `x`, plus the last block's output `added` where the two have not been summed yet.
 
+    What is added is first normalised by `added_norm`, if there is one.
     `carried` is a pytree of what one layer leaves to later ones beside the stream, None for nothing. It stays until an
     architecture replaces it. Layers are compiled once for each structure and shapes of it.
     """
@@ -37,11 +45,14 @@ class Residual:
     x: Float[Array, "t embed"]
     added: Float[Array, "t embed"] | None = None
     carried: Any = None
+    added_norm: Norm | None = None
 
     @property
     def total(self) -> Float[Array, "t embed"]:
-        """The stream as one array."""
-        return self.x if self.added is None else self.x + self.added
+        """The stream as one array, computed by XLA."""
+        if self.added is None:
+            return self.x
+        return self.x + (self.added if self.added_norm is None else normalise(self.added, self.added_norm, "xla"))
 
     def summed(self, total: Float[Array, "t embed"]) -> "Residual":
         """The stream whose sum is `total`, with what is carried."""
@@ -102,7 +113,9 @@ def normalised(residual: Residual, norm: Norm, batch: Batch) -> tuple[Residual, 
     if residual.added is None:
         return residual, Normed(residual.x, norm)
     how = batch.execution
-    total, rows = add_and_normalise(residual.x, residual.added, norm, how.implementation, how.platform)
+    total, rows = add_and_normalise(
+        residual.x, residual.added, norm, how.implementation, how.platform, added_norm=residual.added_norm
+    )
     return residual.summed(total), Normed(rows, None)
 
 
@@ -139,9 +152,12 @@ def add_linear(
     return add(residual, linear(x, weight, batch, *contracted, bias=bias))
 
 
-def add(residual: Residual, rows: Float[Array, "t embed"]) -> Residual:
-    """The residual stream plus a block's output `rows`; the sum is left to the next `normalised`."""
-    return Residual(residual.total, rows, residual.carried)
+def add(residual: Residual, rows: Float[Array, "t embed"], norm: Norm | None = None) -> Residual:
+    """The residual stream plus a block's output `rows`, which are normalised by `norm` if there is one.
+
+    Both are left to the next `normalised`.
+    """
+    return Residual(residual.total, rows, residual.carried, norm)
 
 
 def _product(x: jax.Array | Normed, weight: AnyWeight, contracted: tuple[str, ...], how: Execution) -> jax.Array:
@@ -163,15 +179,9 @@ def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
     return flat, weight.reshape(-1, flat.shape[1])
 
 
-def normalised_heads(
-    qkv: Float[Array, "t h qkv d"], q_norm: Norm, k_norm: Norm, batch: Batch
-) -> Float[Array, "t h qkv d"]:
-    """Fused projections with every query and every key normalised over its channels.
-
-    (Dehghani et al. 2023, arXiv:2302.05442.)
-    """
-    queries, keys = norm(qkv[:, :, :-2], q_norm, batch), norm(qkv[:, :, -2:-1], k_norm, batch)
-    return jnp.concatenate([queries, keys, qkv[:, :, -1:]], axis=2)
+def normalised_heads(qkv: Float[Array, "t h qkv d"], norms: HeadNorms, batch: Batch) -> Float[Array, "t h qkv d"]:
+    """Fused projections with their queries and keys normalised, where `attention` cannot do it: after a rotation."""
+    return normalise_queries_and_keys(qkv, norms, batch.execution.implementation, batch.execution.platform)
 
 
 def normalised_across_heads(
@@ -200,6 +210,7 @@ def attention(
     batch: Batch,
     cache: Cache,
     *,
+    norms: HeadNorms | None = None,
     rotation: Rotation | None,
     scale: float,
     window: int | None = None,
@@ -211,9 +222,10 @@ def attention(
     """Attention of fused projections, and the cache after their keys and values have been written to it.
 
     Args:
-        qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2), before any rotation.
+        qkv: for each key-value head its g query heads, its key and its value (qkv = g + 2), before norm and rotation.
         batch: the batch that the projections belong to.
         cache: the layer's cache; None if the batch has none.
+        norms: of queries and keys, before they are rotated; None if they are not normalised.
         rotation: one of `Batch.rotations`; None if the heads are not rotated.
         scale: the factor on the product of query and key.
         window: how many positions a query attends to, its own included; None for no limit.
@@ -230,11 +242,12 @@ def attention(
     with jax.named_scope("attention"):
         if cache is not None and batch.locations is not None:
             return append_and_attend(
-                qkv, cache, batch.locations, scoring=scoring, rotation=rotation, sinks=sinks, slopes=slopes,
-                implementation=how.implementation, platform=how.platform,
+                qkv, cache, batch.locations, scoring=scoring, norms=norms, rotation=rotation, sinks=sinks,
+                slopes=slopes, implementation=how.implementation, platform=how.platform,
             )  # fmt: skip
         if batch.lengths is None:
             raise ValueError("a batch without pages states the lengths of its sequences: Batch.of_sequences")
+        qkv = qkv if norms is None else normalised_heads(qkv, norms, batch)
         attended = attend(
             qkv, batch.lengths.shape[0], scoring=scoring, rotation=rotation, sinks=sinks, slopes=slopes,
             lengths=batch.lengths, implementation=how.attention, platform=how.platform,

@@ -2,6 +2,7 @@
 
     python benchmarks/against_vllm.py [--only decode throughput prefill context first arrivals sampled cached]
                                       [--shape llama-3.1-8b] [--batches 1 8 32 128 256] [--when-needed]
+                                      [--context 4096] [--context-rows 1 32]
 
 Prints one JSON line for each result, from the measurements of `trtllm-bench`: decoding with 128 input and 256 output
 tokens for batches up to 256, beside the least time of a step; 500 requests with 512 input and 256 output tokens;
@@ -84,7 +85,7 @@ class Protocol:
         """Print one result of `measure_first_token`."""
         print_record(test, **measure_first_token(self.llm, length, vocab=self.vocab, **named).record())
 
-    def measure(self, only: set[str], batches: list[int]) -> None:
+    def measure(self, only: set[str], batches: list[int], context: int, context_rows: list[int]) -> None:
         """The parts that need no prefix cache."""
         if "decode" in only:
             for rows in batches:
@@ -99,8 +100,8 @@ class Protocol:
         if "prefill" in only:
             self.batch("prefill", 8, 4096, 2)
         if "context" in only:
-            for rows in (1, 32):
-                self.batch("decode_context", rows, 4096, 128, warmup=0)
+            for rows in context_rows:
+                self.batch("decode_context", rows, context, 128, warmup=0)
         if "arrivals" in only:
             self.requests("arrivals", 96, 1024, 256, request_rate=8.0)
         if "throughput" in only:
@@ -112,16 +113,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--batches", nargs="+", type=int, default=[1, 8, 32, 128, 256])
+    parser.add_argument("--context", type=int, default=4096, help="tokens of the prompts of the part 'context'")
+    parser.add_argument("--context-rows", nargs="+", type=int, default=[1, 32])
     parser.add_argument("--shape", choices=SHAPES, default="llama-3.1-8b")
     parser.add_argument("--when-needed", action="store_true")
     only = set((args := parser.parse_args()).only)
     config = SHAPES[args.shape]
-    options = {"max_seq_len": 4608, "enforce_eager": args.when_needed}
+    options = {"max_seq_len": max(4096, args.context) + 512, "enforce_eager": args.when_needed}
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "config.json").write_text(json.dumps(config))
         if only - {"cached"}:
             with start(folder, max_batch_size=256, kv_cache_config={"enable_block_reuse": False}, **options) as llm:
-                Protocol(llm, config).measure(only, args.batches)
+                Protocol(llm, config).measure(only, args.batches, args.context, args.context_rows)
         if "cached" in only:
             with start(folder, max_batch_size=8, max_num_tokens=4096, **options) as llm:
                 Protocol(llm, config).first_token("first_token_cached", 4096, cached=4032, repeats=5)

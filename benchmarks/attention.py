@@ -9,26 +9,22 @@ microseconds a call, and the share of 3.14 TB/s of cache read (decode) or TFLOP/
 import argparse
 import itertools
 import json
-import math
 import statistics
-import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from device_clock import device_microseconds
 
 from pallas_kernels.attention import PageLocations, Rotation, Scoring, cache_shape, xla
 from pallas_kernels.attention.pallas_decode import decode_attention
 from pallas_kernels.attention.pallas_ragged import ragged_attention
 from pallas_kernels.attention.tuned import DecodeConfig, RaggedConfig
-from trtllm_jax.commands.bench.trace import newest_trace, read_kernels
 
 KV, GROUP, DIM, PAGE = 8, 4, 128, 32
 SCORING = Scoring(DIM**-0.5)
@@ -94,9 +90,10 @@ def attend(config: DecodeConfig | RaggedConfig | str) -> Callable[..., Any]:
         locations, rotation = places
         if config == "decode" or isinstance(config, DecodeConfig):
             locations = replace(locations, starts=None)
-        named: dict[str, Any] = {"scoring": SCORING, "rotation": rotation, "sinks": None}
+        named: dict[str, Any] = {"scoring": SCORING, "rotation": rotation, "sinks": None, "slopes": None}
         if isinstance(config, str):
             return xla.append_and_attend(qkv, cache, locations, **named)
+        named["norms"] = None
         if isinstance(config, DecodeConfig):
             return decode_attention(qkv, cache, locations, config=config, **named)
         return ragged_attention(qkv, cache, locations, config=config, **named)
@@ -127,27 +124,6 @@ def compiled(batch: Batch, config: DecodeConfig | RaggedConfig) -> Any:
     qkv, (cache,) = jax.eval_shape(lambda: random_inputs(batch, 1))
     places = jax.eval_shape(lambda: places_of(batch))
     return jax.jit(attend(config), donate_argnums=1).lower(qkv, cache, places).compile()
-
-
-def device_microseconds(calls: Sequence[Callable[[], Any]]) -> list[float]:
-    """The time of the kernels of each call by the device's clock, without gaps between them, from the profiler.
-
-    Calls are told apart by an idle gap of the device, because the host waits between them.
-    """
-    with tempfile.TemporaryDirectory() as folder:
-        with jax.profiler.trace(folder):
-            for call in calls:
-                jax.block_until_ready(call())
-                time.sleep(0.002)
-        kernels = read_kernels(newest_trace(Path(folder)))
-    taken: list[float] = []
-    end = -math.inf
-    for kernel in kernels:
-        if kernel.start - end > 1000:
-            taken.append(0.0)
-        taken[-1] += kernel.self_us
-        end = kernel.end
-    return taken
 
 
 def decode_configs(rows: int, quick: bool) -> Iterator[DecodeConfig]:
@@ -226,9 +202,10 @@ def main() -> None:
             function(*inputs)
             labels += ["cuDNN"] * TURNS
             calls += [partial(function, *inputs)] * TURNS
-        taken = device_microseconds(calls)
-        if len(taken) != len(calls):
-            print(json.dumps({"case": name, "failed": f"{len(taken)} bursts of {len(calls)} calls"}), flush=True)
+        try:
+            taken = device_microseconds(calls)
+        except ValueError as failure:
+            print(json.dumps({"case": name, "failed": str(failure)}), flush=True)
             continue
         for first in range(0, len(calls), TURNS):
             us = statistics.median(taken[first : first + TURNS])

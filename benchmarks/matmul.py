@@ -1,13 +1,10 @@
-"""The matmul kernel against XLA on Llama-3.1-8B's shapes: configurations are checked and timed on one GPU.
+"""Products of activations with a model's weights on one GPU: tile sizes of the kernels against each other and XLA.
 
-    python benchmarks/matmul.py [--shapes qkv,o,gate_up,down,head] [--rows 1,8,16,32,64,128,256] [--configs 24]
-                                [--quick]
+    python benchmarks/matmul.py [--models llama-3.1-8b ...] [--rows 1 8 32 128] [--configs 16] [--seconds 600]
 
-Prints one JSON line for each result: microseconds a product, the bandwidth of reading the weights once in percent of
-the copy bandwidth, TFLOP/s and the relative error against float32. Each shape is swept as `linear` (gate_up as
-`gated_linear`); the three best configurations are then timed with a normalisation and with a residual. The last line
-has the table for `pallas_kernels/matmul/tuned.py`. A timed program multiplies by several copies of the weights in turn,
-which together exceed the L2 cache, in an order that barriers fix.
+Prints one JSON line for each product and configuration: microseconds by the device's clock, the median of several runs
+over different copies of the weights, which together exceed the L2 cache; and the relative error against float32. The
+line of XLA has no configuration. No product is begun after `--seconds`.
 """
 
 import argparse
@@ -17,33 +14,29 @@ import math
 import statistics
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from device_clock import device_microseconds
 from jax import lax
+from shapes import SHAPES
 
-from pallas_kernels.matmul import Config, gated_linear, linear
-from pallas_kernels.norm import Norm
+from pallas_kernels.matmul import Config, Wide, gated_linear, linear
 
-COPY_BYTES_PER_US = 2.93e6
-L2_BYTES_PER_US = 5.5e6
-FLOP_PER_US = 6e8
-SMS = 132
-SHARED_BYTES = 227 * 1024
-ROTATED_BYTES = 4e8
-PROGRAM_US = 600
-EPS = 1e-5
-GAIN = 1.01
-"""A configuration that is not faster than XLA by this factor is not worth a kernel."""
+Sizes = Config | Wide
+COPIED_BYTES = 1.5e8
+"""Copies of a weight take more than this together: twice the L2 cache."""
+RUNS = 6
 
 
 @dataclass(frozen=True)
-class Shape:
-    """One weight of the model."""
+class Product:
+    """One weight of a model: w [n, k], or [2, n, k] of a gated product."""
 
     name: str
     n: int
@@ -51,278 +44,137 @@ class Shape:
     gated: bool = False
 
     @property
-    def planes(self) -> int:
-        """Products with the same x."""
-        return 2 if self.gated else 1
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the weight."""
+        return (2, self.n, self.k) if self.gated else (self.n, self.k)
 
     @property
     def weight_bytes(self) -> int:
-        """Bytes of one copy."""
-        return 2 * self.planes * self.n * self.k
-
-    @property
-    def copies(self) -> int:
-        """Copies that together are too large for the L2 cache."""
-        return max(2, math.ceil(ROTATED_BYTES / self.weight_bytes))
-
-    @property
-    def products(self) -> int:
-        """Products in one timed program: whole rounds over the copies, long enough to hide its launch."""
-        return self.copies * math.ceil(PROGRAM_US / (self.copies * self.weight_bytes / COPY_BYTES_PER_US))
+        """The size of the weight in bfloat16."""
+        return 2 * math.prod(self.shape)
 
 
-SHAPES = {
-    shape.name: shape
-    for shape in (
-        Shape("qkv", 6144, 4096),
-        Shape("o", 4096, 4096),
-        Shape("gate_up", 14336, 4096, gated=True),
-        Shape("down", 4096, 14336),
-        Shape("head", 128256, 4096),
+def products(model: str) -> list[Product]:
+    """The products of one layer."""
+    config = SHAPES[model]
+    hidden, mlp, dim = config["hidden_size"], config["intermediate_size"], config["head_dim"]
+    heads, kv = config["num_attention_heads"], config["num_key_value_heads"]
+    return [
+        Product(f"{model} qkv", (heads + 2 * kv) * dim, hidden),
+        Product(f"{model} o", hidden, heads * dim),
+        Product(f"{model} gate_up", mlp, hidden, gated=True),
+        Product(f"{model} down", hidden, mlp),
+    ]
+
+
+def compute(product: Product, sizes: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The product by a kernel with tile sizes, or by XLA."""
+    return (gated_linear if product.gated else linear)(x, w, implementation=sizes)
+
+
+def exact(product: Product, x: jax.Array, w: jax.Array) -> jax.Array:
+    """The product in float32."""
+    planes = w.reshape(-1, product.n, product.k)
+    sums = jnp.einsum(
+        "mk,pnk->pmn", *(each.astype(jnp.float32) for each in (x, planes)), precision=lax.Precision.HIGHEST
     )
-}
+    return jax.nn.silu(sums[0]) * sums[1] if product.gated else sums[0]
 
 
-@dataclass(frozen=True)
-class Variant:
-    """What is fused with the product."""
-
-    name: str
-    norm: bool = False
-    residual: bool = False
-
-
-PLAIN, NORM, RESIDUAL = Variant("plain"), Variant("norm", norm=True), Variant("residual", residual=True)
-
-
-@dataclass(frozen=True)
-class Operands:
-    """Random inputs: copies of the weights, as many x, and what a variant adds."""
-
-    weights: list[jax.Array]
-    x: list[jax.Array]
-    gamma: jax.Array
-    residual: jax.Array
+def candidates(product: Product, m: int) -> Iterator[Sizes]:
+    """Every configuration that makes sense, in an order that tries different tiles before different depths."""
+    padded = max(16, 1 << (m - 1).bit_length())
+    if m <= 4:
+        by_row = itertools.product((1024, 512, 2048, 256), (4, 8), (8, 16, 4, 2, 32))
+        yield from (Config(block_n, m, block_k, 1, warps, 1) for block_k, warps, block_n in by_row)
+    if m >= 128:
+        yield from (Wide(tile_n, cluster) for cluster in (1, 2) for tile_n in (128, 256, 64, 96, 112, 160, 192, 224))
+    deep = [(256, 4), (128, 6), (128, 4), (512, 3), (64, 6), (256, 3)]
+    tiles = itertools.product((64, 128, 32, 16), dict.fromkeys((padded, min(padded, 64))), (1, 2, 4, 3, 8))
+    for (block_k, stages), (block_n, block_m, splits) in itertools.product(deep, tiles):
+        for warps in (4, 8) if block_n * block_m >= 8192 else (4,):
+            yield Config(block_n, block_m, block_k, splits, warps, stages, normalises=False)
 
 
-def power_of_two(size: int) -> int:
-    return 1 << (size - 1).bit_length()
-
-
-def estimate(shape: Shape, m: int, config: Config) -> float | None:
-    """Microseconds by a rough model of bandwidth, waves and bytes in flight; None if the configuration cannot run."""
-    threads = 32 * config.num_warps
-    blocks = shape.k // config.block_k
-    weight_block = 2 * shape.planes * config.block_n * config.block_k
-    if config.tensor_cores:
-        # wgmma takes 64 rows and four warps, and holds one buffer more than the older instructions.
-        wgmma = config.block_n >= 64 and config.num_warps % 4 == 0
-        buffers = config.num_stages if wgmma else config.num_stages - 1
-        shared = buffers * (weight_block + 2 * config.block_m * config.block_k)
-        sums = shape.planes * config.block_n * config.block_m // threads
-        rate = FLOP_PER_US if wgmma else FLOP_PER_US / 2
-    else:
-        buffers, shared, rate = 1, 0, FLOP_PER_US / 20
-        sums = shape.planes * config.block_m * config.block_n * config.block_k // threads
-    held = min(SHARED_BYTES // (shared + 1024), 2048 // threads, 65536 // (threads * (sums + 64)), 16)
-    if not config.takes(shape.k) or shared > SHARED_BYTES or sums > 128 or held == 0:
-        return None
-    if blocks // config.splits < (config.num_stages if config.tensor_cores else 1):
-        return None
-    m_tiles, n_tiles = -(-m // config.block_m), -(-shape.n // config.block_n)
-    programs, slots = m_tiles * n_tiles * config.splits, SMS * held
-    waves = programs / slots
-    partials = 0 if config.splits == 1 else 8 * config.splits * shape.planes * m * shape.n
-    memory = (shape.weight_bytes + partials) / COPY_BYTES_PER_US
-    cache = (m_tiles * shape.weight_bytes + n_tiles * 2 * m * shape.k) / L2_BYTES_PER_US
-    flops = 2 * shape.planes * m_tiles * config.block_m * shape.n * shape.k / rate
-    in_flight = min(programs, slots) * buffers * weight_block
-    quantised = math.ceil(waves) / waves if waves > 1 else 1.0
-    busy = (max(memory, cache, flops) + 0.1 * (memory + cache + flops)) * quantised * (1 + 5e5 / in_flight)
-    return busy + 0.3 * math.ceil(waves) + 2.0 * (config.splits > 1)
-
-
-def candidates(shape: Shape, m: int, count: int) -> list[Config]:
-    """The best configurations by the model, without near duplicates; for few rows half of them without tensor cores."""
-    padded = min(256, max(16, power_of_two(m)))
-    dots = itertools.starmap(
-        Config,
-        itertools.product(
-            (16, 32, 64, 128, 256), {padded, min(padded, 128), min(padded, 64)}, (64, 128, 256, 512),
-            (1, 2, 3, 4, 6, 8), (4, 8), (3, 4, 5, 6),
-        ),
-    )  # fmt: skip
-    by_row = itertools.starmap(
-        Config, itertools.product((1, 2, 4, 8, 16), (power_of_two(m),), (256, 512, 1024, 2048), (1,), (2, 4, 8), (1,))
-    )
-    few = m <= 4
-
-    def best(configs: Any, count: int) -> list[Config]:
-        guesses = [(guess, config) for config in configs if (guess := estimate(shape, m, config)) is not None]
-        tiles: Counter[tuple[int, ...]] = Counter()
-        chosen = []
-        for _, config in sorted(guesses):
-            tile = (config.block_n, config.block_m, config.splits)
-            tiles[tile] += 1
-            tiles[*tile, config.block_k] += 1
-            if tiles[tile] <= 6 and tiles[*tile, config.block_k] <= 3:
-                chosen.append(config)
-        return chosen[:count]
-
-    return best(dots, count - count // 2 * few) + (best(by_row, count // 2) if few else [])
-
-
-def one_product(
-    shape: Shape, variant: Variant, implementation: Any
-) -> Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]:
-    """The function (x, w, gamma, residual) that is measured."""
-
-    def run(x: jax.Array, w: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
-        norm = Norm(gamma, EPS) if variant.norm else None
-        if shape.gated:
-            return gated_linear(x, w, norm=norm, implementation=implementation)
-        added = residual if variant.residual else None
-        return linear(x, w, residual=added, norm=norm, implementation=implementation)
-
-    return run
-
-
-def program(
-    shape: Shape, variant: Variant, implementation: Any, operands: Operands, products: int
-) -> Callable[[], list[jax.Array]]:
-    """A compiled program of `products` consecutive products; a barrier makes each wait for the one before."""
-    product = jax.jit(one_product(shape, variant, implementation))
-
-    def run(weights: list[jax.Array], x: list[jax.Array], gamma: jax.Array, residual: jax.Array) -> list[jax.Array]:
-        results: list[jax.Array] = []
-        for i in range(products):
-            now = x[i % len(x)]
-            if results:
-                now, results[-1] = lax.optimization_barrier((now, results[-1]))
-            results.append(product(now, weights[i % len(weights)], gamma, residual))
-        return results
-
-    inputs = (operands.weights, operands.x, operands.gamma, operands.residual)
-    compiled = jax.jit(run).lower(*inputs).compile()
-    return lambda: compiled(*inputs)
-
-
-def microseconds(run: Callable[[], list[jax.Array]], products: int) -> float:
-    """The median time of one product."""
-    for _ in range(3):
-        jax.block_until_ready(run())
-    times = []
-    for _ in range(10):
-        started = time.perf_counter()
-        for _ in range(4):
-            results = run()
-        jax.block_until_ready(results)
-        times.append((time.perf_counter() - started) / (4 * products))
-    return 1e6 * statistics.median(times)
-
-
-def exact(shape: Shape, variant: Variant, operands: Operands) -> jax.Array:
-    """The first product in float32."""
-
-    def run(weights: jax.Array, x: jax.Array, gamma: jax.Array, residual: jax.Array) -> jax.Array:
-        x, gamma = x.astype(jnp.float32), gamma.astype(jnp.float32)
-        if variant.norm:
-            x = x * lax.rsqrt(jnp.mean(x * x, axis=1, keepdims=True) + EPS) * gamma
-        planes = weights.reshape(shape.planes, shape.n, shape.k).astype(jnp.float32)
-        sums = jnp.einsum("mk,pnk->pmn", x, planes, precision=lax.Precision.HIGHEST)
-        result = jax.nn.silu(sums[0]) * sums[1] if shape.gated else sums[0]
-        return result + residual.astype(jnp.float32) if variant.residual else result
-
-    return jax.jit(run)(operands.weights[0], operands.x[0], operands.gamma, operands.residual)
-
-
-def measure(
-    shape: Shape, m: int, variant: Variant, configs: list[Config], operands: Operands, pool: ThreadPoolExecutor
-) -> dict[Config | None, float]:
-    """Microseconds of every correct configuration, and of XLA under None; prints each."""
-    expected = exact(shape, variant, operands)
-    jobs: dict[Config | None, Any] = {
-        config: pool.submit(program, shape, variant, config or "xla", operands, shape.products)
-        for config in (None, *configs)
-    }
-    failures = {config: job.exception() for config, job in jobs.items()}
-    times: dict[Config | None, float] = {}
-    for config, job in jobs.items():
-        row = {"shape": shape.name, "rows": m, "variant": variant.name, "config": config and list(config)}
-        if failures[config] is not None:
-            print(json.dumps(row | {"failed": str(failures[config])[:200]}), flush=True)
+def plausible(product: Product, m: int, count: int, multiprocessors: int = 132) -> list[Sizes]:
+    """The first candidates that fill the multiprocessors and fit their shared memory, few of each kind of tile."""
+    planes, chosen = len(product.shape) - 1, []
+    kinds: Counter[Any] = Counter()
+    limit = math.ceil(count / 5)
+    for sizes in candidates(product, m):
+        if not sizes.takes(m, product.n, product.k):
             continue
+        if isinstance(sizes, Config):
+            programs = -(-m // sizes.block_m) * -(-product.n // sizes.block_n) * sizes.splits
+            shared = 2 * sizes.num_stages * sizes.block_k * (planes * sizes.block_n + sizes.block_m)
+            each = product.k // sizes.block_k // sizes.splits
+            if sizes.tensor_cores and (shared > 220_000 or each < sizes.num_stages or programs * shared < 64_000 * 132):
+                continue
+            if planes * sizes.block_n * sizes.block_m > 32_768 or programs < 0.7 * multiprocessors:
+                continue
+            if sizes.splits > 1 and programs > 6 * multiprocessors:
+                continue
+            if not sizes.tensor_cores and planes * sizes.block_n * sizes.block_k > 16_384 * sizes.num_warps // 4:
+                continue
+            kind: Any = (sizes.block_n, sizes.block_m, sizes.tensor_cores)
+        else:
+            kind = sizes.cluster
+        kinds[kind] += 1
+        if kinds[kind] <= limit:
+            chosen.append(sizes)
+    few = [each for each in chosen if isinstance(each, Wide) or not each.tensor_cores][: count // 2]
+    return [*few, *[each for each in chosen if each not in few][: count - len(few)]]
+
+
+def measure(product: Product, m: int, count: int, pool: ThreadPoolExecutor) -> None:
+    """Check and time every configuration of one product, and print their lines."""
+    copies = max(RUNS, math.ceil(COPIED_BYTES / product.weight_bytes))
+    draw = jax.jit(lambda key, shape, scale: jax.random.normal(key, shape, jnp.bfloat16) * scale, static_argnums=1)
+    scale = jnp.bfloat16(product.k**-0.5)
+    weights = [draw(jax.random.key(i), product.shape, scale) for i in range(copies)]
+    x = draw(jax.random.key(copies), (m, product.k), jnp.bfloat16(1))
+    expected = jax.jit(partial(exact, product))(x, weights[0])
+    sizes: list[Any] = ["xla", *plausible(product, m, count)]
+    jobs = [pool.submit(jax.jit(partial(compute, product, each)).lower(x, weights[0]).compile) for each in sizes]
+    ready, turn = [], itertools.count()
+    for each, job in zip(sizes, jobs, strict=True):
+        line = {"product": product.name, "n": product.n, "k": product.k, "gated": product.gated, "rows": m}
+        line |= {"config": None if each == "xla" else [type(each).__name__, *each]}
         try:
             run = job.result()
-            got = run()[0].astype(jnp.float32)
-            error = float(jnp.linalg.norm(got - expected) / jnp.linalg.norm(expected))
-            spent = microseconds(run, shape.products)
-        except jax.errors.JaxRuntimeError as failure:
-            print(json.dumps(row | {"failed": str(failure)[:200]}), flush=True)
-            continue
-        row |= {
-            "us": round(spent, 2),
-            "percent_of_copy": round(100 * shape.weight_bytes / COPY_BYTES_PER_US / spent, 1),
-            "tflops": round(1e-6 * m * shape.weight_bytes / spent, 1),
-            "error": float(f"{error:.1e}"),
-        }
-        if error < 1e-2:
-            times[config] = spent
-        else:
-            row["wrong"] = True
-        print(json.dumps(row), flush=True)
-    return times
+            difference = jnp.linalg.norm(run(x, weights[0]).astype(jnp.float32) - expected)
+            ready.append((line | {"error": float(f"{difference / jnp.linalg.norm(expected):.1e}")}, run))
+        except Exception as failure:  # whatever a configuration cannot be compiled for
+            print(json.dumps(line | {"failed": str(failure)[:200]}), flush=True)
 
+    def call(run: Callable[..., Any]) -> Any:
+        return run(x, weights[next(turn) % copies])
 
-def draw(shape: Shape, m: int, weights: list[jax.Array]) -> Operands:
-    keys = jax.random.split(jax.random.key(m), len(weights) + 2)
-    x = [jax.random.normal(key, (m, shape.k), jnp.bfloat16) for key in keys[2:]]
-    gamma = 1 + 0.1 * jax.random.normal(keys[0], (shape.k,), jnp.bfloat16)
-    return Operands(weights, x, gamma, jax.random.normal(keys[1], (m, shape.n), jnp.bfloat16))
-
-
-def sweep(shape: Shape, rows: list[int], count: int, pool: ThreadPoolExecutor) -> dict[int, Config | None]:
-    """The best configuration for each number of rows; None if XLA is as fast."""
-    size = (2, shape.n, shape.k) if shape.gated else (shape.n, shape.k)
-    scale = jnp.bfloat16(shape.k**-0.5)
-    weights = [jax.random.normal(jax.random.key(i), size, jnp.bfloat16) * scale for i in range(shape.copies)]
-    best: dict[int, Config | None] = {}
-    for m in rows:
-        operands = draw(shape, m, weights)
-        times = measure(shape, m, PLAIN, candidates(shape, m, count), operands, pool)
-        ranked = sorted((spent, config) for config, spent in times.items() if config is not None)
-        winner = ranked[0] if ranked and ranked[0][0] * GAIN < times.get(None, math.inf) else None
-        best[m] = winner and winner[1]
-        for variant in (NORM,) if shape.gated else (NORM, RESIDUAL):
-            measure(shape, m, variant, [config for _, config in ranked[:3]], operands, pool)
-    return best
+    try:
+        taken = device_microseconds([partial(call, run) for _, run in ready for _ in range(RUNS)])
+    except ValueError as failure:
+        print(json.dumps({"product": product.name, "rows": m, "failed": str(failure)}), flush=True)
+        return
+    for index, (line, _) in enumerate(ready):
+        us = statistics.median(taken[index * RUNS : (index + 1) * RUNS])
+        line |= {"us": round(us, 2), "tb_s": round(product.weight_bytes / us / 1e6, 3)}
+        print(json.dumps(line), flush=True)
 
 
 def main() -> None:
-    """Sweep every shape, then print the table."""
+    """Measure the products of every model at every number of rows."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--shapes", default=",".join(SHAPES))
-    parser.add_argument("--rows", default="1,8,16,32,64,128,256")
-    parser.add_argument("--configs", type=int, default=24, help="configurations for each shape and number of rows")
-    parser.add_argument("--quick", action="store_true", help="a third of the configurations")
-    parser.add_argument("--threads", type=int, default=16, help="compilations at once")
+    parser.add_argument("--models", nargs="+", choices=SHAPES, default=["llama-3.1-8b"])
+    parser.add_argument("--rows", nargs="+", type=int, default=[1, 8, 32, 128])
+    parser.add_argument("--configs", type=int, default=16, help="configurations of each product")
+    parser.add_argument("--seconds", type=float, default=600)
     args = parser.parse_args()
-    count = args.configs // 3 if args.quick else args.configs
-    table = {}
-    with ThreadPoolExecutor(args.threads) as pool:
-        for name in args.shapes.split(","):
-            shape = SHAPES[name]
-            started = time.perf_counter()
-            best = sweep(shape, sorted(map(int, args.rows.split(","))), count, pool)
-            table[shape.n, shape.k, shape.gated] = best
-            print(json.dumps({"shape": name, "seconds": round(time.perf_counter() - started)}), flush=True)
-    kind = jax.devices()[0].device_kind
-    rows = [
-        {"n": n, "k": k, "gated": gated, "rows": m, "config": config and list(config)}
-        for (n, k, gated), best in table.items()
-        for m, config in best.items()
-    ]
-    print(json.dumps({"device": kind, "best": rows, "tuned": repr(table)}), flush=True)
+    began = time.perf_counter()
+    with ThreadPoolExecutor(16) as pool:
+        for model, m in itertools.product(args.models, args.rows):
+            for product in products(model):
+                if time.perf_counter() - began < args.seconds:
+                    measure(product, m, args.configs, pool)
 
 
 if __name__ == "__main__":

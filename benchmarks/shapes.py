@@ -52,6 +52,9 @@ SHAPES: dict[str, dict[str, Any]] = {
     },
 }  # fmt: skip
 
+SHAPES["gemma-3-12b-full"] = SHAPES["gemma-3-12b"] | {"sliding_window": 131072}
+"""The same with windows that hold every token: what the windows of a long context save."""
+
 LLAMA_8B = SHAPES["llama-3.1-8b"]
 
 

@@ -585,7 +585,9 @@ def check_on_hopper(case: Case, *, interpret: bool = False) -> None:
     assert np.linalg.norm(got - expected) < 6e-3 * np.linalg.norm(expected)
     np.testing.assert_allclose(got, expected, atol=0.05)
     written, kept = np.asarray(cache, np.float64)[1:], case.expected_cache().astype(np.float64)[1:]
-    np.testing.assert_allclose(written, kept, rtol=2**-7, atol=1e-5)
+    # Normalised keys are rounded before they are rotated, which may leave a small difference of large channels.
+    atol = 2**-7 * np.nanmax(np.abs(kept)) if case.kind.norms else 1e-5
+    np.testing.assert_allclose(written, kept, rtol=2**-7, atol=atol)
 
 
 @pytest.mark.gpu

@@ -135,7 +135,10 @@ def measure(product: Product, m: int, count: int, pool: ThreadPoolExecutor) -> N
     x = draw(jax.random.key(copies), (m, product.k), jnp.bfloat16(1))
     expected = jax.jit(partial(exact, product))(x, weights[0])
     sizes: list[Any] = ["xla", *plausible(product, m, count)]
-    jobs = [pool.submit(lambda each=each: jax.jit(partial(compute, product, each)).lower(x, weights[0]).compile()) for each in sizes]
+    jobs = [
+        pool.submit(lambda each=each: jax.jit(partial(compute, product, each)).lower(x, weights[0]).compile())
+        for each in sizes
+    ]
     ready, turn = [], itertools.count()
     for each, job in zip(sizes, jobs, strict=True):
         line = {"product": product.name, "n": product.n, "k": product.k, "gated": product.gated, "rows": m}

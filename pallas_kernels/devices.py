@@ -15,10 +15,12 @@ class Platform:
     Attributes:
         kind: JAX's name of the backend, "cpu" or "gpu".
         gpu: the name of the GPU; empty for a CPU.
+        multiprocessors: how many the GPU has; 0 for a CPU, or if unknown.
     """
 
     kind: str
     gpu: str = ""
+    multiprocessors: int = 0
 
     @classmethod
     def of(cls, mesh: Mesh) -> "Platform":
@@ -28,7 +30,9 @@ class Platform:
     @classmethod
     def of_device(cls, device: jax.Device) -> "Platform":
         """The platform of a device."""
-        return cls(device.platform, device.device_kind if device.platform == "gpu" else "")
+        if device.platform != "gpu":
+            return cls(device.platform)
+        return cls("gpu", device.device_kind, int(getattr(device, "core_count", None) or 0))
 
     @classmethod
     def default(cls) -> "Platform":

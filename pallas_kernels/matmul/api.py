@@ -1,7 +1,7 @@
 """The public functions for products of activations with weights, which are stored output-first.
 
-On a GPU a kernel computes the shapes for which `tuned.py` says that it is faster than XLA; XLA computes all others, and
-everything on other backends.
+On a GPU a kernel computes the products for which `tuned.py` says that it is faster than XLA; XLA computes all others,
+and everything on other backends.
 """
 
 from typing import Any, Literal
@@ -13,11 +13,13 @@ from jaxtyping import Array, Float
 from pallas_kernels.devices import Platform
 from pallas_kernels.matmul import mosaic_hopper, pallas_triton, tuned, xla
 from pallas_kernels.matmul.activations import Activation
+from pallas_kernels.matmul.tiles import Config, Wide
 from pallas_kernels.norm import Norm, normalise
 from pallas_kernels.weights import QuantizedWeight
 
-Implementation = tuned.Config | tuned.Wide | Literal["measured", "xla"]
-"""What computes a product: a kernel with the given tile sizes, XLA, or whichever was measured to be faster.
+Implementation = Config | Wide | Literal["measured", "xla"]
+"""What computes a product: a kernel with the given tile sizes, XLA, or whichever of them is known or expected to be
+faster.
 
 Only "xla", under which XLA also computes the normalisation, can be differentiated, mapped and partitioned.
 """
@@ -106,12 +108,12 @@ def _by_kernel(
     w: Any,
     residual: jax.Array | None,
     norm: Norm | None,
-    config: tuned.Config | tuned.Wide,
+    config: Config | Wide,
     platform: Platform,
 ) -> jax.Array:
     """The kernel's product with an array w [n, k] or [2, n, k]; `_config` chooses no kernel for other weights."""
     planes = w if w.ndim == 3 else w[None]
-    if isinstance(config, tuned.Wide):
+    if isinstance(config, Wide):
         return mosaic_hopper.product(x, planes, residual, config)
     return pallas_triton.product(x, planes, residual, norm, config, interpret=not platform.on_gpu)
 
@@ -119,7 +121,7 @@ def _by_kernel(
 def _normalised(
     x: jax.Array,
     norm: Norm | None,
-    config: tuned.Config | tuned.Wide | None,
+    config: Config | Wide | None,
     implementation: Implementation,
     platform: Platform,
 ) -> tuple[jax.Array, Norm | None]:
@@ -138,15 +140,15 @@ def _config(
     *,
     planes: int,
     possible: bool = True,
-) -> tuned.Config | tuned.Wide | None:
+) -> Config | Wide | None:
     """The tile sizes of the kernel that computes this product of `planes` matrices; None if XLA computes it."""
     n, k = w.shape[-2:]
     possible = possible and x.dtype == w.dtype and x.dtype in (jnp.bfloat16, jnp.float16)
-    if isinstance(implementation, tuned.Config | tuned.Wide):
+    if isinstance(implementation, Config | Wide):
         if not possible or not implementation.takes(x.shape[0], n, k):
             raise ValueError(f"{implementation} does not take x {x.shape} {x.dtype} and w {w.shape} {w.dtype}")
         return implementation
     if implementation == "xla" or not possible:
         return None
-    config = tuned.choose(platform.gpu, x.shape[0], n, k, planes == 2)
+    config = tuned.choose(platform, x.shape[0], n, k, planes == 2)
     return config if config is not None and config.takes(x.shape[0], n, k) else None

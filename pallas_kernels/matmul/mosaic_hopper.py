@@ -15,7 +15,7 @@ import jax.experimental.pallas.mosaic_gpu as plgpu
 import jax.numpy as jnp
 from jax import lax
 
-from pallas_kernels.matmul.tuned import Wide
+from pallas_kernels.matmul.tiles import Wide
 from pallas_kernels.mosaic import MULTIPROCESSORS, load_rows, swizzled
 
 Ref = Any

@@ -17,7 +17,7 @@ from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 
-from pallas_kernels.matmul.tuned import Config
+from pallas_kernels.matmul.tiles import Config
 from pallas_kernels.norm import Norm
 
 Ref = Any

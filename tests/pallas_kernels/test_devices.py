@@ -22,6 +22,11 @@ def test_that_of_a_device() -> None:
     assert (h100.on_gpu, h100.on_cpu, h100.is_hopper) == (True, False, True)
 
 
+def test_that_of_a_gpu_has_its_multiprocessors() -> None:
+    gpu: Any = SimpleNamespace(platform="gpu", device_kind="NVIDIA H200", core_count=132)
+    assert Platform.of_device(gpu) == Platform("gpu", "NVIDIA H200", 132)
+
+
 @pytest.mark.parametrize(("name", "hopper"), [("NVIDIA H200", True), ("NVIDIA A100-SXM4-80GB", False), ("", False)])
 def test_hopper_is_known_by_name(name: str, hopper: bool) -> None:
     assert Platform("gpu", name).is_hopper == hopper

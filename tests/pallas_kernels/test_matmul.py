@@ -235,7 +235,7 @@ def test_the_table_answers_for_the_next_larger_number_of_rows(monkeypatch: pytes
     def choose(
         m: int, device: str = "NVIDIA H100 80GB HBM3", n: int = 6144, gated: bool = False
     ) -> Config | Wide | None:
-        return tuned.choose(device, m, n, 4096, gated)
+        return tuned.choose(Platform("gpu", device), m, n, 4096, gated)
 
     assert [choose(m) for m in (1, 16, 17, 64, 65, 129)] == [ONE_WAVE, ONE_WAVE, None, None, SPLIT, None]
     assert choose(1, device="NVIDIA A100-SXM4-80GB") is None
@@ -300,6 +300,11 @@ def test_the_kernel_for_hopper_refuses_what_it_cannot_divide(m: int, n: int, k: 
     numbers = Numbers(m, n, k, jnp.bfloat16)
     with pytest.raises(ValueError, match="does not take"):
         linear(numbers.x, numbers.w[0], implementation=Wide(112, 2))
+
+
+def test_the_kernel_for_hopper_writes_sixteen_outputs_at_least() -> None:
+    assert Wide(112, 1).takes(128, 896, 512)
+    assert not Wide(56, 1).takes(128, 896, 512)
 
 
 LLAMA_8B = {"qkv": (1, 6144, 4096), "gate_up": (2, 14336, 4096), "down": (1, 4096, 14336), "head": (1, 128256, 4096)}

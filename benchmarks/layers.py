@@ -81,9 +81,8 @@ def tried_case(text: str) -> Case:
     shape, _, rows = where.partition(":")
     fields = [] if entry == "xla" else [int(field) for field in entry.split(",")]
     config = Config(*fields[:6], *map(bool, fields[6:])) if fields else None
-    ((device, shapes),) = tuned.MEASURED.items()
-    changed = {**shapes, SHAPES[shape]: {**shapes[SHAPES[shape]], int(rows): config}}
-    return decode_case(int(rows), {device: changed}, f"decode {rows}, {where} {entry}")
+    first = {jax.devices()[0].device_kind: {SHAPES[shape]: {int(rows): config}}}
+    return decode_case(int(rows), first | tuned.MEASURED, f"decode {rows}, {where} {entry}")
 
 
 def random_params(layers: int) -> dict[str, Any]:

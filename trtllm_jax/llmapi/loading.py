@@ -50,6 +50,8 @@ def load(args: LlmArgs) -> LoadedModel:
     tokenizer = None
     if not args.skip_tokenizer_init:
         tokenizer = load_tokenizer(model.files, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
+    with model.files.named_in_errors():
+        activation = score_activation(model.files.config, model.labels)
     ends = model.end_ids | frozenset(tokenizer.eos_ids if tokenizer else ())
     return LoadedModel(
         # No file stays open while an engine runs.
@@ -60,5 +62,5 @@ def load(args: LlmArgs) -> LoadedModel:
         # An id outside the vocabulary is never drawn, and logit edits such as min_tokens could not index it.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(model.files.config.get("model_type") or ""),
-        score_activation=score_activation(model.files.config, model.labels),
+        score_activation=activation,
     )

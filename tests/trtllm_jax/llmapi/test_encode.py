@@ -26,6 +26,8 @@ from transformers import (
 
 from trtllm_jax import LLM, EngineDeadError, SamplingParams
 from trtllm_jax.engine.runner import Runner
+from trtllm_jax.llmapi import loading
+from trtllm_jax.llmapi.llm_args import parse_llm_args
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 
@@ -145,6 +147,30 @@ class TestEmbeddings:
             with pytest.raises(ValueError, match=r"computes texts whole and generates none: use LLM\.embed"):
                 whole.generate("a")
             assert whole.get_kv_cache_capacity()["maxNumTokens"] == 0
+
+
+@pytest.mark.parametrize("encode_only", [True, False])
+def test_arguments_that_mean_nothing_to_whole_texts_are_warned_about_by_name(
+    bert: PreTrainedModel, bert_folder: Path, tiny_llama: Path, encode_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {
+        "kv_cache_config": {"max_tokens": 64},
+        "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+        "batched_logits_processor": print,
+        "build_config": {"max_beam_width": 2},
+        "enable_chunked_prefill": True,
+        "stream_interval": 2,
+        "chat_template": "{{ messages }}",
+        "allow_request_chat_template": True,
+    }
+    how = {"load_format": "dummy", "max_seq_len": 64, "gather_generation_logits": False, **given}
+    folder, whole = (tiny_llama, {"encode_only": True}) if encode_only else (bert_folder, {})
+    loading.load(parse_llm_args(model=folder, **whole, **how))
+    warned = [record.getMessage().split(" = ")[0] for record in caplog.records if "has no effect" in record.message]
+    assert sorted(warned) == sorted(f"LLM.{name}" for name in {*given, "max_beam_width"} - {"build_config"})
+    caplog.clear()
+    loading.load(parse_llm_args(model=tiny_llama, **how))
+    assert "has no effect: this model computes texts whole" not in caplog.text
 
 
 @pytest.fixture(scope="module")

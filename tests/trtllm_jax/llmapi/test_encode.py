@@ -25,6 +25,8 @@ from transformers import (
 )
 
 from trtllm_jax import LLM, EngineDeadError, SamplingParams
+from trtllm_jax.engine import device_memory
+from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.llmapi import loading
 from trtllm_jax.llmapi.llm_args import parse_llm_args
@@ -171,6 +173,35 @@ def test_arguments_that_mean_nothing_to_whole_texts_are_warned_about_by_name(
     caplog.clear()
     loading.load(parse_llm_args(model=tiny_llama, **how))
     assert "has no effect: this model computes texts whole" not in caplog.text
+
+
+SCORES = 2 * 6 * 64 * 64 * 4
+"""Bytes of a text of 64 tokens: two arrays of the scores of six heads in float32."""
+
+
+def test_a_text_that_the_memory_does_not_hold_is_refused_before_anything_compiles(
+    bert: PreTrainedModel, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_anything(*_: Any) -> None:
+        raise AssertionError("a program was compiled")
+
+    monkeypatch.setattr(Programs, "compile", compile_anything)
+    monkeypatch.setattr(device_memory, "of_host", lambda: SCORES - 1)
+    with pytest.raises(MemoryError, match=r"max_seq_len=64 needs .* GiB are there: lower max_seq_len"):
+        LLM(bert_folder, **ENGINE)
+    with pytest.raises(AssertionError):
+        LLM(bert_folder, max_seq_len=32, **ENGINE)
+
+
+def test_steps_have_no_more_long_texts_than_the_memory_holds(
+    llm: LLM, bert_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device_memory, "of_host", lambda: 3 * SCORES)
+    with LLM(bert_folder, **ENGINE | {"max_num_tokens": 256}) as bounded:
+        assert bounded._engine.limits.max_num_tokens == 3 * 64
+        assert "max_num_tokens = 256 is lowered to 192" in caplog.text
+        for one, other in zip(llm.embed(TEXTS), bounded.embed(TEXTS), strict=True):
+            np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -101,6 +102,14 @@ class Checkpoint:
         from checkpoints.gguf_chat import turn_ends
 
         return frozenset(turn_ends(self.gguf).values())
+
+    @contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """A context in which a ValueError about what `config` states says which folder or file it came from."""
+        try:
+            yield
+        except ValueError as error:
+            raise ValueError(f"{self.path}: {error}") from error
 
     def resolve_tied_head(self) -> Checkpoint:
         """The checkpoint with a `config` that unties the output head if the weights hold a separate one.

@@ -47,6 +47,19 @@ class GgufArchitecture:
     partial_rotary: bool = False
 
 
+def query_scalar(layers: int) -> Callable[[Mapping[str, Any]], Mapping[str, Any]]:
+    """What `derived` is for Gemma 2 and 3, whose files do not state what queries are scaled by, as llama.cpp has it.
+
+    A model of so many layers scales by the channels that the residual stream has for each head, others by a head's.
+    """
+
+    def derived(config: Mapping[str, Any]) -> Mapping[str, Any]:
+        of_stream = config["hidden_size"] // config["num_attention_heads"]
+        return {"query_pre_attn_scalar": of_stream if config["num_hidden_layers"] == layers else config["head_dim"]}
+
+    return derived
+
+
 def find_architecture(file: GgufFile, known: Iterable[GgufArchitecture]) -> GgufArchitecture:
     """The record of the file's architecture; ValueError, with the supported names, where none is known."""
     by_name = {architecture.name: architecture for architecture in known}

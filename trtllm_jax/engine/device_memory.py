@@ -48,6 +48,12 @@ def free_bytes(mesh: Mesh) -> int | None:
     return min((stats["bytes_limit"] - stats.get("bytes_in_use", 0) for stats in reported), default=None)
 
 
+def for_steps(mesh: Mesh) -> int:
+    """Bytes that steps may take on each device: what is free, or where no device reports it, its share of the host."""
+    free = free_bytes(mesh)
+    return of_host() // len(mesh.local_devices) if free is None else free
+
+
 def check_weights(shapes: Any, mesh: Mesh) -> None:
     """MemoryError if weights of these shapes and shardings do not fit the devices; says what would help.
 

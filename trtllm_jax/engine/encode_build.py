@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 from jax.sharding import Mesh
 
-from trtllm_jax.engine import weights
+from trtllm_jax.engine import device_memory, weights
 from trtllm_jax.engine.config import EngineConfig, backend_defaults, compilation, encode_widths
 from trtllm_jax.engine.encode_scheduler import EncodeScheduler
 from trtllm_jax.engine.engine import Engine
@@ -17,7 +18,11 @@ from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.request import Update
 from trtllm_jax.engine.runner import Runner
 from trtllm_jax.engine.start_up import StartUp
+from trtllm_jax.logger import logger
 from trtllm_jax.nn.model import Model
+
+LARGEST_AT_ONCE = 2
+"""How often a step holds an array as large as its largest: attention in XLA keeps all scores, and their softmax."""
 
 
 def build_encode_engine(
@@ -30,9 +35,10 @@ def build_encode_engine(
     progress: Callable[[int, int], None],
 ) -> tuple[Engine, StartUp]:
     """An engine without a KV cache, and what was chosen for it; arguments as for `build_engine`."""
-    limits = _limits(model, config)
     started = time.perf_counter()
-    programs = Programs(Sizes(model, limits, 1, (), 0), mesh, weights.shapes_of(params), ())
+    shapes = weights.shapes_of(params)
+    limits = _that_fit(_limits(model, config), model, shapes, mesh, config)
+    programs = Programs(Sizes(model, limits, 1, (), 0), mesh, shapes, ())
     try:
         programs.compile(compilation(config.eager, model.platform), progress)
         compile_seconds = time.perf_counter() - started
@@ -65,3 +71,28 @@ def _limits(model: Model, config: EngineConfig) -> SchedulerLimits:
         max_seq_len=length,
         max_decode_steps=1,
     )
+
+
+def _that_fit(wanted: SchedulerLimits, model: Model, shapes: Any, mesh: Mesh, config: EngineConfig) -> SchedulerLimits:
+    """The limits, with fewer tokens a step where the memory does not hold as many of the longest sequences.
+
+    What a step takes grows with its tokens and, where attention keeps all scores, with the length of its sequences; so
+    shorter ones fit where the longest do. MemoryError if not even one of those does, before anything is compiled.
+    """
+    length = wanted.max_seq_len
+    alone = replace(wanted, max_batch_size=1, max_num_tokens=length)
+    largest = Programs(Sizes(model, alone, 1, (), 0), mesh, shapes, ()).largest_array_bytes(("encode", 1, length))
+    needed, free = LARGEST_AT_ONCE * largest, max(device_memory.for_steps(mesh), 0)
+    if needed > free:
+        raise MemoryError(
+            f"max_seq_len={length} needs {needed / 2**30:.2f} GiB on each device to compute one text of that length "
+            f"whole, and {free / 2**30:.2f} GiB are there: lower max_seq_len, or raise tensor_parallel_size"
+        )
+    tokens = min(wanted.max_num_tokens, free // needed * length)
+    if tokens < wanted.max_num_tokens and config.max_num_tokens:
+        logger.warning(
+            "max_num_tokens = %d is lowered to %d: a text of %d tokens takes %.2f GiB on each device, and %.2f GiB are "
+            "there; for more lower max_seq_len or raise tensor_parallel_size",
+            config.max_num_tokens, tokens, length, needed / 2**30, free / 2**30,
+        )  # fmt: skip
+    return replace(wanted, max_num_tokens=tokens)

@@ -128,7 +128,14 @@ class Programs:
         state = sum(leaf.size * leaf.dtype.itemsize for leaf in kept)
         return int(state + analysis.temp_size_in_bytes + analysis.output_size_in_bytes - analysis.alias_size_in_bytes)
 
+    def largest_array_bytes(self, key: Key) -> int:
+        """Bytes on one device of the largest array that a program computes, which is known before it is compiled."""
+        return _largest_array_bytes(self._trace(key).jaxpr.jaxpr)
+
     def _lower(self, key: Key) -> jax.stages.Lowered:
+        return self._trace(key).lower()
+
+    def _trace(self, key: Key) -> jax.stages.Traced:
         program = self.table[key]
         registers = [self._register(name, program) for name in program.reads]
         sent = [self._array(name, array.shape, array.dtype) for name, array in program.inputs.items()]
@@ -140,7 +147,7 @@ class Programs:
             out_specs = tuple(outputs) if len(outputs) > 1 else outputs[0]
             function = jax.shard_map(function, mesh=self._mesh, in_specs=in_specs, out_specs=out_specs, check_vma=False)
         donated = tuple(index for index, name in enumerate(program.reads) if name in program.donated)
-        return jax.jit(function, donate_argnums=donated).lower(*arguments)
+        return jax.jit(function, donate_argnums=donated).trace(*arguments)
 
     def _register(self, name: str, program: Program) -> Any:
         """The shapes of a register as a program reads it."""
@@ -184,6 +191,20 @@ class Programs:
         if self.sizes.platform.on_gpu and key[0] == "ragged" and size_of(key) >= LONG_STEP:
             return {"xla_gpu_graph_min_graph_size": 1 << 20}
         return None
+
+
+def _largest_array_bytes(jaxpr: Any) -> int:
+    largest = 0
+    for equation in jaxpr.eqns:
+        for variable in equation.outvars:
+            array = variable.aval
+            if hasattr(array, "dtype") and jnp.issubdtype(array.dtype, jnp.number):
+                largest = max(largest, array.size * array.dtype.itemsize)
+        for inner in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda leaf: hasattr(leaf, "eqns")):
+            inner = getattr(inner, "jaxpr", inner)
+            if hasattr(inner, "eqns"):
+                largest = max(largest, _largest_array_bytes(inner))
+    return largest
 
 
 def bucket_for(size: int, buckets: tuple[int, ...]) -> int:

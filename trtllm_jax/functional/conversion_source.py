@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from checkpoints.checkpoint import Checkpoint, open_checkpoint
-from checkpoints.load import as_hugging_face, check, ignorable
+from checkpoints.load import as_hugging_face, check
 from checkpoints.orbax_folder import find_arrays
 from checkpoints.source import TensorSource
 from checkpoints.table import Sizes, Weight, blocks, expand, stored_shapes
 from sharding import Extents
 from trtllm_jax.logger import logger
-from trtllm_jax.models import architecture, gguf_architectures
+from trtllm_jax.models import gguf_architectures, read_architecture, unread_tensors
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,12 +60,10 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
     source = checkpoint.tensors
     if unchanged:
         return SourceWeights(source, tuple(source.info), (), {})
-    module = architecture(checkpoint.config)
-    model = module.Config.from_hf(checkpoint.config)
+    module, model = read_architecture(checkpoint)
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
-    ignore = ignorable(checkpoint.config, getattr(module, "IGNORED", ()))
-    check(rows, source, sizes=model.sizes, ignore=ignore)
+    check(rows, source, sizes=model.sizes, ignore=unread_tensors(module, checkpoint.config))
     names = tuple(stored_shapes(block for row in rows for block in blocks(row, Extents(model.sizes))))
     return SourceWeights(source, names, rows, model.sizes)
 

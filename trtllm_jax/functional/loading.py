@@ -7,13 +7,14 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from checkpoints.dummy import dummy_params
-from checkpoints.load import ignorable, load_params
+from checkpoints.load import load_params
 from checkpoints.table import param_shapes
 from pallas_kernels.devices import Platform
 from sharding import ShardingRules
 from trtllm_jax.engine import device_memory
 from trtllm_jax.functional.model import Model
 from trtllm_jax.logger import progress
+from trtllm_jax.models import unread_tensors
 
 
 def resolve_dtype(dtype: str, config: dict[str, Any], platform: Platform) -> jnp.dtype:
@@ -62,5 +63,5 @@ def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> A
 
         if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
-        ignore = ignorable(checkpoint.config, getattr(model.module, "IGNORED", ()))
+        ignore = unread_tensors(model.module, checkpoint.config)
         return load_params(table, checkpoint.tensors, progress=show, ignore=ignore, **where)

@@ -383,6 +383,35 @@ class LlmArgs(StrictModel, owner="LLM"):
         return self
 
 
+FOR_GENERATION = (
+    "kv_cache_config",
+    "scheduler_config",
+    "batched_logits_processor",
+    "gather_generation_logits",
+    "max_beam_width",
+    "enable_chunked_prefill",
+    "stream_interval",
+    "chat_template",
+    "allow_request_chat_template",
+)
+"""Arguments that nothing reads where texts are computed whole: there is no KV cache, and no token is drawn."""
+
+
+def warn_of_unread(args: LlmArgs) -> None:
+    """Warn by name of the arguments that were given and mean nothing to a model that computes texts whole.
+
+    One that was given with its default value is no mistake, so nothing is said of it.
+    """
+    for name in FOR_GENERATION:
+        value = getattr(args, name)
+        if name in args.model_fields_set and value != LlmArgs.model_fields[name].get_default(call_default_factory=True):
+            logger.warning(
+                "LLM.%s = %s has no effect: this model computes texts whole, without a KV cache, and generates none; "
+                "leave it out",
+                name, shown_value(value),
+            )  # fmt: skip
+
+
 def parse_llm_args(**arguments: Any) -> LlmArgs:
     """The validated arguments of ``LLM(**arguments)``. ValueError names each invalid one, its value and the remedy."""
     args = LlmArgs(**arguments)

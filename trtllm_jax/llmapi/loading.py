@@ -10,7 +10,7 @@ from checkpoints.sentence_transformers import score_activation
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
 from trtllm_jax.functional.research import open_model
-from trtllm_jax.llmapi.llm_args import LlmArgs
+from trtllm_jax.llmapi.llm_args import LlmArgs, warn_of_unread
 from trtllm_jax.text.tokenizer import Tokenizer
 from trtllm_jax.text.tokenizer_loading import load_tokenizer
 
@@ -46,10 +46,14 @@ def load(args: LlmArgs) -> LoadedModel:
             f"LLM.max_seq_len = {args.max_seq_len} exceeds the {model.config.max_position} positions of the model: use "
             "at most that many, or leave it out"
         )
+    if args.encode_only or not model.cache_groups:
+        warn_of_unread(args)
     mesh = sharding.make_mesh(args.tensor_parallel_size)
     tokenizer = None
     if not args.skip_tokenizer_init:
         tokenizer = load_tokenizer(model.files, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
+    with model.files.named_in_errors():
+        activation = score_activation(model.files.config, model.labels)
     ends = model.end_ids | frozenset(tokenizer.eos_ids if tokenizer else ())
     return LoadedModel(
         # No file stays open while an engine runs.
@@ -60,5 +64,5 @@ def load(args: LlmArgs) -> LoadedModel:
         # An id outside the vocabulary is never drawn, and logit edits such as min_tokens could not index it.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(model.files.config.get("model_type") or ""),
-        score_activation=score_activation(model.files.config, model.labels),
+        score_activation=activation,
     )

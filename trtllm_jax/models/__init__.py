@@ -6,8 +6,10 @@ from collections.abc import Iterator, Mapping
 from types import ModuleType
 from typing import Any
 
+from checkpoints.checkpoint import Checkpoint
 from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.load import ignorable
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
@@ -28,6 +30,22 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
     raise ValueError(
         f"architectures names {short_repr(wanted)}, which is not supported; supported: {', '.join(sorted(supported()))}"
     )
+
+
+def read_architecture(checkpoint: Checkpoint) -> tuple[ModuleType, Any]:
+    """The module that implements a checkpoint's architecture, and its `Config`.
+
+    ValueError names the folder or file, and what of its configuration is missing, makes no sense or is not supported.
+    """
+    stated = checkpoint.config
+    with checkpoint.named_in_errors():
+        module = architecture(stated)
+        return module, module.Config.from_hf(stated)
+
+
+def unread_tensors(module: ModuleType, config: Mapping[str, Any]) -> tuple[str, ...]:
+    """The tensors that a checkpoint of an architecture and this config.json may hold although nothing reads them."""
+    return ignorable(config, getattr(module, "IGNORED", ()))
 
 
 def supported() -> dict[str, str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from checkpoints.gguf_architecture import GgufArchitecture
+from checkpoints.gguf_architecture import GgufArchitecture, query_scalar
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
@@ -19,15 +19,8 @@ from trtllm_jax.nn.table_rows import HEADS, LAYER
 
 ARCHITECTURES = ("Gemma2ForCausalLM", "Gemma2ForSequenceClassification")
 
-_27B = 46
+_27B_LAYERS = 46
 """Layers of the one published model whose queries are scaled by the channels that the stream has for each head."""
-
-
-def _query_scalar(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What no GGUF file states, by llama.cpp's rule."""
-    of_stream = config["hidden_size"] // config["num_attention_heads"]
-    return {"query_pre_attn_scalar": of_stream if config["num_hidden_layers"] == _27B else config["head_dim"]}
-
 
 GGUF = (
     GgufArchitecture(
@@ -45,7 +38,7 @@ GGUF = (
             "final_logit_softcapping": "final_logit_softcapping",
         },
         config={"hidden_act": "gelu_pytorch_tanh", "hidden_activation": "gelu_pytorch_tanh"},
-        derived=_query_scalar,
+        derived=query_scalar(_27B_LAYERS),
         norms_plus_one=True,
     ),
 )

@@ -31,11 +31,15 @@ class PairScoring:
         self._facts = facts
         self._shared = len(queries) == 1
         self.prompts: list[Any]
+        self.texts_of: list[tuple[int | None, int | None]]
+        """For each prompt the index of the first and of the second text that it has; None where it has none."""
         if facts.task == "classify":
             firsts = list(queries) * (len(texts) if self._shared else 1)
             self.prompts = [{"prompt": a, "text_pair": b} for a, b in zip(firsts, texts, strict=True)]
+            self.texts_of = [(0 if self._shared else index, index) for index in range(len(texts))]
         else:
             self.prompts = [*queries, *texts]
+            self.texts_of = [*((i, None) for i in range(len(queries))), *((None, i) for i in range(len(texts)))]
 
     def scores(self, outputs: Sequence[RequestOutput]) -> list[float]:
         """The score of each pair, from the finished outputs of the prompts. RuntimeError where one was cancelled."""

@@ -133,6 +133,9 @@ def _of_text(text: str, pair: str | None, encoding: Encoding) -> Prompt:
         ids = tokenizer.encode(text, encoding.add_special_tokens, encoding.truncate_to)
     if not ids:
         raise ValueError(f"the prompt {text!r} has no tokens; give some text")
+    if pair is not None and max(ids) >= encoding.vocab:
+        for field, each in (("prompt.prompt", text), ("prompt.text_pair", pair)):
+            check_ids(field, tokenizer.encode(each, add_special_tokens=False), encoding.vocab, tokenizer)
     check_ids("prompt", ids, encoding.vocab, tokenizer)
     return Prompt(text, ids, token_types=types if pair is not None else ())
 

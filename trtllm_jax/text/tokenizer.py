@@ -116,8 +116,9 @@ class Tokenizer:
         the longer text first. ValueError: a text is not valid Unicode, or the special tokens alone are more.
         """
         texts = [text] if pair is None else [text, pair]
-        for each in texts:
-            _check_unicode(each)
+        fields = ("prompt",) if pair is None else ("prompt.prompt", "prompt.text_pair")
+        for field, each in zip(fields, texts, strict=True):
+            _check_unicode(each, field)
         parts = [
             _call_backend("encode the prompt", self._backend.encode, each, add_special_tokens=False) for each in texts
         ]
@@ -193,12 +194,12 @@ def _call_backend(task: str, call: Callable[..., Any], *args: Any, **options: An
         raise ValueError(f"the tokenizer cannot {task}: {reason}. Check its files or choose another one") from error
 
 
-def _check_unicode(text: str) -> None:
+def _check_unicode(text: str, field: str = "prompt") -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise ValueError(
-            f"prompt holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
+            f"{field} holds {text[error.start]!r} at position {error.start}, half of a surrogate pair: "
             "remove it or decode the text with errors='replace'"
         ) from None
 

@@ -25,7 +25,11 @@ from transformers import (
 )
 
 from trtllm_jax import LLM, EngineDeadError, SamplingParams
+from trtllm_jax.engine import device_memory
+from trtllm_jax.engine.programs import Programs
 from trtllm_jax.engine.runner import Runner
+from trtllm_jax.llmapi import loading
+from trtllm_jax.llmapi.llm_args import parse_llm_args
 from trtllm_jax.remote.host import EngineHost
 from trtllm_jax.remote.llm import RemoteLLM
 
@@ -145,6 +149,59 @@ class TestEmbeddings:
             with pytest.raises(ValueError, match=r"computes texts whole and generates none: use LLM\.embed"):
                 whole.generate("a")
             assert whole.get_kv_cache_capacity()["maxNumTokens"] == 0
+
+
+@pytest.mark.parametrize("encode_only", [True, False])
+def test_arguments_that_mean_nothing_to_whole_texts_are_warned_about_by_name(
+    bert: PreTrainedModel, bert_folder: Path, tiny_llama: Path, encode_only: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    given: dict[str, Any] = {
+        "kv_cache_config": {"max_tokens": 64},
+        "scheduler_config": {"capacity_scheduler_policy": "MAX_UTILIZATION"},
+        "batched_logits_processor": print,
+        "build_config": {"max_beam_width": 2},
+        "enable_chunked_prefill": True,
+        "stream_interval": 2,
+        "chat_template": "{{ messages }}",
+        "allow_request_chat_template": True,
+    }
+    how = {"load_format": "dummy", "max_seq_len": 64, "gather_generation_logits": False, **given}
+    folder, whole = (tiny_llama, {"encode_only": True}) if encode_only else (bert_folder, {})
+    loading.load(parse_llm_args(model=folder, **whole, **how))
+    warned = [record.getMessage().split(" = ")[0] for record in caplog.records if "has no effect" in record.message]
+    assert sorted(warned) == sorted(f"LLM.{name}" for name in {*given, "max_beam_width"} - {"build_config"})
+    caplog.clear()
+    loading.load(parse_llm_args(model=tiny_llama, **how))
+    assert "has no effect: this model computes texts whole" not in caplog.text
+
+
+SCORES = 2 * 6 * 64 * 64 * 4
+"""Bytes of a text of 64 tokens: two arrays of the scores of six heads in float32."""
+
+
+def test_a_text_that_the_memory_does_not_hold_is_refused_before_anything_compiles(
+    bert: PreTrainedModel, bert_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_anything(*_: Any) -> None:
+        raise AssertionError("a program was compiled")
+
+    monkeypatch.setattr(Programs, "compile", compile_anything)
+    monkeypatch.setattr(device_memory, "of_host", lambda: SCORES - 1)
+    with pytest.raises(MemoryError, match=r"max_seq_len=64 needs .* GiB are there: lower max_seq_len"):
+        LLM(bert_folder, **ENGINE)
+    with pytest.raises(AssertionError):
+        LLM(bert_folder, max_seq_len=32, **ENGINE)
+
+
+def test_steps_have_no_more_long_texts_than_the_memory_holds(
+    llm: LLM, bert_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device_memory, "of_host", lambda: 3 * SCORES)
+    with LLM(bert_folder, **ENGINE | {"max_num_tokens": 256}) as bounded:
+        assert bounded._engine.limits.max_num_tokens == 3 * 64
+        assert "max_num_tokens = 256 is lowered to 192" in caplog.text
+        for one, other in zip(llm.embed(TEXTS), bounded.embed(TEXTS), strict=True):
+            np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
 
 
 @pytest.fixture(scope="module")

@@ -90,8 +90,17 @@ def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "param", "message"),
     [
-        ("/v1/rerank", {"query": QUERY, "documents": []}, "documents", "documents is empty: give at least one text"),
-        ("/v1/rerank", {"query": QUERY, "documents": ["x" * 99]}, "documents", "max_seq_len is 64"),
+        ("/v1/rerank", {"query": QUERY, "documents": []}, "documents", "documents is empty: give at least one entry"),
+        ("/v1/rerank", {"query": QUERY, "documents": ["a", "x" * 99]}, "documents[1]", "max_seq_len is 64"),
+        ("/v1/rerank", {"query": "x" * 99, "documents": ["a", "b"]}, "query", "query: the text has"),
+        ("/v1/rerank", {"query": QUERY, "documents": "a"}, "documents", "list"),
+        ("/v1/score", {"text_1": "x" * 99, "text_2": ["a", "b"]}, "text_1", "text_1: the text has"),
+        ("/v1/score", {"text_1": ["a", "x" * 99], "text_2": ["a", "b"]}, "text_1[1]", "max_seq_len is 64"),
+        ("/v1/score", {"text_1": ["a", "b"], "text_2": ["a", "x" * 99]}, "text_2[1]", "max_seq_len is 64"),
+        ("/v1/score", {"text_1": [], "text_2": "a"}, "text_1", "text_1 is empty: give at least one entry"),
+        ("/v1/score", {"text_1": "a", "text_2": []}, "text_2", "text_2 is empty: give at least one entry"),
+        ("/v1/score", {"text_1": [1, 2], "text_2": "a"}, "text_1[0]", "valid string"),
+        ("/v1/score", {"text_1": ["a"] * 1025, "text_2": "c"}, "text_1", "1025 texts"),
         ("/v1/rerank", {"query": QUERY}, "documents", "documents is missing"),
         ("/v1/score", {"text_1": ["a", "b"], "text_2": ["c"]}, "text_2", "2 first texts and 1 second ones"),
         ("/v1/score", {"text_1": "a", "text_2": ["c"] * 1025}, "text_2", "1025 texts"),
@@ -122,6 +131,51 @@ def test_a_generating_model_scores_by_its_embeddings(address: str, tiny_llm: LLM
     query, *documents = (output.embedding for output in tiny_llm.embed([QUERY, *DOCUMENTS]))
     for result in answer["results"]:
         assert result["relevance_score"] == pytest.approx(float(query @ documents[result["index"]]), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("/v1/score", {"text_1": ["a", "x" * 999], "text_2": ["a", "b"]}, "text_1[1]"),
+        ("/v1/score", {"text_1": "a", "text_2": ["a", "x" * 999]}, "text_2[1]"),
+        ("/v1/score", {"text_1": "x" * 999, "text_2": "a"}, "text_1"),
+        ("/v1/rerank", {"query": "x" * 999, "documents": ["a"]}, "query"),
+        ("/v1/rerank", {"query": "a", "documents": ["a", "b", "x" * 999]}, "documents[2]"),
+        ("/v1/embeddings", {"input": ["a", "x" * 999]}, "input[1]"),
+        ("/v1/embeddings", {"input": "x" * 999}, "input"),
+        ("/v1/embeddings", {"input": [[1], [1, 99999]]}, "input[1]"),
+        ("/v1/completions", {"prompt": ["a", "x" * 999]}, "prompt[1]"),
+        ("/v1/completions", {"prompt": [1, 99999]}, "prompt"),
+    ],
+)
+def test_of_several_texts_the_wrong_one_is_named(address: str, path: str, body: dict[str, Any], param: str) -> None:
+    answer = httpx.post(f"{address}{path}", json={"model": "tiny", **body}, timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == param
+    assert "max_seq_len is" in error["message"] or "holds 99999" in error["message"]
+
+
+def test_of_a_pair_the_text_with_a_token_that_the_model_lacks_is_named(
+    reference: PreTrainedModel, tmp_path: Path, served: Served
+) -> None:
+    reference.save_pretrained(tmp_path)
+    larger = tokenizer()
+    larger.add_tokens([*(f"<{index}>" for index in range(60)), "<new>"])
+    larger.save_pretrained(tmp_path)
+    assert larger.convert_tokens_to_ids("<new>") >= SIZES["vocab_size"]
+    settings = ServeSettings(model_names=("reranker",))
+    with (
+        LLM(tmp_path, dtype="float32", max_batch_size=4, max_num_tokens=64) as llm,
+        served(create_app(llm, settings)) as url,
+    ):
+        for body, param in (
+            ({"text_1": ["a", "<new>"], "text_2": ["a", "a long text"]}, "text_1[1]"),
+            ({"text_1": ["a", "a long text"], "text_2": ["<new>", "a"]}, "text_2[0]"),
+        ):
+            error = post(url, "/v1/score", **body).json()["error"]
+            assert error["param"] == param
+            assert "'<new>' of the tokenizer" in error["message"]
 
 
 def test_its_health_is_that_of_a_step(reranker: str) -> None:

@@ -15,6 +15,7 @@ from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_completion
 from trtllm_jax.serve.http.sse import ChunkEncoder, EventStream, merge_streams
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
+from trtllm_jax.serve.protocol.base import names_of
 from trtllm_jax.serve.protocol.completions import CompletionRequest, CompletionResponse
 from trtllm_jax.serve.sampling import guided_decoding_params, sampling_params
 from trtllm_jax.serve.server import Server
@@ -55,7 +56,7 @@ def _submit(tracker: RequestTracker, body: CompletionRequest) -> list[RequestOut
         key = "prompt" if isinstance(prompt, str) else "prompt_token_ids"
         return llm.generate_async({key: prompt, **salt}, params, streaming=bool(body.stream))
 
-    return submit_each(body.prompts, generate)
+    return submit_each(body.prompts, names_of("prompt", body.prompt), generate)
 
 
 def _sampling_params(body: CompletionRequest, vocab: int) -> SamplingParams:

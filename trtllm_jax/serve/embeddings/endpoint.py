@@ -10,10 +10,11 @@ from starlette.responses import Response
 from trtllm_jax.requests.outputs import RequestOutput
 from trtllm_jax.serve.http.body import read_model
 from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
-from trtllm_jax.serve.http.errors import bad_request, prompt_errors_name
+from trtllm_jax.serve.http.errors import bad_request
 from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_embedding
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
+from trtllm_jax.serve.protocol.base import names_of
 from trtllm_jax.serve.protocol.embeddings import EmbeddingRequest, EmbeddingResponse
 from trtllm_jax.serve.server import Server
 
@@ -30,8 +31,7 @@ async def create_embedding(server: Server, request: Request) -> Response:
             prompt, add_special_tokens=body.add_special_tokens, truncate_prompt_tokens=body.truncate_prompt_tokens
         )
 
-    with prompt_errors_name("input"):
-        await tracker.submit(lambda: submit_each(body.prompts, embed), large)
+    await tracker.submit(lambda: submit_each(body.prompts, names_of("input", body.input), embed), large)
     async with tracker.abort_on_disconnect(request.receive):
         outputs = [await output.aresult() for output in tracker.outputs]
         tracker.raise_if_aborted()

@@ -27,6 +27,7 @@ _ERROR_TYPES = {
 }
 _FIELD = re.compile(
     r"SamplingParams\.(\w+)"
+    r"|(prompt\.(?:prompt|text_pair))"
     r"|((?:messages|tools|tool_choice|documents|chat_template\w*|continue_final_message|truncate_prompt_tokens)"
     r"(?:\.\w+|\[\d+\])*)"
 )
@@ -103,14 +104,15 @@ def bad_request_on_value_error() -> Iterator[None]:
 
 
 @contextmanager
-def prompt_errors_name(param: str) -> Iterator[None]:
-    """A context in which a wrong prompt is named `param`, as the request has it."""
+def prompt_errors_name(names: Mapping[str, str]) -> Iterator[None]:
+    """A context in which a wrong prompt, or one text of a pair, has the name that the request has for it."""
     try:
         yield
     except ApiError as error:
-        if error.param != "prompt":
+        name = names.get(error.param or "", error.param)
+        if name == error.param:
             raise
-        raise bad_request(param, error.message) from error
+        raise bad_request(name, f"{name}: {error.message}") from error
 
 
 def _from_value_error(error: ValueError | TypeError) -> ApiError:
@@ -118,7 +120,7 @@ def _from_value_error(error: ValueError | TypeError) -> ApiError:
     if message.startswith("GuidedDecodingParams"):
         return bad_request("response_format", message)
     named = _FIELD.match(message)
-    name = named and (named[1] or named[2])
+    name = named and next(filter(None, named.groups()))
     return bad_request(_API_NAMES.get(name, name) if name else "prompt", message)
 
 
@@ -137,6 +139,8 @@ def from_validation_error(error: ValidationError) -> ApiError:
         return bad_request(param, f"{param} is not a field of this request: leave it out")
     if problem["type"] == "missing":
         return bad_request(param, f"{param} is missing")
+    if problem["input"] == [] and any(one["type"] == "too_short" for one in problems if _path(one) == _path(problem)):
+        return bad_request(param, f"{param} is empty: give at least one entry")
     same = [one["msg"] for one in problems if _path(one) == _path(problem)]
     message = " or ".join(dict.fromkeys(_lower(text) for text in same))
     return bad_request(param, f"{param} = {_format_value(problem['input'])} is invalid: {message}")

@@ -30,9 +30,7 @@ def check_embedding(body: EmbeddingRequest, limits: Limits) -> None:
 
 
 def check_texts(param: str, texts: Sequence[str], limits: Limits) -> None:
-    """ApiError if there are no texts, too many, or too long ones."""
-    if not texts:
-        raise bad_request(param, f"{param} is empty: give at least one text")
+    """ApiError if there are too many texts, or too long ones."""
     _check_prompts(param, texts, limits, "texts")
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +18,7 @@ from trtllm_jax.serve.http.errors import (
     ApiError,
     as_api_error,
     bad_request_on_value_error,
+    prompt_errors_name,
     service_unavailable,
 )
 from trtllm_jax.serve.server import Server
@@ -161,12 +162,18 @@ def _abort_all(submitted: Future[list[RequestOutput]]) -> None:
             output.abort()
 
 
-def submit_each(prompts: Sequence[object], generate: Callable[[object], RequestOutput]) -> list[RequestOutput]:
-    """The outputs of all prompts; where one is refused, the others are aborted."""
+def submit_each(
+    prompts: Sequence[object], names: Sequence[str | Mapping[str, str]], generate: Callable[[object], RequestOutput]
+) -> list[RequestOutput]:
+    """The outputs of all prompts; where one is refused, the others are aborted, and the ApiError names it.
+
+    `names` are what the request calls each prompt; of a pair of texts, what it calls the parts that errors may name.
+    """
     outputs: list[RequestOutput] = []
     try:
-        for prompt in prompts:
-            outputs.append(generate(prompt))
+        for prompt, name in zip(prompts, names, strict=True):
+            with prompt_errors_name({"prompt": name} if isinstance(name, str) else name), bad_request_on_value_error():
+                outputs.append(generate(prompt))
     except BaseException:
         for output in outputs:
             output.abort()

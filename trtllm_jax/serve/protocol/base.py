@@ -1,6 +1,6 @@
 """Records that the requests and answers of several endpoints share."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, overload
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema
 
@@ -21,6 +21,9 @@ def _require_false(value: bool) -> bool:
 OnlyFalse = Annotated[bool, AfterValidator(_require_false), WithJsonSchema({"type": "boolean", "const": False})]
 """A feature of OpenAI's servers that this one lacks; Literal[False] would also take the number 0."""
 
+Texts = str | Annotated[list[str], Field(min_length=1)]
+"""A text, or a list of them."""
+
 Prompts = (
     str
     | Annotated[list[TokenId], Field(min_length=1)]
@@ -30,11 +33,25 @@ Prompts = (
 """A text, ids, or a list of either."""
 
 
+@overload
+def as_list(prompts: Texts) -> list[str]: ...
+
+
+@overload
+def as_list(prompts: Prompts) -> list[str] | list[list[int]]: ...
+
+
 def as_list(prompts: Prompts) -> list[str] | list[list[int]]:
     """The prompts, always as a list."""
     if isinstance(prompts, str):
         return [prompts]
     return [prompts] if isinstance(prompts[0], int) else prompts
+
+
+def names_of(field: str, prompts: Prompts) -> list[str]:
+    """What errors call each prompt of a field: the field itself where it is one prompt, else with the index."""
+    listed = as_list(prompts)
+    return [f"{field}[{index}]" for index in range(len(listed))] if listed is prompts else [field]
 
 
 class ApiModel(BaseModel):

@@ -1,10 +1,10 @@
 """/v1/score and /v1/rerank: their requests and answers, as vLLM and Jina have them."""
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
-from trtllm_jax.serve.protocol.base import ApiModel, Count
+from trtllm_jax.serve.protocol.base import ApiModel, Count, Texts
 from trtllm_jax.serve.protocol.embeddings import EmbeddingUsage
 
 
@@ -12,8 +12,8 @@ class ScoreRequest(ApiModel):
     """Pairs of texts to score: `text_1` is one for all of `text_2`, or one for each."""
 
     model: str
-    text_1: str | list[str]
-    text_2: str | list[str]
+    text_1: Texts
+    text_2: Texts
     truncate_prompt_tokens: Count | None = None
     user: str | None = None
 
@@ -42,7 +42,7 @@ class RerankRequest(ApiModel):
 
     model: str
     query: str
-    documents: list[str]
+    documents: Annotated[list[str], Field(min_length=1)]
     top_n: Count | None = None
     return_documents: bool = True
     truncate_prompt_tokens: Count | None = None

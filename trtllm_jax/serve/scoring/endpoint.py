@@ -12,8 +12,16 @@ from trtllm_jax.serve.http.errors import bad_request_on_value_error, prompt_erro
 from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_texts
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
+from trtllm_jax.serve.protocol.base import Texts, as_list, names_of
 from trtllm_jax.serve.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
 from trtllm_jax.serve.server import Server
+
+
+class Side:
+    """The first or the second texts of pairs, with the field that holds them and what errors call each."""
+
+    def __init__(self, field: str, texts: Texts) -> None:
+        self.field, self.texts, self.names = field, as_list(texts), names_of(field, texts)
 
 
 async def create_score(server: Server, request: Request) -> Response:
@@ -21,11 +29,8 @@ async def create_score(server: Server, request: Request) -> Response:
     tracker = RequestTracker(server, request, "score-")
     body, large = await read_model(server, request, ScoreRequest)
     model = server.check_model(body.model)
-    pair = [[each] if isinstance(each, str) else each for each in (body.text_1, body.text_2)]
-    for name, texts in zip(("text_1", "text_2"), pair, strict=True):
-        check_texts(name, texts, server.settings.limits)
-    with prompt_errors_name("text_2"):
-        scores, usage = await _scores(tracker, request, pair[0], pair[1], body.truncate_prompt_tokens, large)
+    firsts, seconds = Side("text_1", body.text_1), Side("text_2", body.text_2)
+    scores, usage = await _scores(tracker, request, firsts, seconds, body.truncate_prompt_tokens, large)
     data = [{"object": "score", "index": index, "score": score} for index, score in enumerate(scores)]
     return json_response({**tracker.head("list", model), "data": data, "usage": usage})
 
@@ -35,12 +40,8 @@ async def rerank(server: Server, request: Request) -> Response:
     tracker = RequestTracker(server, request, "rerank-")
     body, large = await read_model(server, request, RerankRequest)
     model = server.check_model(body.model)
-    check_texts("query", [body.query], server.settings.limits)
-    check_texts("documents", body.documents, server.settings.limits)
-    with prompt_errors_name("documents"):
-        scores, usage = await _scores(
-            tracker, request, [body.query], body.documents, body.truncate_prompt_tokens, large
-        )
+    query, documents = Side("query", body.query), Side("documents", body.documents)
+    scores, usage = await _scores(tracker, request, query, documents, body.truncate_prompt_tokens, large)
     best = sorted(range(len(scores)), key=lambda index: -scores[index])[: body.top_n]
     results = [
         {"index": index, "relevance_score": scores[index]}
@@ -51,22 +52,40 @@ async def rerank(server: Server, request: Request) -> Response:
 
 
 async def _scores(
-    tracker: RequestTracker, request: Request, queries: list[str], texts: list[str], truncated: int | None, large: bool
+    tracker: RequestTracker, request: Request, firsts: Side, seconds: Side, truncated: int | None, large: bool
 ) -> tuple[list[float], dict[str, int]]:
     """The score of each pair, and how many tokens were read."""
     llm = tracker.server.llm
-    with bad_request_on_value_error():
-        scoring = llm.pair_scoring(queries, texts)
+    for side in (firsts, seconds):
+        check_texts(side.field, side.texts, tracker.server.settings.limits)
+    with prompt_errors_name({"prompt": seconds.field}), bad_request_on_value_error():
+        scoring = llm.pair_scoring(firsts.texts, seconds.texts)
+    names = [_names(firsts, seconds, prompt) for prompt in scoring.texts_of]
 
     def encode(prompt: Any) -> RequestOutput:
         return llm.encode_async(prompt, truncate_prompt_tokens=truncated)
 
-    await tracker.submit(lambda: submit_each(scoring.prompts, encode), large)
+    await tracker.submit(lambda: submit_each(scoring.prompts, names, encode), large)
     async with tracker.abort_on_disconnect(request.receive):
         outputs = [await output.aresult() for output in tracker.outputs]
         tracker.raise_if_aborted()
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
     return scoring.scores(outputs), {"prompt_tokens": tokens, "total_tokens": tokens}
+
+
+def _names(firsts: Side, seconds: Side, of: tuple[int | None, int | None]) -> str | dict[str, str]:
+    """What the request calls a prompt of so many of the first and of the second texts, and the parts of a pair.
+
+    An error about a whole pair, which is that it is too long, is the longer text's.
+    """
+    first, second = of
+    if second is None:
+        return firsts.names[first or 0]
+    if first is None:
+        return seconds.names[second]
+    pair = firsts.names[first], seconds.names[second]
+    longer = len(firsts.texts[first]) <= len(seconds.texts[second])
+    return {"prompt": pair[longer], "prompt.prompt": pair[0], "prompt.text_pair": pair[1]}
 
 
 ENDPOINTS = (

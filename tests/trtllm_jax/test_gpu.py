@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, SamplingParams
+from trtllm_jax.common.errors import RequestError
 
 pytestmark = pytest.mark.gpu
 
@@ -98,6 +99,8 @@ def test_weights_that_are_no_numbers_leave_nothing_behind(tmp_path: Path) -> Non
         before = [llm.generate(prompt, params).outputs[0] for prompt in prompts]
         llm.update_weights(jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), weights))
         llm.generate([[i, *prompts[0]] for i in range(16)], SamplingParams(max_tokens=400, end_id=-1, ignore_eos=True))
+        with pytest.raises(RequestError, match="the model's logits hold NaN"):
+            llm.generate(prompts[2], params)
         llm.update_weights(weights)
         for prompt, old in zip(prompts, before, strict=True):
             new = llm.generate(prompt, params).outputs[0]

@@ -1,5 +1,6 @@
 """A dispatched step, and its results once the device is done."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,6 +17,12 @@ from trtllm_jax.engine.row_outputs import AFTER_STEP
 from trtllm_jax.engine.runner import Results
 from trtllm_jax.engine.step_edits import StepEdits
 from trtllm_jax.engine.step_output import StepOutput
+
+NOT_FINITE = (
+    "the model's logits hold NaN or +inf, so its tokens have no log-probabilities; check the weights, or load them "
+    "with dtype='float32' if they exceed what float16 holds"
+)
+"""What is wrong where a log-probability is no number."""
 
 Read = Callable[[Results], Mapping[str, np.ndarray]]
 
@@ -70,7 +77,7 @@ def _take_scores(output: StepOutput, plan: StepPlan, rows: Sequence[int], scores
         if failed:
             output.failures[row] = _failure(failed[0])
     if scored:
-        output.by_row["logprobs"].update(_token_logprobs(plan, rows, output.tokens, scores))
+        _add_logprobs(output, plan, rows, scores)
 
 
 def _take_draw(output: StepOutput, plan: StepPlan, edits: StepEdits, found: Mapping[str, np.ndarray]) -> None:
@@ -81,12 +88,20 @@ def _take_draw(output: StepOutput, plan: StepPlan, edits: StepEdits, found: Mapp
         if outcome != Outcome.DRAWN:
             output.failures.setdefault(row, _failure(outcome))
     if "scores" in found:
-        scores = Scores.unpacked(found["scores"])
-        output.by_row["logprobs"].update(_token_logprobs(plan, edits.rows, output.tokens, scores))
+        _add_logprobs(output, plan, edits.rows, Scores.unpacked(found["scores"]))
 
 
 def _failure(outcome: int) -> RequestError:
     return RequestError(INVALID if outcome == Outcome.INVALID else NOTHING_LEFT)
+
+
+def _add_logprobs(output: StepOutput, plan: StepPlan, rows: Sequence[int], scores: Scores) -> None:
+    """Add the log-probabilities of what `rows` gained; one that is no number fails its row, and no other."""
+    found = _token_logprobs(plan, rows, output.tokens, scores)
+    output.by_row["logprobs"].update(found)
+    for row, tokens in found.items():
+        if any(math.isnan(token.logprob) for token in tokens):
+            output.failures.setdefault(row, RequestError(NOT_FINITE))
 
 
 def _token_logprobs(

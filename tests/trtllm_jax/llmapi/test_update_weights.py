@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from trtllm_jax import LLM, RequestOutput, SamplingParams, load_model
-from trtllm_jax.common.errors import EngineDeadError
+from trtllm_jax.common.errors import EngineDeadError, RequestError
 from trtllm_jax.engine.dispatch import Dispatch
 from trtllm_jax.engine.plan import StepPlan
 from trtllm_jax.functional.nnx import CausalLM
@@ -160,6 +160,17 @@ class TestAfterwards:
             assert generated(new) == generated(old) == by_transformers(tiny_llama, prompt, generated(old))
             if old.context_logits is not None:
                 np.testing.assert_allclose(new.context_logits, old.context_logits, rtol=1e-5, atol=1e-5)
+
+    def test_a_log_probability_that_is_no_number_fails_its_request_alone(self, llm: LLM, first: Any) -> None:
+        llm.update_weights(jax.tree.map(lambda leaf: jnp.full_like(leaf, np.nan), first))
+        others = [llm.generate_async(PROMPT, SamplingParams(max_tokens=9, ignore_eos=True)) for _ in range(2)]
+        wishes: list[dict[str, Any]] = [{"logprobs": 0}, {"logprobs": 2, "temperature": 1.0, "seed": 1}]
+        for wish in wishes:
+            with pytest.raises(RequestError, match="the model's logits hold NaN"):
+                llm.generate(PROMPT, SamplingParams(max_tokens=9, ignore_eos=True, **wish))
+        assert [other.result().outputs[0].length for other in others] == [9, 9]
+        llm.update_weights(first)
+        assert llm.generate(PROMPT, SamplingParams(max_tokens=2, logprobs=0)).outputs[0].cumulative_logprob < 0
 
     def test_logprobs_are_of_the_new_weights(self, llm: LLM, other: Any, other_llama: Path) -> None:
         llm.update_weights(other)

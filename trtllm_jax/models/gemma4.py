@@ -247,7 +247,7 @@ def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
         owners = [index for index in sorted(set(config.owners)) if config.kind(index) == kind]
         if owners:
             kept = KeysAndValues(config.kv_heads, head_dim)
-            groups.append(CacheGroup(tuple(owners), kept, config.windows[owners[0]]))
+            groups.append(CacheGroup(tuple(owners), kept, config.reaches[owners[0]]))
     return tuple(groups)
 
 

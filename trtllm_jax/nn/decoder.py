@@ -20,6 +20,7 @@ from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.pooling import last_token
+from trtllm_jax.nn.reach import Reach
 from trtllm_jax.nn.rope import Rope, context_stretch
 
 SLIDING, FULL = "sliding_attention", "full_attention"
@@ -89,6 +90,11 @@ class DecoderConfig:
     def keys_and_values(self) -> KeysAndValues:
         """What a layer keeps of each token."""
         return KeysAndValues(self.kv_heads, self.head_dim)
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """Which tokens a token of each layer reads."""
+        return tuple(map(Reach, self.windows))
 
     def norm(self, params: Any, name: str) -> Norm:
         """The norm whose weight a layer's parameters, or the model's, have under this name."""
@@ -217,10 +223,11 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
 
 
 def cache_spec(config: DecoderConfig) -> tuple[CacheGroup, ...]:
-    """A group for the layers of each window, those that see everything first."""
-    windows = sorted(set(config.windows), key=lambda window: (window is not None, window or 0))
-    of_window = {window: [index for index, one in enumerate(config.windows) if one == window] for window in windows}
-    return tuple(CacheGroup(tuple(found), config.keys_and_values, window) for window, found in of_window.items())
+    """A group for the layers of each reach, those that see everything first."""
+    reaches = config.reaches
+    ordered = sorted(set(reaches), key=lambda reach: (reach.most is not None, reach.most or 0))
+    of_reach = {reach: [index for index, one in enumerate(reaches) if one == reach] for reach in ordered}
+    return tuple(CacheGroup(tuple(found), config.keys_and_values, reach) for reach, found in of_reach.items())
 
 
 def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
@@ -229,8 +236,8 @@ def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
 
 
 def same_layer(config: DecoderConfig, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
+    """The first layer that computes what layer `index` computes: one that sees as far."""
+    return config.reaches.index(config.reaches[index])
 
 
 class _HasRope(Protocol):

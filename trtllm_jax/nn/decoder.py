@@ -23,7 +23,7 @@ from trtllm_jax.nn.pooling import last_token
 from trtllm_jax.nn.reach import Reach
 from trtllm_jax.nn.rope import Rope, context_stretch
 
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, CHUNKED, FULL = "sliding_attention", "chunked_attention", "full_attention"
 """The kinds of layers that `layer_types` names."""
 
 HF_ACTIVATIONS: Mapping[str, Activation] = {
@@ -195,18 +195,64 @@ def layer_windows(
 
     `is_windowed` says it of configurations without `layer_types`, as older ones are.
     """
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = [SLIDING if is_windowed(index) else FULL for index in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
-        raise ValueError(
-            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
-            f"names, {SLIDING!r} or {FULL!r}"
-        )
-    if SLIDING not in kinds or config.get("sliding_window") is None:
+    is_sliding = _layers_of(config, SLIDING, num_layers, is_windowed)
+    if not any(is_sliding) or config.get("sliding_window") is None:
         return (None,) * num_layers
     window = positive(config, "sliding_window")
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    return tuple(window if one else None for one in is_sliding)
+
+
+def layer_chunks(
+    config: Mapping[str, Any], num_layers: int, is_chunked: Callable[[int], bool]
+) -> tuple[int | None, ...]:
+    """How many tokens the chunks of each layer have, None for one that sees everything: `attention_chunk_size`.
+
+    `is_chunked` says which layers have chunks where no `layer_types` do. ValueError names a field that makes no sense.
+    """
+    is_limited = _layers_of(config, CHUNKED, num_layers, is_chunked)
+    chunk = positive(config, "attention_chunk_size") if any(is_limited) else None
+    return tuple(chunk if one else None for one in is_limited)
+
+
+def _layers_of(
+    config: Mapping[str, Any], kind: str, num_layers: int, is_of_kind: Callable[[int], bool]
+) -> tuple[bool, ...]:
+    """Whether each layer is of a kind, as `layer_types` say, or `is_of_kind` where there are none."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return tuple(map(is_of_kind, range(num_layers)))
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {kind, FULL}:
+        raise ValueError(
+            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
+            f"names, {kind!r} or {FULL!r}"
+        )
+    return tuple(one == kind for one in kinds)
+
+
+def rotated_layers(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
+    """Whether each layer rotates its heads: `no_rope_layers` says 1 of those that do.
+
+    Where it is absent, every layer does but each `no_rope_layer_interval`-th, by default each fourth
+    (Yang et al. 2025, arXiv:2501.18795).
+    """
+    stated = config.get("no_rope_layers")
+    if stated is None:
+        interval = positive(config, "no_rope_layer_interval", default=4)
+        return tuple((index + 1) % interval != 0 for index in range(num_layers))
+    if not isinstance(stated, list) or len(stated) != num_layers or not all(one in (0, 1) for one in stated):
+        raise ValueError(
+            f"config.json has no_rope_layers={short_repr(stated)}; it must be a list of num_hidden_layers={num_layers} "
+            "numbers, 0 or 1"
+        )
+    return tuple(map(bool, stated))
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The language model's part of a configuration; whether embeddings are tied is said beside it."""
+    text = config["text_config"]
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
+    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")}
 
 
 def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:

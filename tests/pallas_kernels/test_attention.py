@@ -401,6 +401,20 @@ def test_every_kind_of_attention(attend: Attend, name: str, decode: bool) -> Non
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+@pytest.mark.parametrize("kind", [Kind(window=20), Kind(chunk=24)], ids=["window", "chunk"])
+def test_pages_that_were_given_back_are_not_looked_at(attend: Attend, kind: Kind, decode: bool) -> None:
+    """The page of padding stands for them, which may hold no numbers."""
+    rows = [Row(141), Row(60), Row(0), Row(1), Row(95)] if decode else [chunk(90, 45), chunk(0, 3), chunk(50, 1)]
+    case = small_case(rows, kind, tokens=None if decode else TOKENS)
+    table = case.page_table.copy()
+    for row, (length, new) in enumerate(rows):
+        first = length - new
+        seen = first - 19 if kind.window else first - first % 24
+        table[row, : max(0, seen) // SMALL.page_size] = 0
+    check(attend, replace(case, page_table=table), decode=decode)
+
+
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float8_e4m3fn])
 @pytest.mark.slow
 def test_a_narrow_cache_is_written_and_read_in_its_own_precision(

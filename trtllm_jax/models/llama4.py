@@ -61,7 +61,7 @@ class Config(DecoderConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         nested = "text_config" in config
-        config = {**DEFAULTS, **(text_config(config) if nested else config)}
+        config = {**DEFAULTS, **(text_config(config, tied_beside=False) if nested else config)}
         require(config, hidden_act=("silu",))
         fields = decoder_fields({**config, "intermediate_size": positive(config, "intermediate_size_mlp")})
         _refuse_experts(config, fields["num_layers"])

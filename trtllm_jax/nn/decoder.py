@@ -247,12 +247,12 @@ def rotated_layers(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ..
     return tuple(map(bool, stated))
 
 
-def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration; whether embeddings are tied is said beside it."""
+def text_config(config: Mapping[str, Any], *, tied_beside: bool = True) -> dict[str, Any]:
+    """The language model's part of a configuration, where embeddings may be tied; usually that is said beside it."""
     text = config["text_config"]
     if not isinstance(text, dict):
         raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
-    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")}
+    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")} if tied_beside else text
 
 
 def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:

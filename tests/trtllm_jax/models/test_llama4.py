@@ -124,13 +124,13 @@ def test_a_step_beyond_the_last_layer_leaves_them_dense() -> None:
 
 @pytest.fixture(params=[False, pytest.param(True, marks=pytest.mark.slow)], ids=["not tied", "tied"])
 def seeing(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Llama4ForConditionalGeneration, Path]:
-    """A tiny model that sees pictures, and its folder."""
+    """A tiny model that sees pictures, and its folder; what is stated beside the text's fields ties nothing."""
     vision = {
         "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
         "patch_size": 14, "vision_output_dim": 16, "projector_input_dim": 16, "projector_output_dim": 16,
     }  # fmt: skip
     text = config(tie_word_embeddings=request.param).to_dict()
-    whole = Llama4Config(text_config=text, vision_config=vision, tie_word_embeddings=request.param)
+    whole = Llama4Config(text_config=text, vision_config=vision, tie_word_embeddings=not request.param)
     torch.manual_seed(0)
     model = Llama4ForConditionalGeneration(whole).eval()
     for name, weight in model.named_parameters():

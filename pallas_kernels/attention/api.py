@@ -2,8 +2,8 @@
 
 A layer's cache is one array [pages, 2, kv_heads, page_size, head_dim]: keys at 0, values at 1. A page of one head is
 contiguous, which is what a kernel copies, and no reader needs a transpose. Page 0 belongs to no row: padding tokens may
-be written to it, and it is never read. A page may hold anything beyond its row's tokens, NaN included, without changing
-a result.
+be written to it, and it stands in a page table for pages that no new token attends to. It may hold anything, and any
+page may beyond its row's tokens, NaN included, without changing a result.
 """
 
 from typing import Any, Literal

@@ -15,6 +15,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import triton as plgpu
 from jaxtyping import Array, Bool, Float, Float32, Int
 
+from pallas_kernels.attention.locations import PADDING_PAGE
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, turn
 from pallas_kernels.attention.softmax import RunningSoftmax
@@ -200,6 +201,9 @@ def add_keys(
     # Positions past the table read any page; a mask would make this load wait for that of `end`.
     column = jnp.minimum(places // heads.page_size, page_table_ref.shape[1] - 1)
     page = plgpu.load(page_table_ref.at[jnp.broadcast_to(row, column.shape), column])
+    if inside is not None and scoring.is_limited:
+        # Of pages that were given back, which no query attends to, the values may be no numbers.
+        inside &= page != PADDING_PAGE
     rows = cache_rows(page, heads, head, places % heads.page_size)
     keys = load_halves(cache_ref, heads, rows, inside)
     keys = Halves(keys.first.astype(queries.first.dtype), keys.second.astype(queries.first.dtype))

@@ -100,6 +100,7 @@ def _cudnn_takes(
         and dim % 8 == 0
         and dim <= LARGEST_CUDNN_HEAD
         and scoring.causal
+        and scoring.chunk is None
         and scoring.soft_cap is None
         and sinks is None
         and slopes is None
@@ -114,8 +115,11 @@ def _cudnn(
     sinks: jax.Array | None,
     slopes: jax.Array | None,
 ) -> jax.Array:
-    if scoring.soft_cap is not None or sinks is not None or slopes is not None or not scoring.causal:
-        raise ValueError("cuDNN's attention is causal, has no soft cap, sinks or slopes: use implementation='xla'")
+    own = (scoring.chunk, scoring.soft_cap, sinks, slopes)
+    if any(one is not None for one in own) or not scoring.causal:
+        raise ValueError(
+            "cuDNN's attention is causal, has no chunks, soft cap, sinks or slopes: use implementation='xla'"
+        )
     queries = q.reshape(*q.shape[:2], -1, q.shape[4])
     window = None if scoring.window is None else (scoring.window - 1, 0)
     out = jax.nn.dot_product_attention(

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import jax
 from jaxtyping import Array, Int32
 
+PADDING_PAGE = 0
+"""The page that belongs to no row: what is not to be kept is written there."""
+
 
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
@@ -16,7 +19,7 @@ class PageLocations:
     Attributes:
         page: the page that a token's key and value are written to; 0 for a token that is not to be kept.
         offset: the token's place within that page.
-        page_table: position j of row i is in page page_table[i, j // page_size].
+        page_table: position j of row i is in page page_table[i, j // page_size]; 0 if no new token attends to it.
         lengths: the tokens of a row, the new ones included; 0 for a padding row.
         starts: where each row's new tokens begin, rising; None if every row has t / r of them: one, or as many as are
             verified.

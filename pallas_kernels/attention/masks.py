@@ -21,12 +21,30 @@ class Scoring:
         soft_cap: scores become soft_cap * tanh(score / soft_cap) (Gemma 2); None for no cap.
         window: a query attends to its own position and the window - 1 before it (Mistral); None for no limit.
         causal: whether a query attends to no later position. If False, a window reaches as far after it as before it.
+        chunk: a query attends to positions of its own chunk of so many only, the first of which starts at position 0
+            (Llama 4); None for no limit.
+
+    Raises:
+        ValueError: there is a chunk beside a window, or the attention of a chunk is not causal.
     """
 
     scale: float
     soft_cap: float | None = None
     window: int | None = None
     causal: bool = True
+    chunk: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.chunk is not None and (self.window is not None or not self.causal):
+            raise ValueError(
+                f"attention has chunk={self.chunk} with window={self.window} and causal={self.causal}; a chunk has no "
+                "window beside it and is causal"
+            )
+
+    @property
+    def is_limited(self) -> bool:
+        """Whether there are positions before a query that it does not attend to."""
+        return self.window is not None or self.chunk is not None
 
     def scores(self, products: Float[Array, "..."]) -> Float[Array, "..."]:
         """The scores, before any mask, from the products of queries and keys."""
@@ -43,8 +61,10 @@ class Scoring:
             near = True if self.window is None else jnp.abs(keys - queries) < self.window
             return jnp.broadcast_to(near, jnp.broadcast_shapes(queries.shape, keys.shape))
         causal = keys <= queries
-        return causal if self.window is None else causal & (keys > queries - self.window)
+        return causal & (keys >= self.first_visible(queries)) if self.is_limited else causal
 
     def first_visible(self, query: Int[Array, "..."]) -> Int[Array, "..."]:
         """The first position that a query at the given position attends to."""
+        if self.chunk is not None:
+            return jnp.maximum(query, 0) // self.chunk * self.chunk
         return jnp.zeros_like(query) if self.window is None else jnp.maximum(query - (self.window - 1), 0)

@@ -39,7 +39,7 @@ def takes(
     qkv: jax.Array, cache: jax.Array, scoring: Scoring, sinks: jax.Array | None, slopes: jax.Array | None
 ) -> bool:
     """Whether `attend` supports the arguments: plain causal attention, heads of 128 channels and a 16-bit dtype."""
-    plain = scoring.soft_cap is None and scoring.window is None and sinks is None and slopes is None
+    plain = scoring.soft_cap is None and not scoring.is_limited and sinks is None and slopes is None
     group, dim = qkv.shape[2] - 2, qkv.shape[3]
     shapes = dim == BLOCK and WARPGROUP_ROWS % group == 0 and BLOCK % cache.shape[3] == 0 and cache.shape[3] % 8 == 0
     return plain and shapes and qkv.dtype == cache.dtype and qkv.dtype in (jnp.bfloat16, jnp.float16)

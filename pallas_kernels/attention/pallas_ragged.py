@@ -207,10 +207,10 @@ def _kernel(
                 slopes=slopes,
             )  # fmt: skip
 
-        # Without a window, all of the tile attends to all of any block that ends before the tile's first position.
+        # Without a limit, all of the tile attends to all of any block that ends before the tile's first position.
         begin = jnp.maximum(scoring.first_visible(position), 0) // config.block
         whole = jnp.clip(position + 1, 0, length) // config.block
-        unmasked = begin if scoring.window is not None else whole
+        unmasked = begin if scoring.is_limited else whole
         running = RunningSoftmax.empty(place.shape, heads.padded_dim, jnp.exp2)
         running = lax.fori_loop(begin, unmasked, add_block(masked=False), running)
         running = lax.fori_loop(unmasked, pl.cdiv(last, config.block), add_block(masked=True), running)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int32
 
-from pallas_kernels.attention.locations import PageLocations
+from pallas_kernels.attention.locations import PADDING_PAGE, PageLocations
 from pallas_kernels.attention.masks import MASKED, Scoring
 from pallas_kernels.attention.rotary import Rotation, rotate
 from pallas_kernels.attention.softmax import RunningSoftmax
@@ -70,7 +70,7 @@ def _read_block(
 ) -> tuple[jax.Array, jax.Array]:
     """Float32 keys and values [r * h, width * page_size, d] of every row's pages from `block * width` on.
 
-    Values at or after position `ends` [r] of a row are 0.
+    Values at or after position `ends` [r] of a row are 0, and so are those of pages that were given back.
     """
     _, _, heads, page_size, head_dim = cache.shape
     pages = lax.dynamic_slice_in_dim(page_table, block * width, width, axis=1)
@@ -83,8 +83,8 @@ def _read_block(
         )
 
     positions = block * width * page_size + jnp.arange(width * page_size)
-    inside = positions < jnp.repeat(ends, heads)[:, None]
-    return read(first), jnp.where(inside[..., None], read(first + heads), 0)
+    inside = (positions < ends[:, None]) & jnp.repeat(pages != PADDING_PAGE, page_size, axis=1)
+    return read(first), jnp.where(jnp.repeat(inside, heads, axis=0)[..., None], read(first + heads), 0)
 
 
 def _weighted(values: jax.Array, weights: jax.Array) -> jax.Array:

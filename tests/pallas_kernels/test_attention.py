@@ -104,6 +104,7 @@ class Kind:
 
     soft_cap: float | None = None
     window: int | None = None
+    chunk: int | None = None
     rotated: float = 1.0
     sinks: bool = False
     slopes: bool = False
@@ -112,7 +113,7 @@ class Kind:
 
     @property
     def scoring(self) -> Scoring:
-        return Scoring(self.scale, self.soft_cap, self.window)
+        return Scoring(self.scale, self.soft_cap, self.window, chunk=self.chunk)
 
 
 PLAIN = Kind()
@@ -189,7 +190,11 @@ class Case:
             values = np.concatenate([self.values[row], new_values[first:end]])
             for token in range(first, end if length else first):
                 visible = length - (end - token) + 1
-                seen = slice(max(0, visible - (self.kind.window or visible)), visible)
+                first_seen = max(0, visible - (self.kind.window or visible))
+                if self.kind.chunk:
+                    of_last = (visible - 1) // self.kind.chunk
+                    first_seen = next(place for place in range(visible) if place // self.kind.chunk == of_last)
+                seen = slice(first_seen, visible)
                 scores = np.einsum("hgd,shd->hgs", queries[token], keys[seen]) * self.kind.scale
                 if cap := self.kind.soft_cap:
                     scores = cap * np.tanh(scores / cap)
@@ -293,6 +298,8 @@ ROWS, TOKENS, PAGES = 5, 96, 40
 KINDS = {
     "window": Kind(window=20),
     "window of one, sinks": Kind(window=1, sinks=True),
+    "chunk": Kind(chunk=24),
+    "chunk across blocks, sinks": Kind(chunk=90, soft_cap=1.5, sinks=True, slopes=True),
     "soft cap": Kind(soft_cap=1.5),
     "slopes": Kind(rotated=0, slopes=True),
     "norms": Kind(norms=True),
@@ -325,7 +332,7 @@ IMPLEMENTATIONS = {
     "kernels, split": Implementation(
         by_kernels(DecodeConfig(16, 4, 32, 4, 2), RaggedConfig(4, 64, 4, 2)),
         ("80 channels",),
-        ("window of one, sinks", "all"),
+        ("window of one, sinks", "chunk", "chunk across blocks, sinks", "all"),
     ),
     "gpu": Implementation(append_and_attend, needs_gpu=True),
     "gpu, long contexts": Implementation(compiled_as_for_long_contexts, needs_gpu=True),
@@ -389,8 +396,8 @@ SEVERAL = 3
 
 @pytest.mark.parametrize(
     "kind",
-    [Kind(), pytest.param(Kind(window=2, sinks=True), marks=pytest.mark.slow), KINDS["all"]],
-    ids=["plain", "near", "all"],
+    [Kind(), pytest.param(Kind(window=2, sinks=True), marks=pytest.mark.slow), Kind(chunk=33), KINDS["all"]],
+    ids=["plain", "near", "next chunk", "all"],
 )
 def test_decoding_several_tokens_of_each_row(attend: Attend, kind: Kind) -> None:
     """Contexts on both sides of the borders of a block, a row of new tokens alone, padding, and a token to drop."""
@@ -415,6 +422,20 @@ def test_every_kind_of_attention(attend: Attend, name: str, decode: bool) -> Non
     else:
         case = small_case([chunk(90, 45), chunk(0, 3), chunk(17, 1)], KINDS[name], tokens=TOKENS)
     check(attend, case, decode=decode)
+
+
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+@pytest.mark.parametrize("kind", [Kind(window=20), Kind(chunk=24)], ids=["window", "chunk"])
+def test_pages_that_were_given_back_are_not_looked_at(attend: Attend, kind: Kind, decode: bool) -> None:
+    """The page of padding stands for them, which may hold no numbers."""
+    rows = [Row(141), Row(60), Row(0), Row(1), Row(95)] if decode else [chunk(90, 45), chunk(0, 3), chunk(50, 1)]
+    case = small_case(rows, kind, tokens=None if decode else TOKENS)
+    table = case.page_table.copy()
+    for row, (length, new) in enumerate(rows):
+        first = length - new
+        seen = first - 19 if kind.window else first - first % 24
+        table[row, : max(0, seen) // SMALL.page_size] = 0
+    check(attend, replace(case, page_table=table), decode=decode)
 
 
 @pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
@@ -532,6 +553,27 @@ def test_rows_of_unequal_tokens_have_starts() -> None:
         append_and_attend(jnp.asarray(case.qkv), case.cache, case.locations(decode=True), scoring=Scoring(1.0))
 
 
+@pytest.mark.parametrize(("window", "chunk"), [(None, None), (1, None), (4, None), (None, 1), (None, 4), (None, 30)])
+def test_which_keys_a_query_attends_to(window: int | None, chunk: int | None) -> None:
+    scoring, places = Scoring(1.0, window=window, chunk=chunk), jnp.arange(23)
+    seen = np.array(
+        [
+            [key <= query and query - key < (window or 99) and key // (chunk or 99) == query // (chunk or 99)
+             for key in range(23)]
+            for query in range(23)
+        ]
+    )  # fmt: skip
+    np.testing.assert_array_equal(scoring.visible(places[:, None], places), seen)
+    np.testing.assert_array_equal(scoring.first_visible(places), seen.argmax(axis=1))
+    assert scoring.first_visible(jnp.array(-3)) == 0, "of a padding row"
+
+
+@pytest.mark.parametrize("beside", [{"window": 4}, {"causal": False}])
+def test_a_chunk_is_causal_and_has_no_window_beside_it(beside: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"attention has chunk=8 with window=.*; a chunk has no window beside it"):
+        Scoring(1.0, chunk=8, **beside)
+
+
 HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platform="gpu", num_cores=132)
 
 
@@ -540,8 +582,16 @@ HOPPER = jax.sharding.AbstractDevice(device_kind="NVIDIA H100 80GB HBM3", platfo
 @pytest.mark.parametrize("head_dim", [64, 80, 96, 128, 256])
 def test_kernels_lower_for_a_gpu(head_dim: int, dtype: npt.DTypeLike, cached: npt.DTypeLike) -> None:
     """Triton wants sizes and operations that the interpreter does not insist on."""
+    check_lowering(KINDS["all"], head_dim, dtype, cached or dtype)
+
+
+def test_kernels_for_chunks_lower_for_a_gpu() -> None:
+    check_lowering(KINDS["chunk across blocks, sinks"], 128, jnp.bfloat16, jnp.bfloat16)
+
+
+def check_lowering(kind: Kind, head_dim: int, dtype: npt.DTypeLike, cached: npt.DTypeLike) -> None:
     cases = [
-        make_case([chunk(9, new), chunk(40, new)], Shape(2, 4, head_dim, 32), KINDS["all"], dtype=cached or dtype)
+        make_case([chunk(9, new), chunk(40, new)], Shape(2, 4, head_dim, 32), kind, dtype=cached)
         for new in (1, SEVERAL)
     ]
     itemsize = np.dtype(dtype).itemsize
@@ -664,6 +714,7 @@ def test_the_kernel_for_hopper_lowers(shape: str) -> None:
     ("kind", "shape"),
     [
         (Kind(window=5), Shape(2, 4, 128, 32)),
+        (Kind(chunk=5), Shape(2, 4, 128, 32)),
         (Kind(soft_cap=3.0), Shape(2, 4, 128, 32)),
         (Kind(sinks=True), Shape(2, 4, 128, 32)),
         (Kind(slopes=True), Shape(2, 4, 128, 32)),

@@ -21,6 +21,7 @@ SCORINGS = {
     "window": Scoring(0.4, window=5),
     "soft cap": Scoring(0.7, soft_cap=2.0),
     "window of one": Scoring(1.0, window=1),
+    "chunk": Scoring(0.4, chunk=5),
 }
 
 
@@ -57,6 +58,8 @@ def expected(
         end = token + 1 if scoring.causal else first + (lengths[token // TOKENS] if lengths else TOKENS)
         if scoring.window is not None:
             first, end = max(first, token - scoring.window + 1), min(end, token + scoring.window)
+        if scoring.chunk is not None:
+            first = token - (token - first) % scoring.chunk
         seen = turned[first:end, head]
         scores = scoring.scale * seen[:, GROUP] @ turned[token, head, member]
         if scoring.soft_cap is not None:
@@ -140,6 +143,7 @@ def test_a_gpu_asks_cudnn_for_the_same(scoring: Scoring, calls: list[dict[str, A
         (jnp.float32, SCORINGS["causal"], False),
         (jnp.bfloat16, SCORINGS["soft cap"], False),
         (jnp.bfloat16, SCORINGS["causal"], True),
+        (jnp.bfloat16, SCORINGS["chunk"], False),
         (jnp.bfloat16, ENCODERS["both ways"], False),
     ],
 )
@@ -158,9 +162,10 @@ def test_xla_may_be_asked_for(chosen: Any, calls: list[dict[str, Any]]) -> None:
     assert len(calls) == (chosen is None)
 
 
-def test_cudnn_refuses_what_it_cannot() -> None:
-    with pytest.raises(ValueError, match=r"is causal, has no soft cap, sinks or slopes: use implementation='xla'"):
-        attend(jnp.asarray(QKV), SEQUENCES, scoring=SCORINGS["soft cap"], implementation="cudnn")
+@pytest.mark.parametrize("name", ["chunk", "soft cap"])
+def test_cudnn_refuses_what_it_cannot(name: str) -> None:
+    with pytest.raises(ValueError, match=r"is causal, has no chunks, soft cap, sinks .*: use implementation='xla'"):
+        attend(jnp.asarray(QKV), SEQUENCES, scoring=SCORINGS[name], implementation="cudnn")
 
 
 @pytest.mark.gpu

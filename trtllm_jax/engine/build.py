@@ -104,7 +104,7 @@ def _page_pools(
 ) -> tuple[list[Group], BlockPool, CacheEvents | None]:
     """The groups with so many pages each, the pool that statistics are about, and its events if they are kept."""
     groups = [
-        Group(BlockPool(count, spec.page_size, reuse=config.reuse), group.window)
+        Group(BlockPool(count, spec.page_size, reuse=config.reuse), group.reach)
         for count, group in zip(pages, spec.groups, strict=True)
     ]
     pool = counted_group(groups).pool

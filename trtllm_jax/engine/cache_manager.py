@@ -15,6 +15,7 @@ from trtllm_jax.engine.blocks import Blocks
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.engine.prefix import block_hash, chain_start, media_of_block
 from trtllm_jax.engine.request import Request
+from trtllm_jax.nn.reach import EVERYTHING, Reach
 
 Copy = tuple[int, int]
 """A page whose contents are copied, and the page that takes them."""
@@ -25,17 +26,17 @@ def pages_per_dispatch(limits: SchedulerLimits, page_size: int) -> int:
     return -(-limits.max_decode_tokens // page_size)
 
 
-def window_pages(window: int, tokens: int, page_size: int) -> int:
-    """The most pages that so many consecutive tokens read, of which each reads a window."""
-    return 1 - (-(window - 1 + tokens) // page_size)
+def read_pages(most: int, tokens: int, page_size: int) -> int:
+    """The most pages that so many consecutive tokens read, of which each reads `most` tokens, itself included."""
+    return 1 - (-(most - 1 + tokens) // page_size)
 
 
-def steady_pages(window: int, limits: SchedulerLimits, page_size: int) -> int:
-    """The most pages of a window's group that a sequence holds when it computes no prompt."""
-    # Between the bounds of a dispatch in flight lie tokens that may or may not be computed, and a fork of the sequence
-    # reads from the last token but one on. One page is for a chunk of a prompt that does not fill whole pages.
+def steady_pages(most: int, limits: SchedulerLimits, page_size: int) -> int:
+    """The most pages that a sequence holds when it computes no prompt, where each token reads `most` tokens."""
+    # Between the bounds of a dispatch in flight lie tokens that may or may not be computed, and what the token before
+    # them reads is kept for forks. One page is for a part of a prompt that does not fill whole pages.
     in_flight = limits.max_decode_tokens - limits.max_decode_steps
-    return window_pages(window, limits.max_decode_tokens + in_flight + 1, page_size) + 1
+    return read_pages(most, limits.max_decode_tokens + in_flight + 1, page_size) + 1
 
 
 def prompt_pages(limits: SchedulerLimits, page_size: int) -> int:
@@ -43,15 +44,15 @@ def prompt_pages(limits: SchedulerLimits, page_size: int) -> int:
     return -(-limits.max_num_tokens // page_size)
 
 
-def pool_pages(window: int | None, columns: int, limits: SchedulerLimits, page_size: int) -> int:
+def pool_pages(reach: Reach, columns: int, limits: SchedulerLimits, page_size: int) -> int:
     """The pages of a group, the padding page included, beside so many of a group that keeps all tokens.
 
-    A group of a window has no more than all sequences together hold at once, which does not grow with their length.
+    A group of limited reach has no more than all sequences together hold, which does not grow with their length.
     """
-    if window is None:
+    if reach.most is None:
         return columns
-    most = limits.max_batch_size * steady_pages(window, limits, page_size) + prompt_pages(limits, page_size)
-    return min(columns, 1 + most)
+    held = limits.max_batch_size * steady_pages(reach.most, limits, page_size) + prompt_pages(limits, page_size)
+    return min(columns, 1 + held)
 
 
 class Prefix(NamedTuple):
@@ -86,32 +87,40 @@ class Group:
 
     Args:
         pool: the pages.
-        window: tokens that a token reads, its own included; None for all before it.
+        reach: which tokens a token reads.
     """
 
-    def __init__(self, pool: BlockPool, window: int | None = None) -> None:
+    def __init__(self, pool: BlockPool, reach: Reach = EVERYTHING) -> None:
         self.pool = pool
-        self.window = window
+        self.reach = reach
         self.table = np.zeros((0, 0), np.int32)
         self.reserved = 0
         """Pages promised to running sequences: those still to come where all are kept, else their steady pages."""
         self.unreserved = 0
-        """Where there is a window, the other pages of running sequences, of which prompts need some for a step."""
+        """Where the reach is limited, the other pages of running sequences, of which prompts need some for a step."""
+
+    @property
+    def keeps_all(self) -> bool:
+        """Whether a token reads all before it, so that a running sequence keeps all its pages."""
+        return self.reach.most is None
 
     def first_column(self, position: int) -> int:
         """The column of the first page that the token at a position reads."""
-        return 0 if self.window is None else max(0, position + 1 - self.window) // self.pool.page_size
+        return self.reach.first(position) // self.pool.page_size
 
     def peak(self, tokens: int, step_tokens: int) -> int:
-        """The most pages that a sequence of so many tokens holds at once, with steps of at most `step_tokens`."""
-        every = -(-tokens // self.pool.page_size)
-        return every if self.window is None else min(every, window_pages(self.window, step_tokens, self.pool.page_size))
+        """The most pages that a sequence of so many tokens holds at once, with steps of at most `step_tokens`.
+
+        Those of the token before a step are held too.
+        """
+        every, most = -(-tokens // self.pool.page_size), self.reach.most
+        return every if most is None else min(every, read_pages(most, step_tokens + 1, self.pool.page_size))
 
     def promise(self, tokens: int, limits: SchedulerLimits, sign: int = 1) -> tuple[int, int]:
-        """What is reserved and not, once a sequence of so many tokens joins those of a window's group, or leaves."""
-        assert self.window is not None
-        every = -(-tokens // self.pool.page_size)
-        steady = min(every, steady_pages(self.window, limits, self.pool.page_size))
+        """What is reserved and not, once a sequence of so many tokens joins a group of limited reach, or leaves."""
+        every, most = -(-tokens // self.pool.page_size), self.reach.most
+        assert most is not None
+        steady = min(every, steady_pages(most, limits, self.pool.page_size))
         return self.reserved + sign * steady, self.unreserved + sign * (every - steady)
 
 
@@ -132,8 +141,8 @@ class KVCacheManager:
         self._reuse = groups[0].pool.reuse
         self._rope_stretch = rope_stretch
         self._limits = limits
-        self._with_chunks: list[Request] = []
-        """Sequences that hold more than steady pages of some window since the last plan."""
+        self._beyond_steady: list[Request] = []
+        """Sequences that hold more than steady pages of some group since the last plan."""
         self._pages_per_dispatch = pages_per_dispatch(limits, self._page_size)
         self._weights = 0
         self._allocated = self._reused = self._missed = 0
@@ -201,7 +210,7 @@ class KVCacheManager:
             group.table[request.slot] = PADDING_PAGE
             group.table[request.slot, : len(known)] = known
             blocks.first[index] = min(group.first_column(prefix.tokens), len(known))
-            if group.window is None:
+            if group.keeps_all:
                 group.reserved += self._pages_for(request.limit) - len(known)
                 self._hold(request, index, self._pages_for(request.total))
             else:
@@ -223,7 +232,7 @@ class KVCacheManager:
         now = group.peak(request.total, self._limits.max_step_tokens) - len(held)
         if not to_its_end:
             return room >= now + spare
-        if group.window is None:
+        if group.keeps_all:
             return room >= group.reserved + self._pages_for(request.limit) - len(known)
         # Whatever sequences share, each holds no more than its own pages.
         reserved, unreserved = group.promise(request.limit, self._limits)
@@ -249,12 +258,12 @@ class KVCacheManager:
         """The most leading blocks of which every group has what the token after them reads."""
         longest = len(hashes)
         for group in self._groups:
-            if group.window is None:
+            if group.keeps_all:
                 longest = min(longest, len(group.pool.match(hashes[:longest])))
-        unbroken = [list(_unbroken(group.pool, hashes[:longest])) for group in self._groups if group.window is not None]
-        windowed = [group for group in self._groups if group.window is not None]
+        limited = [group for group in self._groups if not group.keeps_all]
+        unbroken = [list(_unbroken(group.pool, hashes[:longest])) for group in limited]
         for blocks in range(longest, 0, -1):
-            first = (group.first_column(blocks * self._page_size) for group in windowed)
+            first = (group.first_column(blocks * self._page_size) for group in limited)
             if all(known[blocks - 1] >= blocks - column for known, column in zip(unbroken, first, strict=True)):
                 return blocks
         return 0
@@ -269,11 +278,10 @@ class KVCacheManager:
 
     def begin_plan(self) -> None:
         """Take back what prompts of the last plan needed for one step."""
-        for request in self._with_chunks:
+        for request in self._beyond_steady:
             if request.blocks is not None:
-                # A fork of it reads from its last token but one on.
-                self._give_back_unread(request, max(request.computed_min - 1, 0))
-        self._with_chunks.clear()
+                self._give_back_unread(request, request.computed_min)
+        self._beyond_steady.clear()
 
     def grow(self, request: Request, first: int, end: int) -> bool:
         """Hold pages for positions up to `end`, the next to be computed being `first`; False if the pools lack them.
@@ -297,8 +305,8 @@ class KVCacheManager:
         for request, index, pages in short:
             assert request.blocks is not None
             self._hold(request, index, len(request.blocks.pages[index]) + pages)
-            if request.prefilling and self._groups[index].window is not None:
-                self._with_chunks.append(request)
+            if request.prefilling and not self._groups[index].keeps_all:
+                self._beyond_steady.append(request)
         for request in goals:
             self._cover(_held(request))
         return True
@@ -321,7 +329,7 @@ class KVCacheManager:
         """Take a sequence's pages back."""
         assert request.blocks is not None
         for group, pages in zip(self._groups, request.blocks.pages, strict=True):
-            if group.window is None:
+            if group.keeps_all:
                 group.reserved -= self._pages_for(request.limit) - len(pages)
             else:
                 group.reserved, group.unreserved = group.promise(request.limit, self._limits, -1)
@@ -354,10 +362,13 @@ class KVCacheManager:
                 yield index, lacking
 
     def _give_back_unread(self, request: Request, position: int) -> None:
-        """Let go of the pages that no token from a position on reads, in the groups of windows."""
+        """Let go of the pages that no token from a position on reads, in the groups of limited reach.
+
+        Those of the token before it are kept: a fork that starts there computes that token again.
+        """
         for index, group in enumerate(self._groups):
-            if group.window is not None:
-                self._give_back(request, index, group.first_column(position))
+            if not group.keeps_all:
+                self._give_back(request, index, group.first_column(max(position - 1, 0)))
 
     def _give_back(self, request: Request, index: int, column: int) -> None:
         """Let go of the pages before a column, which no later token reads."""
@@ -380,7 +391,7 @@ class KVCacheManager:
         group.table[request.slot, pages - count : pages] = held[pages - count :]
         if group is self._counted:
             self._allocated += count
-        if group.window is None:
+        if group.keeps_all:
             group.reserved -= count
 
     def _cover(self, blocks: Blocks) -> None:
@@ -414,7 +425,7 @@ class KVCacheManager:
 
 def counted_group(groups: Sequence[Group]) -> Group:
     """The group whose pages statistics and events are about."""
-    return next((group for group in groups if group.window is None), groups[0])
+    return next((group for group in groups if group.keeps_all), groups[0])
 
 
 def _held(request: Request) -> Blocks:

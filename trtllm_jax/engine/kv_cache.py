@@ -61,7 +61,7 @@ class CacheSpec:
 
     def pages(self, columns: int, limits: SchedulerLimits) -> tuple[int, ...]:
         """The pages of each group, beside so many of a group that keeps all tokens; with the padding pages."""
-        return tuple(pool_pages(group.window, columns, limits, self.page_size) for group in self.groups)
+        return tuple(pool_pages(group.reach, columns, limits, self.page_size) for group in self.groups)
 
     def bytes_of(self, pages: Sequence[int]) -> int:
         """Bytes of so many pages of each group on one device."""

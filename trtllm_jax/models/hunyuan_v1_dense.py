@@ -93,8 +93,10 @@ def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, 
     residual, normed = layers.normalised(residual, config.norm(p, "attn_norm"), batch)
     qkv = layers.linear(normed, p["qkv"], batch, "embed", bias=p.get("qkv_bias"))
     qkv = rotate_queries_and_keys(qkv, batch.rotations[0])
-    qkv = layers.normalised_heads(qkv, config.head_norms(p), batch)
-    attended, cache = layers.attention(qkv, batch, cache, rotation=None, scale=config.head_dim**-0.5)
+    attended, cache = layers.attention(
+        qkv, batch, cache,
+        norms=config.head_norms(p), rotation=None, scale=config.head_dim**-0.5,
+    )  # fmt: skip
     residual = layers.add_linear(residual, attended, p["o"], batch, *HEADS, bias=p.get("o_bias"))
     with jax.named_scope("mlp"):
         residual, normed = layers.normalised(residual, config.norm(p, "mlp_norm"), batch)

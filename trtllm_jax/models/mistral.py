@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import jax.numpy as jnp
-from jaxtyping import Array, Float, Int32
 
 from checkpoints.error_text import short_repr
 from checkpoints.table import Weight
@@ -14,6 +12,7 @@ from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.config_fields import model_name, number, positive, require
 from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.growing_scale import GrowingScale
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, scaling_of
 from trtllm_jax.nn.table_rows import HEADS, LAYER
@@ -32,29 +31,6 @@ YARN = {
 }  # fmt: skip
 DEFAULTS_3 = {"num_key_value_heads": 8, "head_dim": 128, "max_position_embeddings": 262144, "rms_norm_eps": 1e-5}
 """What fields that are absent mean in Ministral 3."""
-
-
-class GrowingScale(NamedTuple):
-    """Queries grow with the logarithm of the trained lengths before them: times 1 + beta log(1 + position // trained).
-
-    (Nakanishi 2025, arXiv:2501.19399.)
-    """
-
-    beta: float
-    trained: int
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any]) -> "GrowingScale | None":
-        """That of the configuration's rope; None if it states no `llama_4_scaling_beta` above 0."""
-        rope = scaling_of(config)
-        beta = number(rope, "llama_4_scaling_beta", default=0.0)
-        return cls(beta, positive(rope, "original_max_position_embeddings")) if beta else None
-
-    def scaled(self, qkv: Float[Array, "t h qkv d"], positions: Int32[Array, " t"]) -> Float[Array, "t h qkv d"]:
-        """Fused projections, whose queries are scaled."""
-        scale = 1 + self.beta * jnp.log1p((positions // self.trained).astype(jnp.float32))
-        queries = qkv[:, :, :-2] * scale.astype(qkv.dtype)[:, None, None, None]
-        return jnp.concatenate([queries, qkv[:, :, -2:]], axis=2)
 
 
 @dataclass(frozen=True)
@@ -84,8 +60,15 @@ class Config(DecoderConfig):
         return cls(
             **fields,
             rope=Rope.from_config(config, fields["head_dim"]),
-            query_scale=GrowingScale.from_config(config) if name == "Ministral3" else None,
+            query_scale=_query_scale(config) if name == "Ministral3" else None,
         )
+
+
+def _query_scale(config: Mapping[str, Any]) -> GrowingScale | None:
+    """That of the configuration's rope; None if it states no `llama_4_scaling_beta` above 0."""
+    rope = scaling_of(config)
+    beta = number(rope, "llama_4_scaling_beta", default=0.0)
+    return GrowingScale(beta, positive(rope, "original_max_position_embeddings")) if beta else None
 
 
 def _require_one_window(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> None:

@@ -11,8 +11,8 @@ from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, positive, require
-from trtllm_jax.nn.decoder import SLIDING, DecoderConfig, decoder_fields, layer_windows
+from trtllm_jax.nn.config_fields import flag, require
+from trtllm_jax.nn.decoder import SLIDING, DecoderConfig, decoder_fields, layer_windows, rotated_layers
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope
 from trtllm_jax.nn.table_rows import HEADS, LAYER
@@ -51,7 +51,7 @@ class Config(DecoderConfig):
         require(config, hidden_act=("silu",))
         config = {"num_key_value_heads": 4, "max_position_embeddings": 32768, **config}
         fields = decoder_fields(config, tied=True)
-        rotated = _rotated(config, fields["num_layers"])
+        rotated = rotated_layers(config, fields["num_layers"])
         used = flag(config, "use_sliding_window")
         windowed = config if used else {**config, "sliding_window": None}
         fields["windows"] = layer_windows(windowed, fields["num_layers"], lambda index: not rotated[index])
@@ -67,20 +67,6 @@ class Config(DecoderConfig):
             attention_bias=flag(config, "attention_bias"),
             mlp_bias=flag(config, "mlp_bias"),
         )
-
-
-def _rotated(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
-    """Whether each layer rotates its heads: `no_rope_layers` says 1 of those that do."""
-    stated = config.get("no_rope_layers")
-    if stated is None:
-        interval = positive(config, "no_rope_layer_interval", default=4)
-        return tuple((index + 1) % interval != 0 for index in range(num_layers))
-    if not isinstance(stated, list) or len(stated) != num_layers or not all(one in (0, 1) for one in stated):
-        raise ValueError(
-            f"config.json has no_rope_layers={short_repr(stated)}; it must be a list of num_hidden_layers={num_layers} "
-            "numbers, 0 or 1"
-        )
-    return tuple(map(bool, stated))
 
 
 def table(config: Config) -> tuple[Weight, ...]:

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int32
 
 from pallas_kernels.attention import PageLocations, Rotation
+from pallas_kernels.attention.locations import PADDING_PAGE
 from trtllm_jax.nn.execution import DEFAULT_EXECUTION, Execution
 
 Cache = Float[Array, "..."] | None
@@ -16,9 +17,6 @@ Cache = Float[Array, "..."] | None
 
 Caches = tuple[jax.Array, ...]
 """The cache of every layer that has one of its own, in the order of the layers; empty for a batch without pages."""
-
-_UNKEPT = 0
-"""The page of a token whose key and value are not to be kept."""
 
 
 class RaggedRows(NamedTuple):
@@ -128,7 +126,7 @@ class Batch:
             rope_lengths=jnp.maximum(prompt_lengths[rows.row], positions + 1),
             groups=tuple(
                 PageLocations(
-                    page=jnp.where(rows.inside, table[rows.row, positions // page_size], _UNKEPT),
+                    page=jnp.where(rows.inside, table[rows.row, positions // page_size], PADDING_PAGE),
                     offset=positions % page_size,
                     page_table=table,
                     lengths=rows.lengths,
@@ -173,7 +171,7 @@ class Batch:
             rope_lengths=positions + 1,
             groups=tuple(
                 PageLocations(
-                    page=jnp.where(kept(table), table[row, positions // page_size], _UNKEPT),
+                    page=jnp.where(kept(table), table[row, positions // page_size], PADDING_PAGE),
                     offset=positions % page_size,
                     page_table=table,
                     lengths=lengths,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, Self
 
 from pallas_kernels.attention import cache_shape
+from trtllm_jax.nn.reach import EVERYTHING, Reach
 
 
 class PageArray(NamedTuple):
@@ -75,13 +76,12 @@ class CacheGroup:
     Attributes:
         layers: the indices of the layers.
         cache: the cache of each of these layers.
-        window: how many tokens a token attends to, itself included; None for no limit. It decides when a page is freed,
-            and which pages a cached prefix needs.
+        reach: which tokens a token attends to. It decides when a page is freed, and which pages a cached prefix needs.
     """
 
     layers: tuple[int, ...]
     cache: LayerCache
-    window: int | None = None
+    reach: Reach = EVERYTHING
 
 
 def places(groups: Iterable[CacheGroup]) -> dict[int, int]:

@@ -21,9 +21,10 @@ from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, MAX_LAYERS, count, flag, number, positive, require
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.pooling import last_token
+from trtllm_jax.nn.reach import Reach
 from trtllm_jax.nn.rope import Rope, context_stretch
 
-SLIDING, FULL = "sliding_attention", "full_attention"
+SLIDING, CHUNKED, FULL = "sliding_attention", "chunked_attention", "full_attention"
 """The kinds of layers that `layer_types` names."""
 
 HF_ACTIVATIONS: Mapping[str, Activation] = {
@@ -90,6 +91,11 @@ class DecoderConfig:
     def keys_and_values(self) -> KeysAndValues:
         """What a layer keeps of each token."""
         return KeysAndValues(self.kv_heads, self.head_dim)
+
+    @property
+    def reaches(self) -> tuple[Reach, ...]:
+        """Which tokens a token of each layer reads."""
+        return tuple(map(Reach, self.windows))
 
     def norm(self, params: Any, name: str) -> Norm:
         """The norm whose weight a layer's parameters, or the model's, have under this name."""
@@ -194,18 +200,64 @@ def layer_windows(
 
     `is_windowed` says it of configurations without `layer_types`, as older ones are.
     """
-    kinds = config.get("layer_types")
-    if kinds is None:
-        kinds = [SLIDING if is_windowed(index) else FULL for index in range(num_layers)]
-    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {SLIDING, FULL}:
-        raise ValueError(
-            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
-            f"names, {SLIDING!r} or {FULL!r}"
-        )
-    if SLIDING not in kinds or config.get("sliding_window") is None:
+    is_sliding = _layers_of(config, SLIDING, num_layers, is_windowed)
+    if not any(is_sliding) or config.get("sliding_window") is None:
         return (None,) * num_layers
     window = positive(config, "sliding_window")
-    return tuple(window if kind == SLIDING else None for kind in kinds)
+    return tuple(window if one else None for one in is_sliding)
+
+
+def layer_chunks(
+    config: Mapping[str, Any], num_layers: int, is_chunked: Callable[[int], bool]
+) -> tuple[int | None, ...]:
+    """How many tokens the chunks of each layer have, None for one that sees everything: `attention_chunk_size`.
+
+    `is_chunked` says which layers have chunks where no `layer_types` do. ValueError names a field that makes no sense.
+    """
+    is_limited = _layers_of(config, CHUNKED, num_layers, is_chunked)
+    chunk = positive(config, "attention_chunk_size") if any(is_limited) else None
+    return tuple(chunk if one else None for one in is_limited)
+
+
+def _layers_of(
+    config: Mapping[str, Any], kind: str, num_layers: int, is_of_kind: Callable[[int], bool]
+) -> tuple[bool, ...]:
+    """Whether each layer is of a kind, as `layer_types` say, or `is_of_kind` where there are none."""
+    kinds = config.get("layer_types")
+    if kinds is None:
+        return tuple(map(is_of_kind, range(num_layers)))
+    if not isinstance(kinds, list) or len(kinds) != num_layers or not set(map(str, kinds)) <= {kind, FULL}:
+        raise ValueError(
+            f"config.json has layer_types={short_repr(kinds)}; it must be a list of num_hidden_layers={num_layers} "
+            f"names, {kind!r} or {FULL!r}"
+        )
+    return tuple(one == kind for one in kinds)
+
+
+def rotated_layers(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ...]:
+    """Whether each layer rotates its heads: `no_rope_layers` says 1 of those that do.
+
+    Where it is absent, every layer does but each `no_rope_layer_interval`-th, by default each fourth
+    (Yang et al. 2025, arXiv:2501.18795).
+    """
+    stated = config.get("no_rope_layers")
+    if stated is None:
+        interval = positive(config, "no_rope_layer_interval", default=4)
+        return tuple((index + 1) % interval != 0 for index in range(num_layers))
+    if not isinstance(stated, list) or len(stated) != num_layers or not all(one in (0, 1) for one in stated):
+        raise ValueError(
+            f"config.json has no_rope_layers={short_repr(stated)}; it must be a list of num_hidden_layers={num_layers} "
+            "numbers, 0 or 1"
+        )
+    return tuple(map(bool, stated))
+
+
+def text_config(config: Mapping[str, Any], *, tied_beside: bool = True) -> dict[str, Any]:
+    """The language model's part of a configuration, where embeddings may be tied; usually that is said beside it."""
+    text = config["text_config"]
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
+    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")} if tied_beside else text
 
 
 def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:
@@ -222,10 +274,11 @@ def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | 
 
 
 def cache_spec(config: DecoderConfig) -> tuple[CacheGroup, ...]:
-    """A group for the layers of each window, those that see everything first."""
-    windows = sorted(set(config.windows), key=lambda window: (window is not None, window or 0))
-    of_window = {window: [index for index, one in enumerate(config.windows) if one == window] for window in windows}
-    return tuple(CacheGroup(tuple(found), config.keys_and_values, window) for window, found in of_window.items())
+    """A group for the layers of each reach, those that see everything first."""
+    reaches = config.reaches
+    ordered = sorted(set(reaches), key=lambda reach: (reach.most is not None, reach.most or 0))
+    of_reach = {reach: [index for index, one in enumerate(reaches) if one == reach] for reach in ordered}
+    return tuple(CacheGroup(tuple(found), config.keys_and_values, reach) for reach, found in of_reach.items())
 
 
 def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
@@ -234,8 +287,8 @@ def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
 
 
 def same_layer(config: DecoderConfig, index: int) -> int:
-    """The first layer that computes what layer `index` computes: one of the same window."""
-    return config.windows.index(config.windows[index])
+    """The first layer that computes what layer `index` computes: one that sees as far."""
+    return config.reaches.index(config.reaches[index])
 
 
 class _HasRope(Protocol):

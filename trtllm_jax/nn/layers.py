@@ -214,6 +214,7 @@ def attention(
     rotation: Rotation | None,
     scale: float,
     window: int | None = None,
+    chunk: int | None = None,
     soft_cap: float | None = None,
     sinks: Float[Array, "h g"] | None = None,
     slopes: Float[Array, "..."] | None = None,
@@ -229,13 +230,18 @@ def attention(
         rotation: one of `Batch.rotations`; None if the heads are not rotated.
         scale: the factor on the product of query and key.
         window: how many positions a query attends to, its own included; None for no limit.
+        chunk: how many positions a chunk has, beyond whose first a query attends to none (Llama 4); None for no limit.
         soft_cap: scores become soft_cap * tanh(score / soft_cap); None for no cap.
         sinks: for each query head a score that joins its softmax without a value; None for none.
         slopes: for each query head of the whole model, [kv_heads, group], what a score falls by with every position
             between key and query (ALiBi); None for nothing.
         causal: whether a query attends to no later position; may be False only without a cache.
+
+    Raises:
+        ValueError: there is a chunk beside a window, or the attention of a chunk is not causal; or a batch without
+            pages does not state the lengths of its sequences.
     """
-    scoring = Scoring(scale, soft_cap, window, causal)
+    scoring = Scoring(scale, soft_cap, window, causal, chunk)
     how = batch.execution
     if slopes is not None:
         slopes = _local_heads(slopes, qkv, how)

@@ -24,6 +24,7 @@ from trtllm_jax.engine.row_state import sampling_arrays
 from trtllm_jax.engine.sampling import Sampling
 from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.engine.step_output import StepOutput
+from trtllm_jax.nn.reach import EVERYTHING, Reach
 
 VOCAB = 24
 NO_EVICT, UTILIZATION = CapacityPolicy.GUARANTEED_NO_EVICT, CapacityPolicy.MAX_UTILIZATION
@@ -93,6 +94,12 @@ def pages_of(request: Request, group: int = 0) -> list[int]:
     return request.blocks.pages[group]
 
 
+def seen_from(reach: Reach, position: int) -> list[int]:
+    """The positions that the token at a position reads, its own included."""
+    window, chunk = reach.window or position + 1, reach.chunk or position + 1
+    return [key for key in range(position + 1) if position - key < window and key // chunk == position // chunk]
+
+
 class Entry(NamedTuple):
     """What a page holds at one offset: `context` sums up this token and all before it, `weights` is the
     oldest that any of them was computed with."""
@@ -115,11 +122,11 @@ class Device:
 
     def __init__(self, setup: Setup) -> None:
         self.page_size = setup.page_size
-        self.windows = setup.windows
+        self.reaches = setup.reaches
         self.tokens_per_iteration = setup.limits.max_tokens_per_iteration
         self.rows = [Row() for _ in range(setup.limits.max_batch_size)]
-        self.page_tables: list[dict[int, list[int]]] = [{} for _ in self.windows]
-        self.pages: list[dict[int, dict[int, Entry]]] = [{} for _ in self.windows]
+        self.page_tables: list[dict[int, list[int]]] = [{} for _ in self.reaches]
+        self.pages: list[dict[int, dict[int, Entry]]] = [{} for _ in self.reaches]
         self.prompt_tokens = 0
         self.weights = 0
         self.oldest: dict[Request, int] = {}
@@ -189,13 +196,24 @@ class Device:
 
     def _write(self, request: Request, slot: int, position: int, token: int) -> None:
         for group, pages in enumerate(self.pages):
-            before, weights = empty_context(request), self.weights
-            if position:
-                _, _, before, oldest = self._entry(group, slot, position - 1)
-                weights = min(weights, oldest)
+            before, weights = self._before(request, group, slot, position)
             page, offset = self.page_tables[group][slot][position // self.page_size], position % self.page_size
             assert page != PADDING_PAGE, "a real token is written to the padding page"
             pages.setdefault(page, {})[offset] = Entry(position, token, hash((before, token)), weights)
+
+    def _before(self, request: Request, group: int, slot: int, position: int) -> tuple[int, int]:
+        """What the tokens before a position sum up to, and the oldest weights of any of them.
+
+        The group itself knows where it sees the last of them; else another one does that sees it. Where none does, what
+        is written should not depend on it, and only stands for the sequence.
+        """
+        if not position:
+            return empty_context(request), self.weights
+        for one in (group, *range(len(self.reaches))):
+            if position - 1 in seen_from(self.reaches[one], position):
+                entry = self._entry(one, slot, position - 1)
+                return entry.context, min(self.weights, entry.weights)
+        return logits_after(request)[position - 1], self.weights
 
     def _entry(self, group: int, slot: int, position: int) -> Entry:
         page = self.pages[group][self.page_tables[group][slot][position // self.page_size]]
@@ -217,8 +235,8 @@ class Device:
         """The first `length` tokens, summed up; what each group still sees is compared with what belongs there."""
         request, slot = plan.requests[index], int(plan.slots[index])
         contexts, known = logits_after(request), unstopped(request)
-        for group, window in enumerate(self.windows):
-            for position in range(max(0, length - (window or length)), length):
+        for group, reach in enumerate(self.reaches):
+            for position in seen_from(reach, length - 1):
                 entry = self._entry(group, slot, position)
                 expected = (known[position], contexts[position])
                 assert (entry.token, entry.context) == expected, "the page holds another sequence"
@@ -234,7 +252,7 @@ class Setup:
     policy: CapacityPolicy = NO_EVICT
     reuse: bool = True
     overlap_scheduling: bool = True
-    windows: tuple[int | None, ...] = (None,)
+    reaches: tuple[Reach, ...] = (EVERYTHING,)
 
 
 class Simulation:
@@ -242,10 +260,10 @@ class Simulation:
 
     def __init__(self, setup: Setup) -> None:
         self.setup = setup
-        sizes = [pool_pages(window, setup.pages + 1, setup.limits, setup.page_size) for window in setup.windows]
+        sizes = [pool_pages(reach, setup.pages + 1, setup.limits, setup.page_size) for reach in setup.reaches]
         self.groups = [
-            Group(BlockPool(pages, setup.page_size, reuse=setup.reuse), window)
-            for pages, window in zip(sizes, setup.windows, strict=True)
+            Group(BlockPool(pages, setup.page_size, reuse=setup.reuse), reach)
+            for pages, reach in zip(sizes, setup.reaches, strict=True)
         ]
         self.scheduler = Scheduler(setup.limits, KVCacheManager(setup.limits, self.groups), setup.policy)
         self.device = Device(setup)
@@ -358,9 +376,10 @@ class Simulation:
             assert request.computed_min <= request.computed_max
             for group, pages in zip(self.groups, request.blocks.pages, strict=True):
                 assert len(pages) <= -(-request.limit // self.setup.page_size), "pages that it can never fill"
-                if group.window is not None:
+                limit = group.reach.window or group.reach.chunk
+                if limit is not None:
                     held = sum(page != PADDING_PAGE for page in pages)
-                    assert held <= 2 + (group.window + most) // self.setup.page_size, "pages that nobody reads"
+                    assert held <= 2 + (limit + most) // self.setup.page_size, "pages that nobody reads"
         if self.setup.policy is NO_EVICT:
             assert self.scheduler.counters.preempted == 0
 

@@ -15,6 +15,7 @@ from trtllm_jax.engine import kv_cache
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
+from trtllm_jax.nn.reach import Reach
 
 PAGE = 1000
 LIMITS = SchedulerLimits(max_batch_size=4, max_num_tokens=64, max_seq_len=4096, max_decode_steps=1)
@@ -75,9 +76,10 @@ def cpu_mesh() -> Any:
     return SimpleNamespace(devices=np.array([SimpleNamespace(platform="cpu")], object))
 
 
-def test_a_group_of_a_window_has_no_more_pages_than_its_sequences_hold() -> None:
-    """Of 4 sequences three pages each of their windows and one of a prompt, and 2 of a step of 64; a padding page."""
-    groups = [CacheGroup((0, 2), KeysAndValues(2, 8)), CacheGroup((1,), KeysAndValues(2, 8), window=32)]
+@pytest.mark.parametrize("reach", [Reach(window=32), Reach(chunk=32)], ids=["window", "chunk"])
+def test_a_group_of_limited_reach_has_no_more_pages_than_its_sequences_hold(reach: Reach) -> None:
+    """Of 4 sequences three pages each of what they see and one of a prompt, and 2 of a step of 64; a padding page."""
+    groups = [CacheGroup((0, 2), KeysAndValues(2, 8)), CacheGroup((1,), KeysAndValues(2, 8), reach)]
     spec = CacheSpec.of(groups, {}, 32, jnp.dtype("float32"), make_mesh(1))
     assert spec.pages(3, LIMITS) == (3, 3)
     assert spec.pages(100, LIMITS) == (100, 19)

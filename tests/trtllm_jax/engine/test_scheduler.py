@@ -16,6 +16,7 @@ from trtllm_jax.engine.logit_edits import LogitEdits
 from trtllm_jax.engine.request import FinishReason, Request
 from trtllm_jax.engine.scheduler import Scheduler
 from trtllm_jax.engine.step_output import StepOutput
+from trtllm_jax.nn.reach import EVERYTHING, Reach
 
 from .simulation import (
     NO_EVICT,
@@ -31,6 +32,13 @@ from .simulation import (
 
 ON_THE_HOST = LogitEdits(batched=True)
 CONTEXT = frozenset({"context_logits"})
+
+LIMITED = [
+    (EVERYTHING, Reach(window=3)), (Reach(window=2), EVERYTHING), (Reach(window=5),),
+    (Reach(window=4), Reach(window=9)), (EVERYTHING, Reach(chunk=3)), (Reach(chunk=4), EVERYTHING), (Reach(chunk=6),),
+    (Reach(chunk=5), Reach(window=4)),
+]  # fmt: skip
+"""What the layers of models with several cache groups, or with one that does not keep all tokens, see."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,7 @@ def setups(draw: st.DrawFn) -> Setup:
     max_seq_len = draw(st.integers(2, 30))
     batch = draw(st.integers(1, 5))
     pages = -(-max_seq_len // page_size) + draw(st.sampled_from([0, 1, 2, 4, 12, 100]))
-    windows = st.sampled_from([(None,), (None,), (None, 3), (2, None), (5,), (4, 9)])
+    reaches = st.sampled_from([(EVERYTHING,), (EVERYTHING,), *LIMITED])
     return Setup(
         limits=SchedulerLimits(
             max_batch_size=min(batch, pages),
@@ -77,7 +85,7 @@ def setups(draw: st.DrawFn) -> Setup:
             max_tokens_per_iteration=draw(st.sampled_from([1, 1, 1, 2, 4])),
             fixed_decode_steps=draw(st.booleans()),
         ),
-        windows=draw(windows),
+        reaches=draw(reaches),
         page_size=page_size,
         pages=pages,
         policy=draw(st.sampled_from(CapacityPolicy)),
@@ -232,15 +240,17 @@ def test_samples_that_have_not_started_compute_the_prompt_with_new_weights() -> 
     assert [fork.cached_tokens for fork in forks] == [0, 8]
 
 
+@pytest.mark.parametrize("reach", [EVERYTHING, Reach(window=3), Reach(chunk=8)], ids=["all", "window", "chunk"])
 @pytest.mark.parametrize("reuse", [True, False])
 @pytest.mark.parametrize(("length", "copies"), [(10, 3), (9, 0), (8, 3), (1, 0)])
-def test_samples_of_one_prompt_compute_it_once(length: int, copies: int, reuse: bool) -> None:
+def test_samples_of_one_prompt_compute_it_once(length: int, copies: int, reuse: bool, reach: Reach) -> None:
+    """Also where the next token begins a chunk, so that the first sample reads nothing of the prompt any more."""
     parent = make_request(range(length), 5)
     forks = [make_request(range(length), 5, seed, parent=parent) for seed in (1, 2, 3)]
-    simulation = ran(setup_of(reuse=reuse), parent, *forks)
+    simulation = ran(replace(setup_of(reuse=reuse), reaches=(reach, EVERYTHING)), parent, *forks)
     assert [fork.cached_tokens for fork in forks] == [length - 1] * 3
     assert simulation.device.prompt_tokens == length + 3
-    assert sum(len(of_group) for plan in simulation.plans for of_group in plan.copies) == copies
+    assert sum(len(of_group) for plan in simulation.plans for of_group in plan.copies) == 2 * copies
 
 
 def test_samples_outlive_a_first_one_that_is_aborted_before_they_start() -> None:
@@ -338,9 +348,10 @@ def test_a_fixed_number_of_steps_is_taken_where_nobody_waits() -> None:
     assert set(while_one_waits) == {1}
 
 
-def test_pages_behind_a_window_are_given_back_while_a_sequence_runs() -> None:
-    """Of 30 tokens on 15 pages no more than the window's and a step's are held: those of 6 tokens and of 4."""
-    setup = replace(setup_of(pages=20, page_size=2, length=40, tokens=4, steps=4), windows=(6,))
+@pytest.mark.parametrize("reach", [Reach(window=6), Reach(chunk=6)], ids=["window", "chunk"])
+def test_pages_that_nobody_reads_any_more_are_given_back_while_a_sequence_runs(reach: Reach) -> None:
+    """Of 30 tokens on 15 pages no more than what is seen and a step's are held: those of 6 tokens and of 4."""
+    setup = replace(setup_of(pages=20, page_size=2, length=40, tokens=4, steps=4), reaches=(reach,))
     simulation = Simulation(setup)
     simulation.submit(request := make_request(range(20), 10))
     most = 0
@@ -354,7 +365,9 @@ def test_pages_behind_a_window_are_given_back_while_a_sequence_runs() -> None:
 
 def test_prompts_take_their_pages_for_one_step_only() -> None:
     """Six prompts of 57 tokens, one a step: the pool has room for six windows and the pages of one prompt."""
-    setup = replace(setup_of(pages=1000, page_size=8, batch=6, tokens=63, length=128, steps=1), windows=(3,))
+    setup = replace(
+        setup_of(pages=1000, page_size=8, batch=6, tokens=63, length=128, steps=1), reaches=(Reach(window=3),)
+    )
     simulation = Simulation(setup)
     (group,) = simulation.groups
     assert group.pool.capacity == 6 * 3 + 8
@@ -366,15 +379,32 @@ def test_prompts_take_their_pages_for_one_step_only() -> None:
     simulation.run(1000)
 
 
-def test_a_prefix_is_found_as_long_as_its_window_is_held() -> None:
-    """What lies before the window may be lost: only a group that keeps every token needs it."""
-    setup = replace(setup_of(pages=12, page_size=2, length=24), windows=(6,))
+@pytest.mark.parametrize(
+    ("reach", "column"),
+    [(Reach(window=6), 5), (Reach(chunk=6), 6), (Reach(chunk=10), 5), (Reach(chunk=9), 4)],
+    ids=["11 on", "12 on", "10 on", "9 on"],
+)
+def test_a_prefix_is_found_as_long_as_what_is_seen_of_it_is_held(reach: Reach, column: int) -> None:
+    """What lies before may be lost: only a group that keeps every token needs it."""
+    setup = replace(setup_of(pages=12, page_size=2, length=24), reaches=(reach,))
     simulation = ran(setup, make_request(range(16), 1))
-    simulation.submit(again := make_request(range(20), 1, seed=1))
+    simulation.submit(again := make_request(range(18), 1, seed=1))
     simulation.run(100)
     assert again.cached_tokens == 16
-    first = pages_of_prefix(simulation, again)
-    assert first == 5, "the token at position 16 sees those from 11 on, in the pages from the sixth on"
+    assert pages_of_prefix(simulation, again) == column, "the page with the first that the token at position 16 sees"
+
+
+def test_a_prefix_that_ends_with_a_chunk_needs_no_page_of_it() -> None:
+    """No token after it reads any of them, in whatever state they are; another group still needs its own."""
+    other = make_request(range(30, 49), 1)
+    alone = ran(replace(setup_of(page_size=2), reaches=(Reach(chunk=6),)), other)
+    assert other.cached_tokens == 18, "where every layer is chunked, what is before the last chunk changes nothing"
+    assert alone.device.prompt_tokens == 1
+    beside = replace(setup_of(page_size=2), reaches=(Reach(chunk=6), EVERYTHING))
+    simulation = ran(beside, first := make_request(range(19), 1))
+    simulation.submit(again := make_request(range(20), 1, seed=1))
+    simulation.run(100)
+    assert (first.cached_tokens, again.cached_tokens) == (0, 18)
 
 
 def pages_of_prefix(simulation: Simulation, request: Request) -> int:

@@ -8,6 +8,7 @@ import pytest
 
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
 from trtllm_jax.nn.decoder import DecoderConfig, cache_spec, decoder_fields, layer_windows, same_layer
+from trtllm_jax.nn.reach import Reach
 
 KINDS = ["sliding_attention", "full_attention", "sliding_attention"]
 HF = {
@@ -44,7 +45,7 @@ def test_a_window_must_be_a_number_of_tokens() -> None:
 def test_layers_of_one_window_share_a_cache_group() -> None:
     fields, kept = decoder_fields(HF), KeysAndValues(2, 2)
     config = DecoderConfig(**fields | {"windows": (7, None, 7)})
-    assert cache_spec(config) == (CacheGroup((1,), kept), CacheGroup((0, 2), kept, 7))
+    assert cache_spec(config) == (CacheGroup((1,), kept), CacheGroup((0, 2), kept, Reach(window=7)))
     assert [same_layer(config, index) for index in range(3)] == [0, 1, 0]
     everything = DecoderConfig(**fields)
     assert cache_spec(everything) == (CacheGroup(tuple(range(everything.num_layers)), kept),)

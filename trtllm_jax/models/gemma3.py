@@ -6,12 +6,11 @@ from typing import Any
 
 import jax
 
-from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
+from trtllm_jax.nn.config_fields import above_zero, flag, positive, require, text_config
 from trtllm_jax.nn.decoder import FULL, SLIDING, OffsetNormConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
@@ -90,7 +89,7 @@ class Config(OffsetNormConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         nested = "text_config" in config
-        config = {**DEFAULTS, **(_text_config(config) if nested else config)}
+        config = {**DEFAULTS, **(text_config(config) if nested else config)}
         require(
             config,
             hidden_activation=("gelu_pytorch_tanh",),
@@ -113,14 +112,6 @@ class Config(OffsetNormConfig):
             query_scale=positive(config, "query_pre_attn_scalar") ** -0.5,
             logit_cap=above_zero(config, "final_logit_softcapping"),
         )
-
-
-def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration; whether embeddings are tied is said beside it."""
-    text = config["text_config"]
-    if not isinstance(text, dict):
-        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
-    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")}
 
 
 def table(config: Config) -> tuple[Weight, ...]:

@@ -16,7 +16,7 @@ from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
-from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, above_zero, count, flag, positive, require
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, above_zero, count, flag, positive, require, text_config
 from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Normed, Residual
@@ -82,7 +82,7 @@ class Config(DecoderConfig):
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
         nested = "text_config" in config
-        stated = _text_config(config) if nested else config
+        stated = text_config(config) if nested else config
         config = DEFAULTS | {field: value for field, value in stated.items() if value is not None}
         require(
             config,
@@ -126,14 +126,6 @@ class Config(DecoderConfig):
     def lends(self, index: int) -> bool:
         """Whether other layers attend to the keys and values of layer `index`."""
         return self.owners.count(index) > 1
-
-
-def _text_config(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The language model's part of a configuration; whether embeddings are tied is said beside it."""
-    text = config["text_config"]
-    if not isinstance(text, dict):
-        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
-    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")}
 
 
 def _full_head_dim(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> int:

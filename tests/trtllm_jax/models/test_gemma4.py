@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
-from checkpoints.table import expand, leaf_of, to_stored
-from sharding import Extents, make_mesh
-from trtllm_jax import generate_fn, load_model
+from sharding import make_mesh
+from trtllm_jax import generate_fn
 from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.steps import copy_pages
 from trtllm_jax.models import gemma4
 from trtllm_jax.models.gemma4 import Config, cache_of, cache_spec, same_layer
 from trtllm_jax.nn.model import Model
 
-from .paged import relative_error
+from .seeing import check_language_model, random_weights
 from .suite import ModelSuite
 from .tiny import TinyModel
 
@@ -133,7 +131,6 @@ def test_fields_that_make_no_sense_are_named(fields: dict[str, Any], message: st
         Config.from_hf(HF | fields)
 
 
-@torch.no_grad()
 def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
     """Its tensors have other names, and what it does not need is left alone: the eye, keys of layers that share."""
     vision = {
@@ -141,10 +138,7 @@ def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16,
     }  # fmt: skip
     whole = Gemma4Config(text_config=HF, vision_config=vision, audio_config=None)
-    torch.manual_seed(0)
-    reference = Gemma4ForConditionalGeneration(whole).eval()
-    for name, weight in reference.named_parameters():
-        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3)
+    reference = random_weights(Gemma4ForConditionalGeneration(whole))
     for index, of_layer in enumerate(reference.model.language_model.layers):
         of_layer.layer_scalar.fill_(0.5 + index / 4)
     reference.save_pretrained(tmp_path)
@@ -152,14 +146,4 @@ def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
     unused = {f"model.language_model.layers.5.self_attn.{name}.weight": np.ones(3) for name in ("k_proj", "k_norm")}
     save_file(files | unused, tmp_path / "model.safetensors")
 
-    model, params = load_model(tmp_path, dtype="float32")
-    ids = np.random.default_rng(0).integers(0, 101, (1, 41))
-    expected = reference(torch.tensor(ids), use_cache=False).logits[0].numpy()
-    assert relative_error(np.asarray(jax.jit(model)(params, ids))[0], expected) < 1e-4
-
-    rows = expand(model.module.table(model.config), model.config.num_layers)
-    extents = Extents(model.config.sizes)
-    stored = dict(pair for row in rows for pair in to_stored(row, leaf_of(params, row.path), extents))
-    assert stored.keys() == {name for name in files if name.startswith("model.language_model.")}
-    for name, values in stored.items():
-        np.testing.assert_array_equal(values, files[name], err_msg=name)
+    check_language_model(reference, tmp_path, "model.language_model.", unused)

@@ -49,9 +49,24 @@ class TestGemma4(ModelSuite):
             num_hidden_layers=3,
             tie_word_embeddings=False,
         ),
+        "sharing, keys are values, repeated heads": config(
+            attention_k_eq_v=True,
+            attention_bias=True,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            num_global_key_value_heads=2,
+        ),
+        "31B: keys are values, other heads": config(
+            attention_k_eq_v=True,
+            num_global_key_value_heads=2,
+            hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0,
+            layer_types=[LOCAL, LOCAL, FULL],
+            num_hidden_layers=3,
+        ),
     }
-    served = ("sharing, double-wide, capped",)
-    slow = ("sharing, biases, 2 groups", "nothing shared, no inputs of layers, not tied")
+    served = ("sharing, double-wide, capped", "31B: keys are values, other heads")
+    slow = tuple(configs)[1:-1]
 
     @pytest.mark.slow
     def test_a_generation_allocates_the_caches_of_owners(self, tiny: TinyModel) -> None:
@@ -84,6 +99,16 @@ def test_the_size_of_heads_is_stated_in_two_ways() -> None:
     assert Config.from_hf(published) == Config.from_hf(HF)
 
 
+@pytest.mark.parametrize("keys_are_values", [True, False])
+def test_the_number_of_key_value_heads_is_stated_in_two_ways(keys_are_values: bool) -> None:
+    """The older way counts only where values are keys."""
+    published = {name: value for name, value in HF.items() if name != "per_layer_config"}
+    published |= {"global_head_dim": 24, "num_global_key_value_heads": 2, "attention_k_eq_v": keys_are_values}
+    read = Config.from_hf(published)
+    assert read == Config.from_hf(Gemma4TextConfig(**copy.deepcopy(published)).to_dict())
+    assert read.full_kv_heads == (2 if keys_are_values else 3)
+
+
 def test_layers_that_share_have_no_cache_of_their_own() -> None:
     """The memory of a token is that of the owners, whose heads differ in size."""
     model = Config.from_hf(HF)
@@ -109,17 +134,25 @@ def test_the_pages_of_owners_are_copied() -> None:
     [
         ({"hidden_activation": "gelu"}, r"hidden_activation='gelu'; supported here: 'gelu_pytorch_tanh'"),
         ({"enable_moe_block": True}, r"enable_moe_block=True; supported here: False"),
-        ({"attention_k_eq_v": True}, r"attention_k_eq_v=True; supported here: False"),
+        ({"attention_k_eq_v": 1}, r"attention_k_eq_v=1; it must be true or false"),
         ({"use_bidirectional_attention": "all"}, r"use_bidirectional_attention='all'; supported here: None, 'vision'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"rope_scaling=.*; supported here: None"),
         ({"vocab_size_per_layer_input": 90}, r"vocab_size_per_layer_input=90; supported here: 101"),
         ({"num_kv_shared_layers": 6}, r"num_kv_shared_layers=6; it must be a whole number from 0 to 5"),
         ({"num_kv_shared_layers": 4}, r"num_kv_shared_layers=4, which leaves no layer with keys and values for some"),
-        ({"per_layer_config": []}, r"per_layer_config=\[\]; supported here: one head_dim of all"),
-        ({"per_layer_config": {"2": {"head_dim": 24}}}, r"per_layer_config=.*supported here: one head_dim of all"),
+        ({"per_layer_config": []}, r"per_layer_config=\[\]; supported here: one head_dim and one"),
+        ({"per_layer_config": {"2": {"head_dim": 24}}}, r"per_layer_config=.*supported here: one head_dim and one"),
         (
-            {"per_layer_config": {key: {"head_dim": 24, "num_key_value_heads": 1} for key in "245"}},
+            {"per_layer_config": {key: {"head_dim": 24, "num_attention_heads": 1} for key in "245"}},
             r"per_layer_config=.*see everything \(2, 4, 5\), and nothing else",
+        ),
+        (
+            {"per_layer_config": {key: {"head_dim": 24, "num_key_value_heads": 4} for key in "245"}},
+            r"num_attention_heads=6 is not a multiple of num_key_value_heads=4, which",
+        ),
+        (
+            {"per_layer_config": None, "attention_k_eq_v": True, "num_global_key_value_heads": 4},
+            r"num_attention_heads=6 is not a multiple of num_global_key_value_heads=4, which",
         ),
         ({"sliding_window": 0}, r"sliding_window=0; it must be a whole number"),
         ({"layer_types": ["chunked_attention"] * 6}, r"layer_types=\['chunked_attention'"),

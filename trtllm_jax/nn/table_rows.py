@@ -18,17 +18,23 @@ PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
 
 
 def vocabulary(
-    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
+    config: DecoderConfig,
+    embedding: str = "model.embed_tokens",
+    head: str = "lm_head",
+    *,
+    bias: bool = False,
+    channels: str = "embed",
 ) -> list[Weight]:
     """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
 
-    With a bias there is `head_bias` too, but not of a classifier.
+    With a bias there is `head_bias` too, but not of a classifier. `channels` is the axis of an embedding.
     """
-    weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
+    vocab, labels = f"vocab {channels}", f"labels {channels}"
+    weights = [Weight("embed", vocab, (Stored(f"{embedding}.weight", vocab),))]
     if config.labels:
-        weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
+        weights.append(Weight("head", labels, (Stored("score.weight", labels),)))
     elif not config.tied:
-        weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+        weights.append(Weight("head", vocab, (Stored(f"{head}.weight", vocab),)))
     if bias and not config.labels:
         weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights

@@ -76,6 +76,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "GPT-NeoX, 5 classes": ("GPTNeoXForSequenceClassification", MANY_HEADS),
     "MPT, 5 classes": ("MptForSequenceClassification", MANY_HEADS),
     "OPT, 5 classes": ("OPTForSequenceClassification", MANY_HEADS | {"ffn_dim": 90, "word_embed_proj_dim": 48}),
+    "OPT 350M, 5 classes": (
+        "OPTForSequenceClassification",
+        MANY_HEADS | {"ffn_dim": 90, "word_embed_proj_dim": 26, "do_layer_norm_before": False},
+    ),
 }
 LENGTHS = (30, 11, 1)
 

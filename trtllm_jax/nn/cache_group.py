@@ -1,6 +1,6 @@
 """Cache groups: the layers whose caches are allocated, freed and reused together, and the contents of their pages.
 
-A layer in no group keeps nothing of its own: it may read the cache of one that does.
+A layer in no group keeps nothing of its own: it may read the cache of one that does, or needs none.
 """
 
 from collections.abc import Iterable, Mapping

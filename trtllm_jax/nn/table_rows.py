@@ -3,6 +3,10 @@
 An architecture's `table` puts rows from here together with its own. A module's name is an argument where others differ.
 """
 
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 from checkpoints.table import Stored, Weight
 from trtllm_jax.nn.decoder import DecoderConfig
 
@@ -160,6 +164,30 @@ def stacked_mlp(
         weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", both("bias", "(two mlp)"), fuse="two"))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
     return weights
+
+
+def of_layer(rows: Iterable[Weight], index: int, stored: int, suffixes: Mapping[str, str]) -> list[Weight]:
+    """The rows of layer `index`, which the checkpoint numbers `stored`, in a model whose layers differ in sizes.
+
+    `suffixes` has what the names of axes with extents of its own end with: "/8" makes "kv_heads/8" of "kv_heads".
+    """
+
+    def named(axes: str) -> str:
+        return re.sub(r"[^\s()]+", lambda axis: axis[0] + suffixes.get(axis[0], ""), axes)
+
+    def own(tensor: Stored) -> Stored:
+        size = named(tensor.size) if isinstance(tensor.size, str) else tensor.size
+        return Stored(tensor.name.replace("{i}", str(stored)), named(tensor.layout), size)
+
+    return [
+        replace(
+            row,
+            path=row.path.replace("{i}", str(index)),
+            axes=named(row.axes),
+            stored=tuple(own(tensor) for tensor in row.stored),
+        )
+        for row in rows
+    ]
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:

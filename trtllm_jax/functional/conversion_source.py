@@ -11,7 +11,7 @@ from checkpoints.source import TensorSource
 from checkpoints.table import Sizes, Weight, blocks, expand, stored_shapes
 from sharding import Extents
 from trtllm_jax.logger import logger
-from trtllm_jax.models import architecture, gguf_architectures
+from trtllm_jax.models import configured, gguf_architectures
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -60,8 +60,7 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
     source = checkpoint.tensors
     if unchanged:
         return SourceWeights(source, tuple(source.info), (), {})
-    module = architecture(checkpoint.config)
-    model = module.Config.from_hf(checkpoint.config)
+    module, model = configured(checkpoint.config)
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
     ignore = ignorable(checkpoint.config, getattr(module, "IGNORED", ()))

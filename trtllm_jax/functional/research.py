@@ -11,7 +11,7 @@ from sharding import make_mesh
 from trtllm_jax.common.strict_model import DType, StrictModel
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
-from trtllm_jax.models import architecture, gguf_architectures
+from trtllm_jax.models import configured, gguf_architectures
 from trtllm_jax.nn.pooling import How, Pooling
 from trtllm_jax.text.tokenizer_loading import stated_end_ids
 
@@ -72,8 +72,7 @@ def open_model(
     Arguments and errors as for `load_model`.
     """
     checkpoint = open_checkpoint(model, revision=revision, gguf_architectures=gguf_architectures())
-    module = architecture(checkpoint.config)
-    config = module.Config.from_hf(checkpoint.config)
+    module, config = configured(checkpoint.config)
     encoder = not module.cache_spec(config)
     stated = stated_pooling(checkpoint.path) if checkpoint.path.is_dir() else None
     # Each of an encoder's hidden states depends on the whole text, of a decoder's only the last one.

@@ -62,7 +62,8 @@ class DecoderConfig:
         tied: whether the logits are computed with the embeddings.
         max_position: tokens of the longest sequence.
         windows: for each layer the number of tokens that a token sees, itself included; None for all.
-        labels: classes of a sequence classifier; 0 for a model of next tokens.
+        labels: classes of a sequence classifier; 0 for other models.
+        bare: whether the checkpoint has no head, and the model hidden states alone.
     """
 
     vocab: int
@@ -77,6 +78,7 @@ class DecoderConfig:
     max_position: int
     windows: tuple[int | None, ...]
     labels: int = field(default=0, kw_only=True)
+    bare: bool = field(default=False, kw_only=True)
 
     @property
     def sizes(self) -> dict[str, int]:

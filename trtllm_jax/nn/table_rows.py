@@ -31,10 +31,13 @@ def vocabulary(
 ) -> list[Weight]:
     """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
 
-    With a bias there is `head_bias` too, but not of a classifier. `channels` is the axis of an embedding.
+    With a bias there is `head_bias` too, but not of a classifier. Of a bare decoder there is `embed` alone. `channels`
+    is the axis of an embedding.
     """
     vocab, labels = f"vocab {channels}", f"labels {channels}"
     weights = [Weight("embed", vocab, (Stored(f"{embedding}.weight", vocab),))]
+    if config.bare:
+        return weights
     if config.labels:
         weights.append(Weight("head", labels, (Stored("score.weight", labels),)))
     elif not config.tied:

@@ -80,6 +80,7 @@ class Config(DecoderConfig):
         kv_heads = positive(config, "num_attention_heads") // min(groups)
         widest = max((block.mlp for block in blocks if isinstance(block.mlp, int)), default=MULTIPLE)
         fields = decoder_fields({**config, "num_key_value_heads": kv_heads, "intermediate_size": widest})
+        require_whole_heads(config)
         return cls(
             **fields | {"num_layers": len(blocks), "windows": (None,) * len(blocks)},
             rope=Rope.from_config(config, fields["head_dim"]),
@@ -95,7 +96,6 @@ def _blocks(config: Mapping[str, Any]) -> tuple[Block, ...]:
             f"config.json has block_configs={short_repr(stated)}; it must be a list of num_hidden_layers={num_layers} "
             "objects"
         )
-    require_whole_heads(config)
     found = (_block(config, index, record) for index, record in enumerate(stated))
     return tuple(block for block in found if (block.group, block.mlp) != (None, None))
 

@@ -174,6 +174,7 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
         ({"block_configs": None}, r"block_configs=None; it must be a list of num_hidden_layers=5 objects"),
         ({"block_configs": [1] * 5}, r"block_configs\[0\].attention=None; it must be an object"),
         ({"block_configs": [block(NOTHING, 8.0)] * 5}, r"block_configs without attention in any layer"),
+        ({"hidden_size": None}, r"lacks hidden_size"),
         ({"hidden_size": 50}, r"hidden_size=50 is not a multiple of num_attention_heads=6"),
         (changed("attention", num_sink_tokens=4), r"block_configs\[0\].attention.num_sink_tokens=4; supported here: "),
         (changed("attention", window_length=64), r"block_configs\[0\].attention.window_length=64; supported here: "),

@@ -13,13 +13,24 @@ from sharding.extents import Extents, Repetition
 DEFAULT_RULES: Mapping[str, tuple[str, ...]] = {"vocab": ("tp",), "kv_heads": ("tp",), "mlp": ("tp",)}
 """The mesh axes that split each logical axis, outermost first. Axes not listed are replicated."""
 
+SEPARATOR = "/"
+"""Before it is the name of an axis, behind it what some layers have an extent of their own for: `kv_heads/wide`."""
+
 SHARED_BY: Mapping[str, str] = {"kv_heads": "group"}
 """For a logical axis, the axis along which each of its indices is shared: a key-value head by a group of queries."""
+
+
+def general(axis: str) -> str:
+    """The axis whose rules another one follows: `kv_heads` for `kv_heads/wide`, and for itself."""
+    return axis.partition(SEPARATOR)[0]
 
 
 @dataclass(frozen=True)
 class ShardingRules:
     """The placement of arrays with named logical axes on one mesh; hashable, so that it may be static in jit.
+
+    Where layers differ in the extent of an axis, the one of some has a name of its own, `kv_heads/wide`, beside
+    `group/wide`; it is split, padded and repeated as the one before the slash.
 
     Attributes:
         mesh: the devices.
@@ -31,7 +42,7 @@ class ShardingRules:
 
     def mesh_axes(self, *logical: str) -> tuple[str, ...]:
         """The mesh axes that split any of the `logical` axes, in order."""
-        named = (name for axis in logical for name in self.table.get(axis, ()))
+        named = (name for axis in logical for name in self.table.get(general(axis), ()))
         return tuple(name for name in dict.fromkeys(named) if name in self.mesh.shape)
 
     def spec(self, axes: Sequence[str]) -> P:
@@ -58,7 +69,7 @@ class ShardingRules:
         """
         padded: dict[str, int] = {}
         repetitions: list[Repetition] = []
-        for axis in (axis for axis in self.table if axis in sizes):
+        for axis in (axis for axis in sizes if general(axis) in self.table):
             repetition = self._repetition(axis, sizes)
             if repetition is None:
                 parts = self.parts(axis)
@@ -69,8 +80,11 @@ class ShardingRules:
 
     def _repetition(self, axis: str, sizes: Mapping[str, int]) -> Repetition | None:
         times, left = divmod(self.parts(axis), sizes[axis])
-        shared_by = SHARED_BY.get(axis)
-        if shared_by is None or times < 2 or left or sizes.get(shared_by, 1) % times:
+        base = general(axis)
+        if base not in SHARED_BY:
+            return None
+        shared_by = SHARED_BY[base] + axis.removeprefix(base)
+        if times < 2 or left or sizes.get(shared_by, 1) % times:
             return None
         return Repetition(axis, shared_by, times)
 

@@ -106,6 +106,17 @@ def test_the_four_key_heads_of_qwen3_235b_are_held_twice_on_eight_devices() -> N
 
 
 @pytest.mark.multi_device(8)
+def test_an_axis_of_some_layers_follows_the_rules_of_the_one_that_it_is_named_after() -> None:
+    """Gemma 4 31B: 16 key-value heads in most layers, and 4 where all queries are shared by so many."""
+    rules = ShardingRules(make_mesh(8))
+    sizes = {"kv_heads": 16, "group": 2, "kv_heads/full": 4, "group/full": 8, "mlp/wide": 90}
+    extents = rules.extents(sizes)
+    assert extents.repetitions == (Repetition("kv_heads/full", "group/full", 2),)
+    assert [extents[axis] for axis in sizes] == [16, 2, 8, 4, 96]
+    assert rules.spec(("kv_heads/full", "group/full", "embed")) == rules.spec(("kv_heads", "group", "embed"))
+
+
+@pytest.mark.multi_device(8)
 @given(heads=st.integers(1, 16), group=st.integers(1, 16), devices=st.integers(1, 8))
 def test_heads_are_repeated_exactly_where_no_query_head_is_added(heads: int, group: int, devices: int) -> None:
     extents = ShardingRules(make_mesh(devices)).extents({"kv_heads": heads, "group": group})

@@ -10,7 +10,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.model_files import write_model_files
 from checkpoints.orbax_folder import ARRAYS_FOLDER
 from checkpoints.output_folder import new_folder
-from sharding import DEFAULT_RULES
+from sharding import DEFAULT_RULES, general
 from trtllm_jax.engine import device_memory
 from trtllm_jax.functional.conversion_source import (
     SourceWeights,
@@ -123,7 +123,7 @@ def _write(
                 folder / ARRAYS_FOLDER,
                 sizes=weights.sizes,
                 infos=infos,
-                split=frozenset(DEFAULT_RULES),
+                split=frozenset(axis for axis in weights.sizes if general(axis) in DEFAULT_RULES),
                 progress=show,
             )
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from checkpoints.table import expand, leaf_of
 from trtllm_jax.functional.model import Model
 from trtllm_jax.nn.batch import Batch, Caches, RaggedRows
-from trtllm_jax.nn.cache_group import PageArray
+from trtllm_jax.nn.cache_group import LayerCache, PageArray
 from trtllm_jax.nn.dtypes import activation_dtype
 
 PAGE_SIZE = 32
@@ -39,14 +39,14 @@ def prefill(
 def _empty_caches(model: Model, params: Any, pages: int) -> Caches:
     """The cache of each layer that has one, for the key-value heads in `params`, including padded ones."""
     dtype = activation_dtype(model.weight_dtype(params), model.platform)
-    heads = _extent_in(params, model, "kv_heads")
 
     def empty(array: PageArray) -> jax.Array:
         return jnp.zeros((pages, *array.shape), array.dtype or dtype)
 
-    cache_of = {
-        layer: group.cache.resized({"kv_heads": heads}) for group in model.cache_groups for layer in group.layers
-    }
+    def resized(cache: LayerCache) -> LayerCache:
+        return cache.resized({axis: _extent_in(params, model, axis) for axis in cache.sizes})
+
+    cache_of = {layer: resized(group.cache) for group in model.cache_groups for layer in group.layers}
     of_page = tuple(cache_of[layer].page(PAGE_SIZE) for layer in sorted(cache_of))
     caches: Caches = jax.tree.map(empty, of_page, is_leaf=lambda leaf: isinstance(leaf, PageArray))
     return caches

@@ -3,6 +3,7 @@
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
@@ -22,8 +23,7 @@ def architecture(config: Mapping[str, Any]) -> ModuleType:
             f"config.json has quantization_config={short_repr(config['quantization_config'])}; quantised weights are "
             "read from GGUF files only: give a checkpoint in bfloat16, float16 or float32"
         )
-    stated = config.get("architectures")
-    wanted = stated[0] if isinstance(stated, list) and stated else stated or None
+    wanted = _stated_name(config)
     for module in _modules():
         if wanted in module.ARCHITECTURES:
             return module
@@ -37,15 +37,42 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[ModuleType, Any]:
 
     ValueError names the folder or file, and what of its configuration is missing, makes no sense or is not supported.
     """
-    stated = checkpoint.config
     with checkpoint.named_in_errors():
-        module = architecture(stated)
-        return module, module.Config.from_hf(stated)
+        return _configured(checkpoint.config)
 
 
 def unread_tensors(module: ModuleType, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The tensors that a checkpoint of an architecture and this config.json may hold although nothing reads them."""
     return ignorable(config, getattr(module, "IGNORED", ()))
+
+
+def _configured(config: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """The module that implements a config.json, and the `Config` that it reads from it; ValueErrors are those of both.
+
+    The bare name of a decoder, such as "MistralModel", stands for its hidden states: the checkpoint has no head.
+    """
+    full_name = _full_name(config)
+    if full_name is None:
+        module = architecture(config)
+        return module, module.Config.from_hf(config)
+    named = {**config, "architectures": [full_name]}
+    module = architecture(named)
+    return module, replace(module.Config.from_hf(named), bare=True)
+
+
+def _full_name(config: Mapping[str, Any]) -> str | None:
+    """The name with logits of a decoder whose bare name is stated; None for any other, and for one that sees."""
+    wanted, known = _stated_name(config), supported()
+    if not isinstance(wanted, str) or wanted in known or not wanted.endswith("Model") or "text_config" in config:
+        return None
+    base = wanted.removesuffix("Model")
+    return next((name for name in (f"{base}ForCausalLM", f"{base}LMHeadModel") if name in known), None)
+
+
+def _stated_name(config: Mapping[str, Any]) -> Any:
+    """The first name in `architectures`, or the one that it is; None if there is none."""
+    stated = config.get("architectures")
+    return stated[0] if isinstance(stated, list) and stated else stated or None
 
 
 def supported() -> dict[str, str]:

@@ -10,8 +10,8 @@ from checkpoints.gguf_architecture import GgufArchitecture, query_scalar
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import above_zero, flag, positive, require
-from trtllm_jax.nn.decoder import FULL, SLIDING, OffsetNormConfig, decoder_fields, layer_windows, text_config
+from trtllm_jax.nn.config_fields import above_zero, flag, positive, require, text_config
+from trtllm_jax.nn.decoder import FULL, SLIDING, OffsetNormConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type

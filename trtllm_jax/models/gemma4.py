@@ -1,4 +1,4 @@
-"""Gemma 4's E2B and E4B, whose last layers share keys and values; of those that see and hear the language model."""
+"""Gemma 4's E2B, E4B and 31B; of those that see and hear the language model."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -16,8 +16,8 @@ from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
 from trtllm_jax.nn.cache_group import CacheGroup, KeysAndValues
-from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, above_zero, count, flag, positive, require
-from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows, text_config
+from trtllm_jax.nn.config_fields import MAX_HEAD_DIM, above_zero, count, flag, positive, require, text_config
+from trtllm_jax.nn.decoder import FULL, SLIDING, DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.execution import Execution
 from trtllm_jax.nn.layers import Normed, Residual
 from trtllm_jax.nn.rope import Rope, of_layer_type
@@ -42,17 +42,22 @@ DEFAULTS = {
 }  # fmt: skip
 """What fields that are absent mean."""
 
+OF_FULL = "/full"
+"""What names the axes of the layers that see everything, which have other heads."""
+
 EVERYTHING, WINDOW = 0, 1
 """The two kinds of layers: those that see everything, and those with a window."""
 
 
 @dataclass(frozen=True)
 class Config(DecoderConfig):
-    """The facts of one Gemma 4 model that its layers need; `head_dim` is that of layers with a window.
+    """The facts of one Gemma 4 model that its layers need; its heads are those of layers with a window.
 
     Attributes:
         prefix: what the names of its tensors start with.
-        full_head_dim: channels of a head in the layers that see everything.
+        full_kv_heads: key-value heads of the layers that see everything.
+        full_head_dim: channels of a head in these layers.
+        keys_are_values: whether the values of these layers are their keys, before norm and rope.
         owners: for each layer the one whose keys and values it attends to: itself, or an earlier one of its kind.
         wide: whether the feed-forward blocks of layers that share keys and values have twice the hidden channels.
         per_layer: channels of what every layer has of each token beside the stream; 0 for none.
@@ -63,7 +68,9 @@ class Config(DecoderConfig):
     """
 
     prefix: str
+    full_kv_heads: int
     full_head_dim: int
+    keys_are_values: bool
     owners: tuple[int, ...]
     wide: bool
     per_layer: int
@@ -75,8 +82,13 @@ class Config(DecoderConfig):
     @property
     def sizes(self) -> dict[str, int]:
         """The extent of every logical axis that the table names."""
-        own = {"full_head_dim": self.full_head_dim, "wide": 2, "per_layer": self.per_layer, "one": 1}
-        return super().sizes | own
+        heads = {
+            "kv_heads": self.full_kv_heads,
+            "group": self.kv_heads * self.group // self.full_kv_heads,
+            "head_dim": self.full_head_dim,
+        }
+        of_full = {f"{axis}{OF_FULL}": size for axis, size in heads.items()}
+        return super().sizes | of_full | {"wide": 2, "per_layer": self.per_layer, "one": 1}
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
@@ -88,7 +100,6 @@ class Config(DecoderConfig):
             config,
             hidden_activation=("gelu_pytorch_tanh",),
             enable_moe_block=(False,),
-            attention_k_eq_v=(False,),
             use_bidirectional_attention=(None, "vision"),  # between tokens of a picture, which are not computed
             rope_scaling=(None,),
         )
@@ -99,13 +110,16 @@ class Config(DecoderConfig):
         per_layer = count(config, "hidden_size_per_layer_input", default=256)
         if per_layer:
             require(config, vocab_size_per_layer_input=(fields["vocab"],))
-        full_head_dim = _full_head_dim(config, windows)
+        keys_are_values = flag(config, "attention_k_eq_v")
+        full_kv_heads, full_head_dim = _full_heads(config, windows)
         full = of_layer_type(config, FULL, ("rope_theta", 1e6))
         local = of_layer_type(config, SLIDING, ("rope_theta", 1e4))
         return cls(
             **fields | {"windows": windows},
             prefix="model.language_model" if nested else "model",
+            full_kv_heads=full_kv_heads,
             full_head_dim=full_head_dim,
+            keys_are_values=keys_are_values,
             owners=_owners(config, windows),
             wide=flag(config, "use_double_wide_mlp"),
             per_layer=per_layer,
@@ -123,27 +137,50 @@ class Config(DecoderConfig):
         """Whether layer `index` attends to the keys and values of another one."""
         return self.owners[index] != index
 
+    def has_keys_for_values(self, index: int) -> bool:
+        """Whether the values of layer `index` are its keys."""
+        return self.keys_are_values and self.kind(index) == EVERYTHING
+
     def lends(self, index: int) -> bool:
         """Whether other layers attend to the keys and values of layer `index`."""
         return self.owners.count(index) > 1
 
 
-def _full_head_dim(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> int:
-    """The channels of a head in the layers that see everything, of which newer files say so layer by layer."""
+def _full_heads(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[int, int]:
+    """The key-value heads of the layers that see everything and their channels; newer files say it layer by layer."""
+    heads, kv_heads = positive(config, "num_attention_heads"), positive(config, "num_key_value_heads")
     stated = config.get("per_layer_config")
     if stated is None:
-        return positive(config, "global_head_dim", default=512, most=MAX_HEAD_DIM)
+        field, of_full = "num_global_key_value_heads", config
+        found = positive(config, field, default=kv_heads) if flag(config, "attention_k_eq_v") else kv_heads
+        head_dim = positive(config, "global_head_dim", default=512, most=MAX_HEAD_DIM)
+    else:
+        field, of_full = "num_key_value_heads", _of_full_layers(config, windows)
+        found = positive(of_full, field, default=kv_heads)
+        head_dim = positive(of_full, "head_dim", most=MAX_HEAD_DIM)
+    if heads % found:
+        raise ValueError(
+            f"num_attention_heads={heads} is not a multiple of {field}={found}, which the layers that see everything "
+            "have"
+        )
+    return found, head_dim
+
+
+def _of_full_layers(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> dict[str, Any]:
+    """The record in `per_layer_config` that all layers that see everything have."""
+    stated = config["per_layer_config"]
     full = [str(index) for index, window in enumerate(windows) if window is None]
     stated = stated if isinstance(stated, dict) else {}
     of_layers = {str(index).lstrip("0") or "0": record for index, record in stated.items()}  # "05" of ten and more
     records = [of_layers.get(index) for index in full]
     first = records[0] if isinstance(records[0], dict) else {}
-    if of_layers.keys() != set(full) or any(record != first for record in records) or first.keys() != {"head_dim"}:
+    known = {"head_dim"} <= first.keys() <= {"head_dim", "num_key_value_heads"}
+    if of_layers.keys() != set(full) or any(record != first for record in records) or not known:
         raise ValueError(
-            f"config.json has per_layer_config={short_repr(config['per_layer_config'])}; supported here: one "
-            f"head_dim of all layers that see everything ({', '.join(full)}), and nothing else"
+            f"config.json has per_layer_config={short_repr(config['per_layer_config'])}; supported here: one head_dim "
+            f"and one num_key_value_heads of all layers that see everything ({', '.join(full)}), and nothing else"
         )
-    return positive(first, "head_dim", most=MAX_HEAD_DIM)
+    return first
 
 
 def _owners(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> tuple[int, ...]:
@@ -196,27 +233,31 @@ def _per_layer_inputs(model: str, layer: str) -> list[Weight]:
 
 
 def _attention(config: Config, index: int) -> list[Weight]:
-    """`qkv` and `o` with their biases, and the norms of heads; where keys and values are shared, `qkv` is q alone."""
+    """`qkv` and `o` with their biases, and the norms of heads.
+
+    Where keys and values are shared, `qkv` is q alone; where values are keys, q and k.
+    """
     at, module = f"layers.{index}", f"{config.prefix}.layers.{index}.self_attn"
-    channels = "full_head_dim" if config.kind(index) == EVERYTHING else "head_dim"
-    heads, outputs = f"(kv_heads qkv {channels})", f"kv_heads group {channels}"
-    sizes: dict[str, str | int] = {"q_proj": "group"}
+    own = OF_FULL if config.kind(index) == EVERYTHING else ""
+    kv_heads, group, channels = (f"{axis}{own}" for axis in HEADS)
+    heads, outputs = f"({kv_heads} qkv {channels})", f"{kv_heads} {group} {channels}"
+    sizes: dict[str, str | int] = {"q_proj": group}
     if not config.shares(index):
-        sizes |= {"k_proj": 1, "v_proj": 1}
+        sizes |= {"k_proj": 1} if config.has_keys_for_values(index) else {"k_proj": 1, "v_proj": 1}
 
     def qkv(suffix: str, layout: str) -> tuple[Stored, ...]:
         return tuple(Stored(f"{module}.{name}.{suffix}", layout, size) for name, size in sizes.items())
 
     stored = (Stored(f"{module}.o_proj.weight", f"embed ({outputs})"),)
     rows = [
-        Weight(f"{at}.qkv", f"kv_heads qkv {channels} embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
+        Weight(f"{at}.qkv", f"{kv_heads} qkv {channels} embed", qkv("weight", f"{heads} embed"), fuse="qkv"),
         Weight(f"{at}.o", f"embed {outputs}", stored),
         *table_rows.norm(f"{at}.q_norm", f"{module}.q_norm", axis=channels),
     ]
     if not config.shares(index):
         rows += table_rows.norm(f"{at}.k_norm", f"{module}.k_norm", axis=channels)
     if config.attention_bias:
-        rows.append(Weight(f"{at}.qkv_bias", f"kv_heads qkv {channels}", qkv("bias", heads), fuse="qkv"))
+        rows.append(Weight(f"{at}.qkv_bias", f"{kv_heads} qkv {channels}", qkv("bias", heads), fuse="qkv"))
         rows.append(Weight(f"{at}.o_bias", "embed", (Stored(f"{module}.o_proj.bias", "embed"),)))
     return rows
 
@@ -235,10 +276,10 @@ def _gated_mlp(config: Config, index: int) -> list[Weight]:
 def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
     """A group for each kind of layers, without those that share another's keys and values."""
     groups = []
-    for kind, head_dim in ((EVERYTHING, config.full_head_dim), (WINDOW, config.head_dim)):
+    full = KeysAndValues(config.full_kv_heads, config.full_head_dim, f"kv_heads{OF_FULL}")
+    for kind, kept in ((EVERYTHING, full), (WINDOW, config.keys_and_values)):
         owners = [index for index in sorted(set(config.owners)) if config.kind(index) == kind]
         if owners:
-            kept = KeysAndValues(config.kv_heads, head_dim)
             groups.append(CacheGroup(tuple(owners), kept, config.reaches[owners[0]]))
     return tuple(groups)
 
@@ -323,6 +364,8 @@ def _heads(
     if config.shares(index) and shared is not None:
         queries = rotate(layers.norm(qkv, config.norm(p, "q_norm"), batch), rotation)
         return jnp.concatenate([queries, shared], axis=2), None
+    if config.has_keys_for_values(index):
+        qkv = jnp.concatenate([qkv, qkv[:, :, -1:]], axis=2)
     qkv = layers.normalised_heads(qkv, config.head_norms(p), batch)
     plain = Norm(jnp.ones(qkv.shape[-1], qkv.dtype), config.eps)
     qkv = jnp.concatenate([qkv[:, :, :-1], layers.norm(qkv[:, :, -1:], plain, batch)], axis=2)

@@ -13,8 +13,8 @@ from pallas_kernels.attention import HeadNorms, rotate_queries_and_keys
 from pallas_kernels.norm import Norm
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import flag, number, positive, require
-from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_chunks, rotated_layers, text_config
+from trtllm_jax.nn.config_fields import flag, number, positive, require, text_config
+from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_chunks, rotated_layers
 from trtllm_jax.nn.growing_scale import GrowingScale
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.reach import Reach

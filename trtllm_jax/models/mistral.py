@@ -1,4 +1,4 @@
-"""Mistral 7B, NeMo and Small, Ministral and Ministral 3 (Jiang et al. 2023, arXiv:2310.06825)."""
+"""Mistral, Ministral and Ministral 3, of those that see the language model (Jiang et al. 2023, arXiv:2310.06825)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,17 +10,23 @@ from checkpoints.error_text import short_repr
 from checkpoints.table import Weight
 from trtllm_jax.nn import decoder, layers, table_rows
 from trtllm_jax.nn.batch import Batch, Cache
-from trtllm_jax.nn.config_fields import model_name, number, positive, require
+from trtllm_jax.nn.config_fields import model_name, number, positive, require, text_config
 from trtllm_jax.nn.decoder import DecoderConfig, decoder_fields, layer_windows
 from trtllm_jax.nn.growing_scale import GrowingScale
 from trtllm_jax.nn.layers import Residual
 from trtllm_jax.nn.rope import Rope, scaling_of
-from trtllm_jax.nn.table_rows import HEADS, LAYER
+from trtllm_jax.nn.table_rows import ATTENTION, HEADS, LAYER, MLP
 
 ARCHITECTURES = (
-    "MistralForCausalLM", "MinistralForCausalLM", "Ministral3ForCausalLM",
+    "MistralForCausalLM", "MinistralForCausalLM", "Ministral3ForCausalLM", "Mistral3ForConditionalGeneration",
     "MistralForSequenceClassification", "MinistralForSequenceClassification", "Ministral3ForSequenceClassification",
 )  # fmt: skip
+
+IGNORED = ("vision_tower.*", "multi_modal_projector.*")
+"""Tensors of what sees pictures, which nothing reads."""
+
+OF_TEXT = {"mistral": "Mistral", "ministral3": "Ministral3"}
+"""The models that are the language model of one that sees pictures, by their `model_type`."""
 
 DEFAULTS = {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096}
 """What fields that are absent mean."""
@@ -38,17 +44,23 @@ class Config(DecoderConfig):
     """The facts of one Mistral model that its layers need.
 
     Attributes:
+        prefix: what the names of its tensors start with.
         rope: of every layer.
         query_scale: by which queries grow with their position; None if they do not.
     """
 
+    prefix: str
     rope: Rope
     query_scale: GrowingScale | None
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "Config":
         """Read a Hugging Face config.json; ValueError names a field that is missing or makes no sense."""
-        name = model_name(config)
+        name, nested = model_name(config), "text_config" in config
+        if nested:
+            config = text_config(config)
+            require(config, model_type=tuple(OF_TEXT))
+            name = OF_TEXT[config.get("model_type", "mistral")]
         config = {**(DEFAULTS_3 if name == "Ministral3" else DEFAULTS), **config}
         if name == "Ministral3" and config.get("rope_parameters") is None:
             config["rope_parameters"] = YARN
@@ -59,6 +71,7 @@ class Config(DecoderConfig):
             _require_one_window(config, windows)
         return cls(
             **fields,
+            prefix="language_model." if nested else "",
             rope=Rope.from_config(config, fields["head_dim"]),
             query_scale=_query_scale(config) if name == "Ministral3" else None,
         )
@@ -80,13 +93,14 @@ def _require_one_window(config: Mapping[str, Any], windows: tuple[int | None, ..
 
 def table(config: Config) -> tuple[Weight, ...]:
     """Every weight: our path and axes, and where a Hugging Face checkpoint stores it."""
+    prefix = config.prefix
     return (
-        *table_rows.vocabulary(config),
-        *table_rows.norm("norm", "model.norm"),
-        *table_rows.norm("layers.{i}.attn_norm", f"{LAYER}.input_layernorm"),
-        *table_rows.attention(),
-        *table_rows.norm("layers.{i}.mlp_norm", f"{LAYER}.post_attention_layernorm"),
-        *table_rows.gated_mlp(),
+        *table_rows.vocabulary(config, f"{prefix}model.embed_tokens", f"{prefix}lm_head"),
+        *table_rows.norm("norm", f"{prefix}model.norm"),
+        *table_rows.norm("layers.{i}.attn_norm", f"{prefix}{LAYER}.input_layernorm"),
+        *table_rows.attention(module=f"{prefix}{ATTENTION}"),
+        *table_rows.norm("layers.{i}.mlp_norm", f"{prefix}{LAYER}.post_attention_layernorm"),
+        *table_rows.gated_mlp(module=f"{prefix}{MLP}"),
     )
 
 

@@ -1,10 +1,10 @@
 """Cache groups: the layers whose caches are allocated, freed and reused together, and the contents of their pages.
 
-A layer in no group keeps nothing of its own: it may read the cache of one that does.
+A layer in no group keeps nothing of its own: it may read the cache of one that does, or needs none.
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, Self
 
 from pallas_kernels.attention import cache_shape
@@ -49,24 +49,26 @@ class KeysAndValues:
     Attributes:
         kv_heads: the number of key-value heads.
         head_dim: the number of channels of a head.
+        axis: the logical axis of the heads, that of the weights that make them.
     """
 
     kv_heads: int
     head_dim: int
+    axis: str = "kv_heads"
 
     @property
     def sizes(self) -> Mapping[str, int]:
         """The heads, which a mesh may shard."""
-        return {"kv_heads": self.kv_heads}
+        return {self.axis: self.kv_heads}
 
     def resized(self, sizes: Mapping[str, int]) -> "KeysAndValues":
         """The same cache with the number of heads that its arrays have on a mesh."""
-        return KeysAndValues(sizes["kv_heads"], self.head_dim)
+        return replace(self, kv_heads=sizes[self.axis])
 
     def page(self, page_size: int) -> PageArray:
         """The one array of a page."""
         _, *shape = cache_shape(1, self.kv_heads, page_size, self.head_dim)
-        return PageArray(tuple(shape), ("both", "kv_heads", "page_size", "head_dim"))
+        return PageArray(tuple(shape), ("both", self.axis, "page_size", "head_dim"))
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,18 @@ def model_name(config: Mapping[str, Any]) -> str:
     return str(stated[0] if isinstance(stated, list) else stated).partition("For")[0]
 
 
+def text_config(config: Mapping[str, Any], *, tied_beside: bool = True) -> dict[str, Any]:
+    """The language model's part of the configuration of one that sees or hears too; ValueError if it is no object.
+
+    Whether embeddings are tied is said beside it, if `tied_beside`, and in older files in it.
+    """
+    text = config["text_config"]
+    if not isinstance(text, dict):
+        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
+    tied = config.get("tie_word_embeddings") if tied_beside else None
+    return dict(text) if tied is None else {**text, "tie_word_embeddings": tied}
+
+
 def positive(config: Mapping[str, Any], field: str, *, default: int | None = None, most: int = INT32_MAX) -> int:
     """`config[field]` as an int from 1 to `most`; `default` if it is absent or null."""
     return count(config, field, default=default, least=1, most=most)

@@ -64,7 +64,8 @@ class DecoderConfig:
         tied: whether the logits are computed with the embeddings.
         max_position: tokens of the longest sequence.
         windows: for each layer the number of tokens that a token sees, itself included; None for all.
-        labels: classes of a sequence classifier; 0 for a model of next tokens.
+        labels: classes of a sequence classifier; 0 for other models.
+        bare: whether the checkpoint has no head, and the model hidden states alone.
     """
 
     vocab: int
@@ -79,6 +80,7 @@ class DecoderConfig:
     max_position: int
     windows: tuple[int | None, ...]
     labels: int = field(default=0, kw_only=True)
+    bare: bool = field(default=False, kw_only=True)
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -250,14 +252,6 @@ def rotated_layers(config: Mapping[str, Any], num_layers: int) -> tuple[bool, ..
             "numbers, 0 or 1"
         )
     return tuple(map(bool, stated))
-
-
-def text_config(config: Mapping[str, Any], *, tied_beside: bool = True) -> dict[str, Any]:
-    """The language model's part of a configuration, where embeddings may be tied; usually that is said beside it."""
-    text = config["text_config"]
-    if not isinstance(text, dict):
-        raise ValueError(f"config.json has text_config={short_repr(text)}; it must be an object")
-    return {**text, "tie_word_embeddings": config.get("tie_word_embeddings")} if tied_beside else text
 
 
 def switched_windows(config: Mapping[str, Any], num_layers: int) -> tuple[int | None, ...]:

@@ -43,14 +43,15 @@ def hidden_states(
     written = list(caches)
     for index, layer_params in enumerate(params["layers"]):
         owner = owner_of(config, index)
-        cache = written[place_of[owner]] if written else None
+        place = place_of.get(owner) if written else None  # a layer without attention has none
+        cache = None if place is None else written[place]
         with jax.named_scope(f"layer_{index}"):
             x, cache = layer(
                 config, model.same_layer(config, index), layer_params, x, batch_of.get(owner, batch), cache
             )
-        if written:
+        if place is not None:
             # A layer that shares a cache writes what is there already; taking its array lets XLA update it in place.
-            written[place_of[owner]] = cache
+            written[place] = cache
     return x.total, tuple(written)
 
 

@@ -26,8 +26,8 @@ class Model:
         config: the architecture's configuration.
         execution: how and where the functions compute; batches passed to them must be made with the same one.
         pooling: how embeddings of whole sequences are made.
-        encode_only: whether sequences are only ever computed whole, without a cache; encoders and sequence classifiers
-            are so in any case.
+        encode_only: whether sequences are only ever computed whole, without a cache; models that have no logits of next
+            tokens are so in any case.
     """
 
     module: ModuleType
@@ -45,12 +45,12 @@ class Model:
     def cache_groups(self) -> tuple[CacheGroup, ...]:
         """The layers whose caches are allocated, freed and reused together; none where sequences are computed whole."""
         groups: tuple[CacheGroup, ...] = self.module.cache_spec(self.config)
-        return () if self.encode_only or self.labels else groups
+        return () if self.encode_only or not self.generates else groups
 
     @property
     def generates(self) -> bool:
-        """Whether it has logits of next tokens; encoders and sequence classifiers have none."""
-        return bool(self.module.cache_spec(self.config)) and not self.labels
+        """Whether it has logits of next tokens; encoders, sequence classifiers and decoders by bare names have none."""
+        return bool(self.module.cache_spec(self.config)) and not self.labels and not getattr(self.config, "bare", False)
 
     @property
     def labels(self) -> int:
@@ -101,7 +101,7 @@ class Model:
             scores: Array = self.module.classify(self.config, params, x, lengths, self.execution)
             return scores.astype(jnp.float32)
         rows = layers.float_rows(self.module.last_rows(self.config, params, x.reshape(-1, x.shape[-1])))
-        return self._scaled(pooled(rows.reshape(x.shape), lengths, self.pooling.how))
+        return self._scaled(pooled(rows.reshape(*x.shape[:-1], -1), lengths, self.pooling.how))
 
     def embeddings(self, params: Any, x: Float[Array, "t embed"]) -> Float32[Array, "t embed"]:
         """The embeddings of texts that end in these rows, where the last token's hidden state makes them."""

@@ -3,6 +3,10 @@
 An architecture's `table` puts rows from here together with its own. A module's name is an argument where others differ.
 """
 
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
 from checkpoints.table import Stored, Weight
 from trtllm_jax.nn.decoder import DecoderConfig
 
@@ -18,17 +22,26 @@ PAIRED_HEADS = ("kv_heads", "group", "part", "half", "pair")
 
 
 def vocabulary(
-    config: DecoderConfig, embedding: str = "model.embed_tokens", head: str = "lm_head", *, bias: bool = False
+    config: DecoderConfig,
+    embedding: str = "model.embed_tokens",
+    head: str = "lm_head",
+    *,
+    bias: bool = False,
+    channels: str = "embed",
 ) -> list[Weight]:
     """`embed`, and `head` where the logits are not computed with the embeddings, or are those of a classifier.
 
-    With a bias there is `head_bias` too, but not of a classifier.
+    With a bias there is `head_bias` too, but not of a classifier. Of a bare decoder there is `embed` alone. `channels`
+    is the axis of an embedding.
     """
-    weights = [Weight("embed", "vocab embed", (Stored(f"{embedding}.weight", "vocab embed"),))]
+    vocab, labels = f"vocab {channels}", f"labels {channels}"
+    weights = [Weight("embed", vocab, (Stored(f"{embedding}.weight", vocab),))]
+    if config.bare:
+        return weights
     if config.labels:
-        weights.append(Weight("head", "labels embed", (Stored("score.weight", "labels embed"),)))
+        weights.append(Weight("head", labels, (Stored("score.weight", labels),)))
     elif not config.tied:
-        weights.append(Weight("head", "vocab embed", (Stored(f"{head}.weight", "vocab embed"),)))
+        weights.append(Weight("head", vocab, (Stored(f"{head}.weight", vocab),)))
     if bias and not config.labels:
         weights.append(Weight("head_bias", "vocab", (Stored(f"{head}.bias", "vocab"),)))
     return weights
@@ -154,6 +167,30 @@ def stacked_mlp(
         weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", both("bias", "(two mlp)"), fuse="two"))
         weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{down}.bias", "embed"),)))
     return weights
+
+
+def of_layer(rows: Iterable[Weight], index: int, stored: int, suffixes: Mapping[str, str]) -> list[Weight]:
+    """The rows of layer `index`, which the checkpoint numbers `stored`, in a model whose layers differ in sizes.
+
+    `suffixes` has what the names of axes with extents of its own end with: "/8" makes "kv_heads/8" of "kv_heads".
+    """
+
+    def named(axes: str) -> str:
+        return re.sub(r"[^\s()]+", lambda axis: axis[0] + suffixes.get(axis[0], ""), axes)
+
+    def own(tensor: Stored) -> Stored:
+        size = named(tensor.size) if isinstance(tensor.size, str) else tensor.size
+        return Stored(tensor.name.replace("{i}", str(stored)), named(tensor.layout), size)
+
+    return [
+        replace(
+            row,
+            path=row.path.replace("{i}", str(index)),
+            axes=named(row.axes),
+            stored=tuple(own(tensor) for tensor in row.stored),
+        )
+        for row in rows
+    ]
 
 
 def plain_mlp(up: str, down: str, *, bias: bool = False) -> list[Weight]:

@@ -19,6 +19,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    MistralConfig,
+    MistralModel,
     PreTrainedModel,
     XLMRobertaConfig,
     XLMRobertaForSequenceClassification,
@@ -141,6 +143,16 @@ class TestEmbeddings:
         with LLM(bert_folder, tensor_parallel_size=2, **ENGINE) as split:
             for one, other in zip(llm.embed(TEXTS), split.embed(TEXTS), strict=True):
                 np.testing.assert_allclose(one.embedding, other.embedding, atol=1e-5)
+
+    def test_of_a_decoder_without_a_head(self, tmp_path: Path) -> None:
+        """As e5-mistral is published: the bare name, and names of tensors without a prefix."""
+        reference = save(MistralModel, MistralConfig(**SIZES, num_key_value_heads=3), tmp_path, segments=False)
+        state_pooling(tmp_path, "lasttoken", normalize=True)
+        with LLM(tmp_path, **ENGINE) as llm:
+            for text, found in zip(TEXTS, llm.embed(TEXTS), strict=True):
+                np.testing.assert_allclose(found.embedding, unit(hidden_states(reference, text)[-1]), atol=1e-5)
+            with pytest.raises(ValueError, match=r"computes texts whole and generates none: use LLM\.embed"):
+                llm.generate("a")
 
     def test_of_a_decoder_without_a_cache(self, tiny_llama: Path) -> None:
         with tiny_engine(tiny_llama) as cached, LLM(tiny_llama, encode_only=True, max_seq_len=64, **ENGINE) as whole:

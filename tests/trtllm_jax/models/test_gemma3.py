@@ -4,23 +4,17 @@ import copy
 from pathlib import Path
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file
 from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
 
-from checkpoints.table import expand, leaf_of, to_stored
-from sharding import Extents, make_mesh
-from trtllm_jax import load_model
+from sharding import make_mesh
 from trtllm_jax.engine import kv_cache
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.models.gemma3 import GGUF, Config, cache_spec
 
-from .paged import relative_error
+from .seeing import check_language_model, random_weights
 from .suite import GgufModelSuite
 
 FULL, LOCAL = "full_attention", "sliding_attention"
@@ -119,32 +113,17 @@ def seeing(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Gemma3ForCon
     whole = Gemma3Config(
         text_config=text, vision_config=vision, mm_tokens_per_image=4, tie_word_embeddings=request.param
     )
-    torch.manual_seed(0)
-    model = Gemma3ForConditionalGeneration(whole).eval()
-    for name, weight in model.named_parameters():
-        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3)
+    model = random_weights(Gemma3ForConditionalGeneration(whole))
     model.save_pretrained(tmp_path)
     return model, tmp_path
 
 
-@torch.no_grad()
 def test_the_language_model_of_one_that_sees_pictures(
     seeing: tuple[Gemma3ForConditionalGeneration, Path],
 ) -> None:
     """Its tensors have other names, and those of the eye are left alone."""
     reference, folder = seeing
-    model, params = load_model(folder, dtype="float32")
-    ids = np.random.default_rng(0).integers(0, 101, (1, 41))
-    expected = reference(torch.tensor(ids), use_cache=False).logits[0].numpy()
-    assert relative_error(np.asarray(jax.jit(model)(params, ids))[0], expected) < 1e-4
-
-    files = load_file(folder / "model.safetensors")
-    rows = expand(model.module.table(model.config), model.config.num_layers)
-    extents = Extents(model.config.sizes)
-    stored = dict(pair for row in rows for pair in to_stored(row, leaf_of(params, row.path), extents))
-    assert stored.keys() == {name for name in files if name.startswith("language_model.")}
-    for name, values in stored.items():
-        np.testing.assert_array_equal(values, files[name], err_msg=name)
+    check_language_model(reference, folder, "language_model.")
 
 
 @pytest.mark.parametrize(

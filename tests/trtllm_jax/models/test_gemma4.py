@@ -8,20 +8,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file, save_file
 from transformers import Gemma4Config, Gemma4ForConditionalGeneration, Gemma4TextConfig
 
-from checkpoints.table import expand, leaf_of, to_stored
-from sharding import Extents, make_mesh
-from trtllm_jax import generate_fn, load_model
+from sharding import make_mesh
+from trtllm_jax import generate_fn
 from trtllm_jax.engine.kv_cache import CacheSpec
 from trtllm_jax.engine.steps import copy_pages
 from trtllm_jax.models import gemma4
 from trtllm_jax.models.gemma4 import Config, cache_of, cache_spec, same_layer
 from trtllm_jax.nn.model import Model
 
-from .paged import relative_error
+from .seeing import check_language_model, random_weights
 from .suite import ModelSuite
 from .tiny import TinyModel
 
@@ -51,9 +49,24 @@ class TestGemma4(ModelSuite):
             num_hidden_layers=3,
             tie_word_embeddings=False,
         ),
+        "sharing, keys are values, repeated heads": config(
+            attention_k_eq_v=True,
+            attention_bias=True,
+            num_attention_heads=8,
+            num_key_value_heads=4,
+            num_global_key_value_heads=2,
+        ),
+        "31B: keys are values, other heads": config(
+            attention_k_eq_v=True,
+            num_global_key_value_heads=2,
+            hidden_size_per_layer_input=0,
+            num_kv_shared_layers=0,
+            layer_types=[LOCAL, LOCAL, FULL],
+            num_hidden_layers=3,
+        ),
     }
-    served = ("sharing, double-wide, capped",)
-    slow = ("sharing, biases, 2 groups", "nothing shared, no inputs of layers, not tied")
+    served = ("sharing, double-wide, capped", "31B: keys are values, other heads")
+    slow = tuple(configs)[1:-1]
 
     @pytest.mark.slow
     def test_a_generation_allocates_the_caches_of_owners(self, tiny: TinyModel) -> None:
@@ -86,6 +99,16 @@ def test_the_size_of_heads_is_stated_in_two_ways() -> None:
     assert Config.from_hf(published) == Config.from_hf(HF)
 
 
+@pytest.mark.parametrize("keys_are_values", [True, False])
+def test_the_number_of_key_value_heads_is_stated_in_two_ways(keys_are_values: bool) -> None:
+    """The older way counts only where values are keys."""
+    published = {name: value for name, value in HF.items() if name != "per_layer_config"}
+    published |= {"global_head_dim": 24, "num_global_key_value_heads": 2, "attention_k_eq_v": keys_are_values}
+    read = Config.from_hf(published)
+    assert read == Config.from_hf(Gemma4TextConfig(**copy.deepcopy(published)).to_dict())
+    assert read.full_kv_heads == (2 if keys_are_values else 3)
+
+
 def test_layers_that_share_have_no_cache_of_their_own() -> None:
     """The memory of a token is that of the owners, whose heads differ in size."""
     model = Config.from_hf(HF)
@@ -111,17 +134,25 @@ def test_the_pages_of_owners_are_copied() -> None:
     [
         ({"hidden_activation": "gelu"}, r"hidden_activation='gelu'; supported here: 'gelu_pytorch_tanh'"),
         ({"enable_moe_block": True}, r"enable_moe_block=True; supported here: False"),
-        ({"attention_k_eq_v": True}, r"attention_k_eq_v=True; supported here: False"),
+        ({"attention_k_eq_v": 1}, r"attention_k_eq_v=1; it must be true or false"),
         ({"use_bidirectional_attention": "all"}, r"use_bidirectional_attention='all'; supported here: None, 'vision'"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0}}, r"rope_scaling=.*; supported here: None"),
         ({"vocab_size_per_layer_input": 90}, r"vocab_size_per_layer_input=90; supported here: 101"),
         ({"num_kv_shared_layers": 6}, r"num_kv_shared_layers=6; it must be a whole number from 0 to 5"),
         ({"num_kv_shared_layers": 4}, r"num_kv_shared_layers=4, which leaves no layer with keys and values for some"),
-        ({"per_layer_config": []}, r"per_layer_config=\[\]; supported here: one head_dim of all"),
-        ({"per_layer_config": {"2": {"head_dim": 24}}}, r"per_layer_config=.*supported here: one head_dim of all"),
+        ({"per_layer_config": []}, r"per_layer_config=\[\]; supported here: one head_dim and one"),
+        ({"per_layer_config": {"2": {"head_dim": 24}}}, r"per_layer_config=.*supported here: one head_dim and one"),
         (
-            {"per_layer_config": {key: {"head_dim": 24, "num_key_value_heads": 1} for key in "245"}},
+            {"per_layer_config": {key: {"head_dim": 24, "num_attention_heads": 1} for key in "245"}},
             r"per_layer_config=.*see everything \(2, 4, 5\), and nothing else",
+        ),
+        (
+            {"per_layer_config": {key: {"head_dim": 24, "num_key_value_heads": 4} for key in "245"}},
+            r"num_attention_heads=6 is not a multiple of num_key_value_heads=4, which",
+        ),
+        (
+            {"per_layer_config": None, "attention_k_eq_v": True, "num_global_key_value_heads": 4},
+            r"num_attention_heads=6 is not a multiple of num_global_key_value_heads=4, which",
         ),
         ({"sliding_window": 0}, r"sliding_window=0; it must be a whole number"),
         ({"layer_types": ["chunked_attention"] * 6}, r"layer_types=\['chunked_attention'"),
@@ -133,7 +164,6 @@ def test_fields_that_make_no_sense_are_named(fields: dict[str, Any], message: st
         Config.from_hf(HF | fields)
 
 
-@torch.no_grad()
 def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
     """Its tensors have other names, and what it does not need is left alone: the eye, keys of layers that share."""
     vision = {
@@ -141,10 +171,7 @@ def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
         "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8, "position_embedding_size": 16,
     }  # fmt: skip
     whole = Gemma4Config(text_config=HF, vision_config=vision, audio_config=None)
-    torch.manual_seed(0)
-    reference = Gemma4ForConditionalGeneration(whole).eval()
-    for name, weight in reference.named_parameters():
-        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3)
+    reference = random_weights(Gemma4ForConditionalGeneration(whole))
     for index, of_layer in enumerate(reference.model.language_model.layers):
         of_layer.layer_scalar.fill_(0.5 + index / 4)
     reference.save_pretrained(tmp_path)
@@ -152,14 +179,4 @@ def test_the_language_model_of_one_that_sees(tmp_path: Path) -> None:
     unused = {f"model.language_model.layers.5.self_attn.{name}.weight": np.ones(3) for name in ("k_proj", "k_norm")}
     save_file(files | unused, tmp_path / "model.safetensors")
 
-    model, params = load_model(tmp_path, dtype="float32")
-    ids = np.random.default_rng(0).integers(0, 101, (1, 41))
-    expected = reference(torch.tensor(ids), use_cache=False).logits[0].numpy()
-    assert relative_error(np.asarray(jax.jit(model)(params, ids))[0], expected) < 1e-4
-
-    rows = expand(model.module.table(model.config), model.config.num_layers)
-    extents = Extents(model.config.sizes)
-    stored = dict(pair for row in rows for pair in to_stored(row, leaf_of(params, row.path), extents))
-    assert stored.keys() == {name for name in files if name.startswith("model.language_model.")}
-    for name, values in stored.items():
-        np.testing.assert_array_equal(values, files[name], err_msg=name)
+    check_language_model(reference, tmp_path, "model.language_model.", unused)

@@ -1,13 +1,21 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from transformers import Ministral3Config, MinistralConfig, MistralConfig
+from transformers import (
+    Ministral3Config,
+    MinistralConfig,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
+    MistralConfig,
+)
 
 from trtllm_jax.models.mistral import Config
 
+from .seeing import check_language_model, random_weights
 from .suite import GgufModelSuite, ModelSuite
 
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e6}
@@ -115,6 +123,44 @@ def test_a_window_that_is_null_is_none() -> None:
 
 def test_layers_of_two_kinds_are_ministrals() -> None:
     assert Config.from_hf(MINISTRAL | TWO_KINDS | {"sliding_window": 7}).windows == (None, 7, 7)
+
+
+@pytest.mark.parametrize(
+    "text", [config(sliding_window=7), config3(beta=0.7, head_dim=16)], ids=["mistral", "ministral3"]
+)
+@pytest.mark.parametrize("tied", [True, pytest.param(False, marks=pytest.mark.slow)], ids=["tied", "not tied"])
+def test_the_language_model_of_one_that_sees_pictures(text: MistralConfig, tied: bool, tmp_path: Path) -> None:
+    vision = {
+        "model_type": "pixtral", "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2, "head_dim": 8, "image_size": 28, "patch_size": 14,
+    }  # fmt: skip
+    whole = Mistral3Config(text_config=text.to_dict(), vision_config=vision, tie_word_embeddings=tied)
+    reference = random_weights(Mistral3ForConditionalGeneration(whole))
+    reference.save_pretrained(tmp_path)
+    check_language_model(reference, tmp_path, "language_model.")
+
+
+def seeing(text: dict[str, Any], **beside: Any) -> Config:
+    """The configuration of one that sees pictures with this language model."""
+    return Config.from_hf({"architectures": ["Mistral3ForConditionalGeneration"], "text_config": text, **beside})
+
+
+def test_older_files_say_of_the_text_whether_embeddings_are_tied() -> None:
+    assert not seeing(HF).tied
+    assert seeing(HF | {"tie_word_embeddings": True}).tied
+    assert not seeing(HF | {"tie_word_embeddings": True}, tie_word_embeddings=False).tied
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"text_config=None; it must be an object"),
+        (HF | {"model_type": "llama"}, r"model_type='llama'; supported here: 'mistral', 'ministral3'"),
+    ],
+)
+def test_language_models_of_another_kind_are_refused(text: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        seeing(text)
 
 
 @pytest.mark.parametrize(

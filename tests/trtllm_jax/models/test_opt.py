@@ -26,9 +26,15 @@ class TestOPT(ModelSuite):
         "no biases, untied, another activation": config(
             enable_bias=False, tie_word_embeddings=False, activation_function="gelu"
         ),
+        "350M: norms behind the blocks, projected embeddings": config(
+            do_layer_norm_before=False, word_embed_proj_dim=26
+        ),
+        "norms before the blocks, projected embeddings, untied": config(
+            word_embed_proj_dim=26, tie_word_embeddings=False
+        ),
     }
-    served = ("biases, tied",)
-    slow = tuple(configs)[1:]
+    served = ("biases, tied", "350M: norms behind the blocks, projected embeddings")
+    slow = ("no biases, untied, another activation", "norms before the blocks, projected embeddings, untied")
 
 
 HF: dict[str, Any] = config().to_dict()
@@ -45,10 +51,10 @@ def test_fields_that_may_be_absent() -> None:
     ("fields", "message"),
     [
         ({"activation_function": "mish"}, r"activation_function='mish'; supported here: 'relu', "),
-        ({"do_layer_norm_before": False}, r"do_layer_norm_before=False; supported here: True"),
+        ({"do_layer_norm_before": 0}, r"do_layer_norm_before=0; it must be true or false"),
         ({"_remove_final_layer_norm": True}, r"_remove_final_layer_norm=True; supported here: False"),
         ({"layer_norm_elementwise_affine": False}, r"layer_norm_elementwise_affine=False; supported here: True"),
-        ({"word_embed_proj_dim": 24}, r"word_embed_proj_dim=24; supported here: None, 48"),
+        ({"word_embed_proj_dim": 0}, r"word_embed_proj_dim=0; it must be a whole number from 1"),
         ({"num_attention_heads": 5}, r"hidden_size=48 is not a multiple of num_attention_heads=5"),
         ({"ffn_dim": None}, r"lacks ffn_dim"),
     ],

@@ -8,20 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from safetensors.numpy import load_file
 from transformers import Llama4Config, Llama4ForConditionalGeneration, Llama4TextConfig
 
-from checkpoints.table import expand, leaf_of, to_stored
-from sharding import Extents, make_mesh
-from trtllm_jax import generate_fn, load_model
+from sharding import make_mesh
+from trtllm_jax import generate_fn
 from trtllm_jax.engine import kv_cache
 from trtllm_jax.engine.kv_cache import CacheSpec, pool_columns
 from trtllm_jax.engine.limits import SchedulerLimits
 from trtllm_jax.models.llama4 import Config, cache_spec, same_layer
 from trtllm_jax.nn.reach import EVERYTHING, Reach
 
-from .paged import relative_error
+from .seeing import check_language_model, random_weights
 from .suite import ModelSuite
 from .tiny import TinyModel
 
@@ -131,30 +128,14 @@ def seeing(request: pytest.FixtureRequest, tmp_path: Path) -> tuple[Llama4ForCon
     }  # fmt: skip
     text = config(tie_word_embeddings=request.param).to_dict()
     whole = Llama4Config(text_config=text, vision_config=vision, tie_word_embeddings=not request.param)
-    torch.manual_seed(0)
-    model = Llama4ForConditionalGeneration(whole).eval()
-    for name, weight in model.named_parameters():
-        torch.nn.init.normal_(weight, mean=float("norm" in name), std=0.3)
+    model = random_weights(Llama4ForConditionalGeneration(whole))
     model.save_pretrained(tmp_path)
     return model, tmp_path
 
 
-@torch.no_grad()
 def test_the_language_model_of_one_that_sees_pictures(seeing: tuple[Llama4ForConditionalGeneration, Path]) -> None:
     """Its tensors have other names, and those of the eye are left alone."""
-    reference, folder = seeing
-    model, params = load_model(folder, dtype="float32")
-    ids = np.random.default_rng(0).integers(0, 101, (1, 41))
-    expected = reference(torch.tensor(ids), use_cache=False).logits[0].numpy()
-    assert relative_error(np.asarray(jax.jit(model)(params, ids))[0], expected) < 1e-4
-
-    files = load_file(folder / "model.safetensors")
-    rows = expand(model.module.table(model.config), model.config.num_layers)
-    extents = Extents(model.config.sizes)
-    stored = dict(pair for row in rows for pair in to_stored(row, leaf_of(params, row.path), extents))
-    assert stored.keys() == {name for name in files if name.startswith("language_model.")}
-    for name, values in stored.items():
-        np.testing.assert_array_equal(values, files[name], err_msg=name)
+    check_language_model(*seeing, "language_model.")
 
 
 def test_a_long_context_takes_the_memory_of_a_chunk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -673,8 +673,8 @@ class Accumulator:
 
 
 @pytest.mark.skipif(not hasattr(plgpu, "InterpretGPUParams"), reason="this jax has no interpreter for Mosaic GPU")
-@pytest.mark.parametrize("shape", ["group of 4", "pages of 16"])
-def test_the_kernel_for_hopper_interpreted(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("shape", "norms"), [("group of 4", False), ("pages of 16", True)])
+def test_the_kernel_for_hopper_interpreted(shape: str, norms: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Four programs walk over all tiles; the interpreter looks for races, those of cleared values too."""
     careful = plgpu.InterpretGPUParams(
         detect_races=True, out_of_bounds_reads="uninitialized", uninitialized_memory="nan"
@@ -693,7 +693,8 @@ def test_the_kernel_for_hopper_interpreted(shape: str, monkeypatch: pytest.Monke
     monkeypatch.setattr(mosaic_hopper, "MULTIPROCESSORS", 4)
     monkeypatch.setattr(mosaic_hopper, "attend", partial(mosaic_hopper.attend, interpret=careful))
     rows = [chunk(0, 70), Row(77), NO_ROW, Row(0, 20), chunk(100, 33), chunk(0, 128)]
-    check_on_hopper(make_bfloat16_case(rows, shape, tokens=260), interpret=True)
+    kind = Kind(norms=norms, scale=0.1)
+    check_on_hopper(make_bfloat16_case(rows, shape, kind, tokens=260), interpret=True)
 
 
 @pytest.mark.parametrize("shape", ON_HOPPER)

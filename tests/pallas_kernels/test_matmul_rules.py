@@ -78,7 +78,7 @@ def test_nearly_all_choices_were_measured_and_are_together_faster_than_xla() -> 
 
 
 @given(
-    rows=st.integers(1, 400), n=st.integers(1, 2400).map(lambda i: 64 * i), k=st.integers(1, 320).map(lambda i: 64 * i),
+    rows=st.integers(1, 400), n=st.integers(1, 300).map(lambda i: 64 * i), k=st.integers(1, 160).map(lambda i: 128 * i),
     gated=st.booleans(), multiprocessors=st.integers(60, 200),
 )  # fmt: skip
 def test_choices_are_products_that_the_kernels_compute(
@@ -100,7 +100,14 @@ def test_choices_are_products_that_the_kernels_compute(
         assert k // choice.block_k // choice.splits >= choice.num_stages
     assert shared <= SHARED_BYTES
     if rows > 1:
-        assert rules.busy(multiprocessors, programs) >= 0.7
+        assert rules.busy(multiprocessors, programs) >= (0.8 if gated else 0.7)
+        assert programs <= 2 * multiprocessors
+
+
+@pytest.mark.parametrize("rows", [1, 8, 32, 128])
+def test_the_many_programs_of_a_head_are_left_to_xla(rows: int) -> None:
+    """XLA's product of 8B's head reads 98 to 106 % of what a copy does."""
+    assert Product(128256, 4096, False, rows).choice is None
 
 
 @pytest.mark.parametrize(

@@ -105,7 +105,7 @@ class Checkpoint:
 
     @contextmanager
     def named_in_errors(self) -> Iterator[None]:
-        """A context in which a ValueError about what `config` states says which folder or file it came from."""
+        """A context in which a ValueError about the `config` or the tensors says which folder or file it came from."""
         try:
             yield
         except ValueError as error:

@@ -27,4 +27,7 @@ def require_fit(
         elif not jnp.issubdtype(np.dtype(found[name].dtype), jnp.floating):
             problems.append(f"{name}: expected floating point numbers, found {found[name].dtype}")
     if problems:
-        raise ValueError("the checkpoint does not fit the model's parameter table:\n  " + "\n  ".join(problems))
+        raise ValueError(
+            "the checkpoint does not fit the architecture and sizes that its configuration states; give the one that it "
+            "was saved with, or the missing files:\n  " + "\n  ".join(problems)
+        )

@@ -63,7 +63,8 @@ def read_weights(checkpoint: Checkpoint, *, unchanged: bool) -> SourceWeights:
     module, model = read_architecture(checkpoint)
     rows = expand(module.table(model), model.sizes["layers"])
     source = as_hugging_face(source, rows, model.sizes)
-    check(rows, source, sizes=model.sizes, ignore=unread_tensors(module, checkpoint.config))
+    with checkpoint.named_in_errors():
+        check(rows, source, sizes=model.sizes, ignore=unread_tensors(module, checkpoint.config))
     names = tuple(stored_shapes(block for row in rows for block in blocks(row, Extents(model.sizes))))
     return SourceWeights(source, names, rows, model.sizes)
 

@@ -64,4 +64,5 @@ def load_weights(model: Model, mesh: Mesh, *, dtype: str, load_format: str) -> A
         if load_format == "dummy":
             return dummy_params(table, progress=show, **where)
         ignore = unread_tensors(model.module, checkpoint.config)
-        return load_params(table, checkpoint.tensors, progress=show, ignore=ignore, **where)
+        with checkpoint.named_in_errors():
+            return load_params(table, checkpoint.tensors, progress=show, ignore=ignore, **where)

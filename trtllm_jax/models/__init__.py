@@ -11,6 +11,7 @@ from checkpoints.checkpoint import Checkpoint
 from checkpoints.error_text import short_repr
 from checkpoints.gguf_architecture import GgufArchitecture
 from checkpoints.load import ignorable
+from trtllm_jax.nn.config_fields import require
 
 
 def architecture(config: Mapping[str, Any]) -> ModuleType:
@@ -49,15 +50,18 @@ def unread_tensors(module: ModuleType, config: Mapping[str, Any]) -> tuple[str, 
 def _configured(config: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     """The module that implements a config.json, and the `Config` that it reads from it; ValueErrors are those of both.
 
-    The bare name of a decoder, such as "MistralModel", stands for its hidden states: the checkpoint has no head.
+    The bare name of a decoder, such as "MistralModel" or "Gemma3TextModel", stands for its hidden states: there is no
+    head in the checkpoint.
     """
     full_name = _full_name(config)
-    if full_name is None:
-        module = architecture(config)
-        return module, module.Config.from_hf(config)
-    named = {**config, "architectures": [full_name]}
+    named = config if full_name is None else {**config, "architectures": [full_name]}
     module = architecture(named)
-    return module, replace(module.Config.from_hf(named), bare=True)
+    found = module.Config.from_hf(named)
+    if module.cache_spec(found):
+        # transformers makes any decoder an encoder where this is false; ours attend to what is before a token.
+        for stated in (config, config.get("text_config")):
+            require(stated if isinstance(stated, dict) else {}, is_causal=(None, True))
+    return module, found if full_name is None else replace(found, bare=True)
 
 
 def _full_name(config: Mapping[str, Any]) -> str | None:
@@ -65,7 +69,7 @@ def _full_name(config: Mapping[str, Any]) -> str | None:
     wanted, known = _stated_name(config), supported()
     if not isinstance(wanted, str) or wanted in known or not wanted.endswith("Model") or "text_config" in config:
         return None
-    base = wanted.removesuffix("Model")
+    base = wanted.removesuffix("Model").removesuffix("Text")
     return next((name for name in (f"{base}ForCausalLM", f"{base}LMHeadModel") if name in known), None)
 
 

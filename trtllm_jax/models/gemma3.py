@@ -1,4 +1,4 @@
-"""Gemma 3, of the models that see pictures the language model (Gemma team 2025, arXiv:2503.19786)."""
+"""Gemma 3, the text part of multimodal checkpoints included (Gemma team 2025, arXiv:2503.19786)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Gemma 4's E2B, E4B and 31B; of those that see and hear the language model."""
+"""Gemma 4's E2B, E4B and 31B, the text part of multimodal checkpoints included."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

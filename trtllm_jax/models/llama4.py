@@ -1,4 +1,4 @@
-"""Llama 4 without experts, of the models that see pictures the language model (Meta 2025)."""
+"""Llama 4 without experts, the text part of multimodal checkpoints included (Meta 2025)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Mistral, Ministral and Ministral 3, of those that see the language model (Jiang et al. 2023, arXiv:2310.06825)."""
+"""Mistral, Ministral, Ministral 3, and the text part of multimodal ones (Jiang et al. 2023, arXiv:2310.06825)."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -72,7 +72,7 @@ class Rope:
         if head_dim % 2:
             raise ValueError(f"head_dim={head_dim} is odd; rotary embedding needs pairs of channels")
         scaling = scaling_of(config)
-        base = _number(scaling if scaling.get("rope_theta") else config, "rope_theta", default=theta)
+        base = _number(config if scaling.get("rope_theta") is None else scaling, "rope_theta", default=theta)
         kind = scaling["rope_type"]
         plain = 1.0 / base ** (np.arange(0, head_dim, 2) / head_dim)
         longest = int(_number(config, "max_position_embeddings", default=2048, least=1))
@@ -163,9 +163,9 @@ def scaling_of(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _number(record: Mapping[str, Any], field: str, *, default: float | None = None, least: float = 1e-30) -> float:
-    """`record[field]` as a number from `least` to MOST; `default`, if there is one, for absent, null or 0."""
+    """`record[field]` as a number from `least` to MOST; `default`, if there is one, for absent or null."""
     value = record.get(field)
-    if default is not None and not isinstance(value, bool) and value in (None, 0):
+    if default is not None and value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
         of_type = (

@@ -10,7 +10,7 @@ from safetensors.numpy import save_file
 from transformers import LlamaConfig
 
 from trtllm_jax.functional.conversion import convert_checkpoint
-from trtllm_jax.functional.research import open_model
+from trtllm_jax.functional.research import load_model
 from trtllm_jax.llmapi.llm_args import parse_llm_args
 from trtllm_jax.llmapi.loading import load
 from trtllm_jax.models import architecture, bert, gemma3, llama, unread_tensors
@@ -34,6 +34,10 @@ def test_unknown_one_is_an_error_that_lists_those_supported(config: dict[str, An
         ({"vocab_size": None}, r"config\.json lacks vocab_size"),
         ({"hidden_act": "sine"}, r"config\.json has hidden_act='sine'; supported here"),
         ({"rope_scaling": {"rope_type": "spiral"}}, "spiral"),
+        ({"rope_theta": 0, "rope_parameters": None}, r"has rope_theta=0; it must be a number of at least"),
+        ({"is_causal": False}, r"config\.json has is_causal=False"),
+        ({"text_config": {"is_causal": False}}, r"config\.json has is_causal=False"),
+        ({"vocab_size": 8}, r"does not fit the architecture.*\n.*missing: model\.embed_tokens"),
         ({"architectures": ["Perceptron"]}, "architectures names 'Perceptron'"),
         ({"quantization_config": {"bits": 4}}, "quantised weights are read from GGUF files only"),
     ],
@@ -47,7 +51,7 @@ def test_what_is_wrong_with_a_configuration_is_said_with_its_folder(
     (folder / "config.json").write_text(json.dumps(stated))
     save_file({"lm_head.weight": np.zeros((2, 2), np.float32)}, folder / "model.safetensors")
     for read in (
-        lambda: open_model(folder),
+        lambda: load_model(folder),
         lambda: convert_checkpoint(folder, tmp_path / "converted", format="orbax"),
     ):
         with pytest.raises(ValueError, match=message) as found:

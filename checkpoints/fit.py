@@ -28,6 +28,6 @@ def require_fit(
             problems.append(f"{name}: expected floating point numbers, found {found[name].dtype}")
     if problems:
         raise ValueError(
-            "the checkpoint does not fit the architecture and sizes that its configuration states; give the one that it "
-            "was saved with, or the missing files:\n  " + "\n  ".join(problems)
+            "the checkpoint does not fit the architecture and sizes that its configuration states; give the one that "
+            "it was saved with, or the missing files:\n  " + "\n  ".join(problems)
         )

@@ -67,12 +67,17 @@ def _how(folder: Path, module: Mapping[str, Any]) -> str:
 
 def score_activation(config: Mapping[str, Any], labels: int) -> str:
     """What makes a cross-encoder's logit a score, "sigmoid" or "identity"; the first for one class, unless stated."""
+    return stated_activation(config) or ("sigmoid" if labels == 1 else "identity")
+
+
+def stated_activation(config: Mapping[str, Any]) -> str | None:
+    """The "sigmoid" or "identity" that sentence-transformers wrote into config.json; None if it wrote neither."""
     of_library = config.get("sentence_transformers")
     stated = of_library.get("activation_fn") if isinstance(of_library, Mapping) else None
     stated = stated or config.get("sbert_ce_default_activation_function")
-    known = {"Sigmoid": "sigmoid", "Identity": "identity"}
     if stated is None:
-        return "sigmoid" if labels == 1 else "identity"
+        return None
+    known = {"Sigmoid": "sigmoid", "Identity": "identity"}
     name = str(stated).rpartition(".")[2]
     if name not in known:
         raise ValueError(f"config.json has {short_repr(stated)} make scores of logits; read here: {', '.join(known)}")

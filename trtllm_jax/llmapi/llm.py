@@ -70,7 +70,8 @@ class LLM(BaseLLM):
             batched_processor=self._args.batched_logits_processor is not None,
             model_type=loaded.model_type,
             task=_task(loaded.model),
-            labels=loaded.model.labels,
+            class_names=loaded.class_names,
+            class_activation=loaded.class_activation,
             score_activation=loaded.score_activation,
         )
         self._connect(loaded.tokenizer, chat, facts, self._engine)

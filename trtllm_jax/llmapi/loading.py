@@ -6,6 +6,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 import sharding
+from checkpoints.classes import class_activation, class_names
 from checkpoints.sentence_transformers import score_activation
 from trtllm_jax.functional.loading import load_weights
 from trtllm_jax.functional.model import Model
@@ -26,6 +27,8 @@ class LoadedModel:
         tokenizer: None with skip_tokenizer_init=True.
         end_ids: the ids that end a sequence, from the generation config and the tokenizer.
         model_type: config.json's "model_type"; "" if it has none.
+        class_names: the names of a classifier's classes.
+        class_activation: what makes probabilities of a classifier's logits.
         score_activation: what makes a cross-encoder's logit a score.
     """
 
@@ -35,6 +38,8 @@ class LoadedModel:
     tokenizer: Tokenizer | None
     end_ids: frozenset[int]
     model_type: str
+    class_names: tuple[str, ...]
+    class_activation: str
     score_activation: str
 
 
@@ -53,16 +58,21 @@ def load(args: LlmArgs) -> LoadedModel:
     if not args.skip_tokenizer_init:
         tokenizer = load_tokenizer(model.files, args.tokenizer, args.tokenizer_mode, args.tokenizer_revision)
     with model.files.named_in_errors():
-        activation = score_activation(model.files.config, model.labels)
+        of_classes = class_activation(model.files.config, model.labels)
+        of_scores = score_activation(model.files.config, model.labels)
     ends = model.end_ids | frozenset(tokenizer.eos_ids if tokenizer else ())
+    params = load_weights(model, mesh, dtype=args.dtype, load_format=args.load_format)
     return LoadedModel(
         # No file stays open while an engine runs.
         model=replace(model, checkpoint=None, encode_only=model.encode_only or args.encode_only),
-        params=load_weights(model, mesh, dtype=args.dtype, load_format=args.load_format),
+        params=params,
         mesh=mesh,
         tokenizer=tokenizer,
         # An id outside the vocabulary is never drawn, and logit edits such as min_tokens could not index it.
         end_ids=frozenset(token for token in ends if token < model.config.vocab),
         model_type=str(model.files.config.get("model_type") or ""),
-        score_activation=activation,
+        # Only now, because a hostile count of classes has no weights.
+        class_names=class_names(model.files.config, model.labels),
+        class_activation=of_classes,
+        score_activation=of_scores,
     )

@@ -37,8 +37,9 @@ class EngineFacts:
         batched_processor: whether the engine has a `BatchedLogitsProcessor`.
         model_type: config.json's "model_type"; "" if it has none.
         task: what it does with prompts; one that generates embeds them too.
-        labels: the classes of a classifier, else 0.
-        score_activation: "sigmoid" or "identity", what makes the logit of a pair of texts its score.
+        class_names: the names of a classifier's classes, in the order of its logits; () for other models.
+        class_activation: a key of `ACTIVATIONS`, what makes probabilities of a classifier's logits.
+        score_activation: a key of `ACTIVATIONS`, what makes the logit of a pair of texts its score.
     """
 
     vocab: int
@@ -50,7 +51,8 @@ class EngineFacts:
     batched_processor: bool
     model_type: str
     task: Task = "generate"
-    labels: int = 0
+    class_names: tuple[str, ...] = ()
+    class_activation: str = "identity"
     score_activation: str = "identity"
 
     @property

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from trtllm_jax.requests.activations import ACTIVATIONS
 from trtllm_jax.requests.builder import EngineFacts
 from trtllm_jax.requests.outputs import RequestOutput, vectors_of
 
@@ -26,8 +27,9 @@ class PairScoring:
                 f"there are {len(queries)} first texts and {len(texts)} second ones: give one first text, or as many "
                 "as second ones"
             )
-        if facts.task == "classify" and facts.labels != 1:
-            raise ValueError(f"model has {facts.labels} classes, and a score needs a classifier of one: use encode")
+        classes = len(facts.class_names)
+        if facts.task == "classify" and classes != 1:
+            raise ValueError(f"model has {classes} classes, and a score needs a classifier of one: use encode")
         self._facts = facts
         self._shared = len(queries) == 1
         self.prompts: list[Any]
@@ -49,9 +51,4 @@ class PairScoring:
             firsts = vectors[:1] if self._shared else vectors[: len(vectors) // 2]
             return [float(each) for each in (firsts * vectors[len(firsts) :]).sum(1)]
         logits = vectors[:, 0].astype(np.float64)
-        return [float(each) for each in (_sigmoid(logits) if self._facts.score_activation == "sigmoid" else logits)]
-
-
-def _sigmoid(x: np.ndarray) -> np.ndarray:
-    # By the hyperbolic tangent, which does not overflow.
-    return 0.5 * (1 + np.tanh(0.5 * x))
+        return [float(each) for each in ACTIVATIONS[self._facts.score_activation](logits)]

@@ -383,7 +383,7 @@ class TestTheEngine:
         self, reference: PreTrainedModel, class_folder: Path, ask: Callable[[LLM], Any], monkeypatch: pytest.MonkeyPatch
     ) -> None:
         with LLM(class_folder, **ENGINE) as llm, held(llm) as resume, ThreadPoolExecutor(2) as pool:
-            monkeypatch.setattr(llm.builder, "facts", replace(llm.facts, labels=1))
+            monkeypatch.setattr(llm.builder, "facts", replace(llm.facts, class_names=("only",)))
             asked = pool.submit(ask, llm)
             wait_until(lambda: bool(llm._engine._scheduler.running))  # it reads no command before it is resumed
             ended = pool.submit(llm.shutdown)

@@ -172,6 +172,7 @@ def test_the_document_says_what_there_is(http: httpx.Client) -> None:
         "/v1/completions", "/v1/chat/completions", "/v1/embeddings", "/v1/responses", "/v1/responses/{response_id}",
         "/v1/models", "/v1/models/{model}", "/health", "/health_generate", "/version", "/metrics", "/tokenize",
         "/detokenize", "/prometheus/metrics", "/kv_cache_events", "/v1/score", "/v1/rerank",
+        "/v1/classify",
     }  # fmt: skip
 
 

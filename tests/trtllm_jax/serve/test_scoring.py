@@ -1,4 +1,4 @@
-"""/v1/score, /v1/rerank and /v1/embeddings of models that compute texts whole, against transformers."""
+"""/v1/score, /v1/rerank, /v1/classify and /v1/embeddings of models that compute texts whole, against transformers."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from openai import BadRequestError, OpenAI
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel
+from transformers import BertConfig, BertForSequenceClassification, PreTrainedModel, TextClassificationPipeline
 
 from trtllm_jax import LLM
 from trtllm_jax.serve.app import create_app
@@ -87,6 +87,55 @@ def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
     assert answer["data"][0]["score"] == pytest.approx(wanted, abs=1e-4)
 
 
+@pytest.mark.parametrize("problem", [None, "single_label_classification", "multi_label_classification", "regression"])
+@pytest.mark.parametrize("names", [("entailment", "neutral", "contradiction"), None])
+def test_classes_are_those_of_transformers_pipeline(
+    tmp_path: Path, served: Served, problem: str | None, names: tuple[str, ...] | None
+) -> None:
+    classes = {"id2label": dict(enumerate(names))} if names else {"num_labels": 3}
+    reference = save(BertForSequenceClassification, BertConfig(**SIZES, **classes, problem_type=problem), tmp_path)
+    wanted = TextClassificationPipeline(model=reference, tokenizer=tokenizer(), device="cpu")(DOCUMENTS, top_k=None)
+    settings = ServeSettings(model_names=("classifier",))
+    with (
+        LLM(tmp_path, dtype="float32", max_batch_size=4, max_num_tokens=64, enforce_eager=True) as llm,
+        served(create_app(llm, settings)) as url,
+    ):
+        answer = post(url, "/v1/classify", model="classifier", input=DOCUMENTS).json()
+        alone = post(url, "/v1/classify", model="classifier", input=DOCUMENTS[2]).json()
+    assert (answer["object"], answer["model"]) == ("list", "classifier")
+    assert answer["id"].startswith("classify-")
+    assert [one["index"] for one in answer["data"]] == list(range(len(DOCUMENTS)))
+    for one, best_first in zip(answer["data"], wanted, strict=True):
+        assert one["label"] == best_first[0]["label"]
+        assert one["num_classes"] == len(best_first) == 3
+        by_label = dict(zip(names or ("LABEL_0", "LABEL_1", "LABEL_2"), one["probs"], strict=True))
+        assert by_label == pytest.approx({entry["label"]: entry["score"] for entry in best_first}, abs=1e-4)
+    tokens = sum(len(tokenizer()(document).input_ids) for document in DOCUMENTS)
+    assert answer["usage"] == {"prompt_tokens": tokens, "total_tokens": tokens}
+    assert [one["index"] for one in alone["data"]] == [0]
+    assert alone["data"][0]["probs"] == pytest.approx(answer["data"][2]["probs"], abs=1e-5)
+
+
+@torch.no_grad()
+def test_the_only_class_has_the_probability_of_a_sigmoid(reranker: str, reference: PreTrainedModel) -> None:
+    cut = tokenizer()(DOCUMENTS[4], return_tensors="pt", truncation=True, max_length=9)
+    answer = post(reranker, "/v1/classify", input=DOCUMENTS[4], truncate_prompt_tokens=9).json()
+    (only,) = answer["data"]
+    assert (only["label"], only["num_classes"]) == ("LABEL_0", 1)
+    assert only["probs"] == pytest.approx([torch.sigmoid(reference(**cut).logits).item()], abs=1e-4)
+    assert answer["usage"]["total_tokens"] == 9
+
+
+def test_a_model_without_classes_names_what_it_has(address: str) -> None:
+    answer = httpx.post(f"{address}/v1/classify", json={"model": "tiny", "input": "a"}, timeout=60)
+    assert answer.status_code == 400
+    error = answer.json()["error"]
+    assert error["param"] == "model"
+    assert error["message"] == (
+        "tiny is no sequence classifier and has no classes: use /v1/embeddings, /v1/score or /v1/rerank"
+    )
+
+
 @pytest.mark.parametrize(
     ("path", "body", "param", "message"),
     [
@@ -110,6 +159,13 @@ def test_pairs_are_cut(reranker: str, reference: PreTrainedModel) -> None:
             "truncate_prompt_tokens",
             "truncate_prompt_tokens = 2 has no room for the 3 special tokens",
         ),
+        ("/v1/classify", {"input": ["a", "b", "x" * 99]}, "input[2]", "input[2]: the text has"),
+        ("/v1/classify", {"input": "x" * 99}, "input", "max_seq_len is 64"),
+        ("/v1/classify", {"input": []}, "input", "input is empty: give at least one entry"),
+        ("/v1/classify", {"input": ["a", 3]}, "input[1]", "valid string"),
+        ("/v1/classify", {"input": ["a"] * 1025}, "input", "1025 texts"),
+        ("/v1/classify", {}, "input", "input is missing"),
+        ("/v1/classify", {"input": "a", "truncate_prompt_tokens": 1}, "truncate_prompt_tokens", "2 special tokens"),
         ("/v1/completions", {"prompt": "a"}, "prompt", "generates none: use LLM.encode"),
         ("/v1/embeddings", {"input": "a"}, "input", "is a sequence classifier and has no embeddings"),
     ],

@@ -1,4 +1,4 @@
-"""/v1/score and /v1/rerank: their requests and answers, as vLLM and Jina have them."""
+"""/v1/score, /v1/rerank and /v1/classify: their requests and answers, as vLLM and Jina have them."""
 
 from typing import Annotated, Literal
 
@@ -69,4 +69,33 @@ class RerankResponse(BaseModel):
     id: str
     model: str
     results: list[RankedDocument]
+    usage: EmbeddingUsage
+
+
+class ClassifyRequest(ApiModel):
+    """Texts to classify."""
+
+    model: str
+    input: Texts
+    truncate_prompt_tokens: Count | None = None
+    user: str | None = None
+
+
+class Classification(BaseModel):
+    """One text's likeliest class, and what the model gives each class, in the order of config.json's id2label."""
+
+    index: int
+    label: str
+    probs: list[float]
+    num_classes: int
+
+
+class ClassifyResponse(BaseModel):
+    """The classes in the order of the texts."""
+
+    id: str
+    object: Literal["list"] = "list"
+    created: int
+    model: str
+    data: list[Classification]
     usage: EmbeddingUsage

@@ -1,1 +1,1 @@
-"""`/v1/score` and `/v1/rerank`."""
+"""`/v1/score`, `/v1/rerank` and `/v1/classify`."""

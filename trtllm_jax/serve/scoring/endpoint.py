@@ -1,19 +1,29 @@
-"""POST /v1/score and POST /v1/rerank."""
+"""POST /v1/score, POST /v1/rerank and POST /v1/classify."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from starlette.requests import Request
 from starlette.responses import Response
 
-from trtllm_jax.requests.outputs import RequestOutput
+from trtllm_jax.requests.activations import ACTIVATIONS
+from trtllm_jax.requests.outputs import RequestOutput, vectors_of
 from trtllm_jax.serve.http.body import read_model
 from trtllm_jax.serve.http.endpoint import BODY_ERRORS, Endpoint
-from trtllm_jax.serve.http.errors import bad_request_on_value_error, prompt_errors_name
+from trtllm_jax.serve.http.errors import bad_request, bad_request_on_value_error, prompt_errors_name
 from trtllm_jax.serve.http.json_response import json_response
 from trtllm_jax.serve.http.limits import check_texts
 from trtllm_jax.serve.http.tracker import RequestTracker, submit_each
 from trtllm_jax.serve.protocol.base import Texts, as_list, names_of
-from trtllm_jax.serve.protocol.scoring import RerankRequest, RerankResponse, ScoreRequest, ScoreResponse
+from trtllm_jax.serve.protocol.scoring import (
+    ClassifyRequest,
+    ClassifyResponse,
+    RerankRequest,
+    RerankResponse,
+    ScoreRequest,
+    ScoreResponse,
+)
 from trtllm_jax.serve.server import Server
 
 
@@ -51,6 +61,34 @@ async def rerank(server: Server, request: Request) -> Response:
     return json_response({"id": tracker.id, "model": model, "results": results, "usage": usage})
 
 
+async def classify(server: Server, request: Request) -> Response:
+    """The classes of texts."""
+    tracker = RequestTracker(server, request, "classify-")
+    body, large = await read_model(server, request, ClassifyRequest)
+    model = server.check_model(body.model)
+    facts = server.llm.facts
+    if facts.task != "classify":
+        raise bad_request(
+            "model",
+            f"{model} is no sequence classifier and has no classes: use /v1/embeddings, /v1/score or /v1/rerank",
+        )
+    texts = as_list(body.input)
+    check_texts("input", texts, server.settings.limits)
+    names = names_of("input", body.input)
+    outputs, usage = await _encoded(tracker, request, texts, names, body.truncate_prompt_tokens, large)
+    probabilities = ACTIVATIONS[facts.class_activation](np.stack(vectors_of(outputs)).astype(np.float64))
+    data = [
+        {
+            "index": index,
+            "label": facts.class_names[of_text.argmax()],
+            "probs": of_text.tolist(),
+            "num_classes": len(of_text),
+        }
+        for index, of_text in enumerate(probabilities)
+    ]
+    return json_response({**tracker.head("list", model), "data": data, "usage": usage})
+
+
 async def _scores(
     tracker: RequestTracker, request: Request, firsts: Side, seconds: Side, truncated: int | None, large: bool
 ) -> tuple[list[float], dict[str, int]]:
@@ -61,16 +99,29 @@ async def _scores(
     with prompt_errors_name({"prompt": seconds.field}), bad_request_on_value_error():
         scoring = llm.pair_scoring(firsts.texts, seconds.texts)
     names = [_names(firsts, seconds, prompt) for prompt in scoring.texts_of]
+    outputs, usage = await _encoded(tracker, request, scoring.prompts, names, truncated, large)
+    return scoring.scores(outputs), usage
+
+
+async def _encoded(
+    tracker: RequestTracker,
+    request: Request,
+    prompts: Sequence[Any],
+    names: Sequence[str | Mapping[str, str]],
+    truncated: int | None,
+    large: bool,
+) -> tuple[list[RequestOutput], dict[str, int]]:
+    """The finished output of each prompt, and how many tokens were read."""
 
     def encode(prompt: Any) -> RequestOutput:
-        return llm.encode_async(prompt, truncate_prompt_tokens=truncated)
+        return tracker.server.llm.encode_async(prompt, truncate_prompt_tokens=truncated)
 
-    await tracker.submit(lambda: submit_each(scoring.prompts, names, encode), large)
+    await tracker.submit(lambda: submit_each(prompts, names, encode), large)
     async with tracker.abort_on_disconnect(request.receive):
         outputs = [await output.aresult() for output in tracker.outputs]
         tracker.raise_if_aborted()
     tokens = sum(len(output.prompt_token_ids) for output in outputs)
-    return scoring.scores(outputs), {"prompt_tokens": tokens, "total_tokens": tokens}
+    return outputs, {"prompt_tokens": tokens, "total_tokens": tokens}
 
 
 def _names(firsts: Side, seconds: Side, of: tuple[int | None, int | None]) -> str | dict[str, str]:
@@ -106,6 +157,16 @@ ENDPOINTS = (
         "Order documents by relevance",
         request=RerankRequest,
         response=RerankResponse,
+        errors=BODY_ERRORS,
+        generates=True,
+    ),
+    Endpoint(
+        "POST",
+        "/v1/classify",
+        classify,
+        "Classify texts",
+        request=ClassifyRequest,
+        response=ClassifyResponse,
         errors=BODY_ERRORS,
         generates=True,
     ),

@@ -539,6 +539,23 @@ def test_heads_that_are_too_large_for_kernels_are_left_to_xla(decode: bool) -> N
     check(jax.jit(on_gpu, static_argnames="scoring"), case, decode=decode)
 
 
+@pytest.mark.parametrize("decode", [True, False], ids=["decode", "ragged"])
+def test_normalised_keys_are_rounded_before_they_are_rotated(decode: bool) -> None:
+    """The kernels write what XLA writes, which rounds to bfloat16 twice."""
+    rows = [Row(41), Row(4), Row(9), Row(1), Row(90)] if decode else [chunk(20, 9), chunk(0, 3)]
+    case = small_case(rows, tokens=None if decode else TOKENS)
+    qkv, weights = jnp.asarray(case.qkv, jnp.bfloat16), case.norm_weights.astype(jnp.bfloat16)
+    options = {
+        "scoring": PLAIN.scoring, "rotation": Rotation(jnp.cos(case.angles), jnp.sin(case.angles)),
+        "norms": HeadNorms(*(Norm(jnp.asarray(weight), **NORM) for weight in weights)),
+    }  # fmt: skip
+    arrays = jax.tree.map(jnp.asarray, (qkv, case.cache.astype(jnp.bfloat16), case.locations(decode=decode)))
+    kernels = by_kernels(DecodeConfig(32, 1, 256, 4, 2), RaggedConfig(16, 32, 4, 2))
+    _, found = jax.jit(partial(kernels, sinks=None, slopes=None, **options))(*arrays)
+    _, expected = jax.jit(partial(append_and_attend, implementation="xla", **options))(*arrays)
+    np.testing.assert_array_equal(*(np.asarray(each, np.float32)[1:] for each in (found, expected)))
+
+
 def test_pages_are_for_causal_attention() -> None:
     case = small_case([Row(4)])
     with pytest.raises(ValueError, match=r"scoring\.causal is False"):

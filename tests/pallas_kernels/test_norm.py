@@ -97,6 +97,14 @@ def test_what_is_added_may_be_normalised_first(add_norm: AddAndNormalise, shape:
     np.testing.assert_allclose(normed, exact(np.asarray(total), 1 + weights[0], 1e-5), rtol=1e-5, atol=1e-5)
 
 
+def test_what_is_added_is_rounded_before_it_is_added() -> None:
+    x = jnp.full((1, 64), 256.0, jnp.bfloat16)
+    added = jnp.asarray(np.random.default_rng(0).normal(size=(1, 64)), jnp.bfloat16)
+    norm, own = Norm(jnp.ones(64), 1e-5), Norm(jnp.full(64, 256.0), 1e-5)
+    total, _ = pallas_triton.add_and_normalise(x, added, norm, own, interpret=True)
+    np.testing.assert_array_equal(total, x + xla.normalise(added, own))
+
+
 def test_a_layer_norm_of_what_is_added_leaves_the_rest_to_the_kernel() -> None:
     """On a GPU, where a kernel has no layer norms; it is interpreted here."""
     rng = np.random.default_rng(5)

@@ -77,12 +77,25 @@ def _that_fit(wanted: SchedulerLimits, model: Model, shapes: Any, mesh: Mesh, co
     """The limits, with fewer tokens a step where the memory does not hold as many of the longest sequences.
 
     What a step takes grows with its tokens and, where attention keeps all scores, with the length of its sequences; so
-    shorter ones fit where the longest do. MemoryError if not even one of those does, before anything is compiled.
+    shorter ones fit where the longest do. Where no `max_seq_len` is given, the longest are as long as fits. MemoryError
+    if not even one of those does, before anything is compiled.
     """
-    length = wanted.max_seq_len
-    alone = replace(wanted, max_batch_size=1, max_num_tokens=length)
-    largest = Programs(Sizes(model, alone, 1, (), 0), mesh, shapes, ()).largest_array_bytes(("encode", 1, length))
-    needed, free = LARGEST_AT_ONCE * largest, max(device_memory.for_steps(mesh), 0)
+
+    def bytes_of_one(length: int) -> int:
+        alone = replace(wanted, max_batch_size=1, max_num_tokens=length, max_seq_len=length)
+        programs = Programs(Sizes(model, alone, 1, (), 0), mesh, shapes, ())
+        return LARGEST_AT_ONCE * programs.largest_array_bytes(("encode", 1, length))
+
+    length, free = wanted.max_seq_len, max(device_memory.for_steps(mesh), 0)
+    while (needed := bytes_of_one(length)) > free and config.max_seq_len is None and length > 1:
+        length //= 2
+    if length < wanted.max_seq_len:
+        logger.warning(
+            "max_seq_len is %d, because the memory holds no whole text of the model's %d tokens; for more give "
+            "max_seq_len, or raise tensor_parallel_size",
+            length, wanted.max_seq_len,
+        )  # fmt: skip
+        wanted = replace(wanted, max_seq_len=length)
     if needed > free:
         raise MemoryError(
             f"max_seq_len={length} needs {needed / 2**30:.2f} GiB on each device to compute one text of that length "

@@ -44,7 +44,8 @@ def read_architecture(checkpoint: Checkpoint) -> tuple[ModuleType, Any]:
 
 def unread_tensors(module: ModuleType, config: Mapping[str, Any]) -> tuple[str, ...]:
     """The tensors that a checkpoint of an architecture and this config.json may hold although nothing reads them."""
-    return ignorable(config, getattr(module, "IGNORED", ()))
+    head = ("lm_head.*",) if _full_name(config) else ()  # which no bare decoder reads
+    return ignorable(config, (*getattr(module, "IGNORED", ()), *head))
 
 
 def _configured(config: Mapping[str, Any]) -> tuple[ModuleType, Any]:

@@ -81,7 +81,7 @@ def _query_scale(config: Mapping[str, Any]) -> GrowingScale | None:
     """That of the configuration's rope; None if it states no `llama_4_scaling_beta` above 0."""
     rope = scaling_of(config)
     beta = number(rope, "llama_4_scaling_beta", default=0.0)
-    return GrowingScale(beta, positive(rope, "original_max_position_embeddings")) if beta else None
+    return GrowingScale(beta, positive(rope, "original_max_position_embeddings"), rounded=True) if beta else None
 
 
 def _require_one_window(config: Mapping[str, Any], windows: tuple[int | None, ...]) -> None:

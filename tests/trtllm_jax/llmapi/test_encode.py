@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import time
@@ -154,6 +155,13 @@ class TestEmbeddings:
             with pytest.raises(ValueError, match=r"computes texts whole and generates none: use LLM\.embed"):
                 llm.generate("a")
 
+    def test_the_head_of_a_decoder_by_its_bare_name_is_not_read(self, tiny_llama: Path, tmp_path: Path) -> None:
+        shutil.copytree(tiny_llama, tmp_path, dirs_exist_ok=True)
+        stated = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(stated | {"architectures": ["LlamaModel"]}))
+        with LLM(tmp_path, max_seq_len=64, **ENGINE) as bare, tiny_engine(tiny_llama) as whole:
+            np.testing.assert_allclose(bare.embed("a b").embedding, whole.embed("a b").embedding, atol=2e-5)
+
     def test_of_a_decoder_without_a_cache(self, tiny_llama: Path) -> None:
         with tiny_engine(tiny_llama) as cached, LLM(tiny_llama, encode_only=True, max_seq_len=64, **ENGINE) as whole:
             for one, other in zip(cached.embed(TEXTS), whole.embed(TEXTS), strict=True):
@@ -200,9 +208,19 @@ def test_a_text_that_the_memory_does_not_hold_is_refused_before_anything_compile
     monkeypatch.setattr(Programs, "compile", compile_anything)
     monkeypatch.setattr(device_memory, "of_host", lambda: SCORES - 1)
     with pytest.raises(MemoryError, match=r"max_seq_len=64 needs .* GiB are there: lower max_seq_len"):
-        LLM(bert_folder, **ENGINE)
+        LLM(bert_folder, max_seq_len=64, **ENGINE)
     with pytest.raises(AssertionError):
         LLM(bert_folder, max_seq_len=32, **ENGINE)
+
+
+def test_the_longest_text_is_as_long_as_the_memory_holds_where_none_is_asked_for(
+    llm: LLM, bert_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(device_memory, "of_host", lambda: SCORES - 1)
+    with LLM(bert_folder, **ENGINE) as bounded:
+        assert bounded._engine.limits.max_seq_len == 32
+        assert "max_seq_len is 32, because the memory holds no whole text of the model's 64 tokens" in caplog.text
+        np.testing.assert_allclose(bounded.embed("a b").embedding, llm.embed("a b").embedding, atol=1e-5)
 
 
 def test_steps_have_no_more_long_texts_than_the_memory_holds(

@@ -11,7 +11,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaMLP, L
 
 from sharding import make_mesh
 from trtllm_jax.engine.kv_cache import CacheSpec
-from trtllm_jax.models.nemotron_nas import Config, cache_spec, same_layer
+from trtllm_jax.models.nemotron_nas import Config, cache_spec, same_layer, table
 
 from .suite import ModelSuite
 
@@ -189,3 +189,10 @@ def changed(part: str, **fields: Any) -> dict[str, Any]:
 def test_fields_that_make_no_sense_are_named(fields: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         Config.from_hf(HF | fields)
+
+
+def test_a_layer_behind_one_that_is_left_out_keeps_the_checkpoints_number() -> None:
+    read = Config.from_hf(config(block(2, 8.0), block(NOTHING, NOTHING), block(2, 8.0)).to_dict())
+    stored = {tensor.name for row in table(read) for tensor in row.stored}
+    assert any(name.startswith("model.layers.2.") for name in stored)
+    assert not any(name.startswith("model.layers.1.") for name in stored)

@@ -16,6 +16,7 @@ from tests.trtllm_jax.tiny_engine import held
 from trtllm_jax import LLM, EngineBusyError, EngineDeadError, RequestError, RequestOutput
 from trtllm_jax.serve.app import create_app
 from trtllm_jax.serve.completions import endpoint as completions
+from trtllm_jax.serve.http.errors import ApiError, bad_request, prompt_errors_name
 from trtllm_jax.serve.settings import Limits, ServeSettings
 
 COMPLETION = {"model": "tiny", "prompt": "x", "max_tokens": 2}
@@ -376,3 +377,14 @@ def test_an_engine_that_dies_within_a_stream(tiny_llm: LLM, served: Callable[...
             [begun.set() for _ in stream]
         assert failed.value.body["type"] == "service_unavailable_error"
     wait_until_idle(tiny_llm)
+
+
+def test_a_message_begins_with_the_requests_own_name() -> None:
+    """And not with the library's in addition, where the message begins with that."""
+    for message, expected in (
+        ("prompt.prompt holds nothing", "text_1 holds nothing"),
+        ("too long", "text_1: too long"),
+    ):
+        with pytest.raises(ApiError) as found, prompt_errors_name({"prompt.prompt": "text_1"}):
+            raise bad_request("prompt.prompt", message)
+        assert (found.value.param, found.value.message) == ("text_1", expected)

@@ -112,7 +112,9 @@ def prompt_errors_name(names: Mapping[str, str]) -> Iterator[None]:
         name = names.get(error.param or "", error.param)
         if name == error.param:
             raise
-        raise bad_request(name, f"{name}: {error.message}") from error
+        of_ours = error.message.removeprefix(error.param or "")
+        message = f"{name}: {error.message}" if of_ours == error.message else f"{name}{of_ours}"
+        raise bad_request(name, message) from error
 
 
 def _from_value_error(error: ValueError | TypeError) -> ApiError:

@@ -79,7 +79,7 @@ def test_fields_that_may_be_absent() -> None:
     read = Config.from_hf(stated)
     assert read == Config.from_hf(Llama4TextConfig(**copy.deepcopy(stated)).to_dict())
     assert (read.rotated[:5], read.chunks[:5]) == ((True, True, True, False, True), (8192, 8192, 8192, None, 8192))
-    assert (read.mlp, read.query_scale, read.normalises_heads) == (16384, (0.1, 8192), True)
+    assert (read.mlp, read.query_scale, read.normalises_heads) == (16384, (0.1, 8192, False), True)
 
 
 def test_layers_of_one_kind_are_one_program_and_layers_that_see_as_far_one_cache_group() -> None:

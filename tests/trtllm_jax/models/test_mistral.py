@@ -101,7 +101,7 @@ def test_fields_of_ministral_3_that_may_be_absent(stated: dict[str, Any]) -> Non
     bare = {name: HF[name] for name in REQUIRED} | {"num_attention_heads": 16, "hidden_size": 64}
     bare |= {"architectures": ["Ministral3ForCausalLM"]} | stated
     assert Config.from_hf(bare) == Config.from_hf(Ministral3Config(**bare).to_dict())
-    assert Config.from_hf(bare).query_scale == (0.1, 16384)
+    assert Config.from_hf(bare).query_scale == (0.1, 16384, True)
 
 
 @pytest.mark.parametrize(

@@ -291,8 +291,9 @@ def cache_of(config: Config, index: int) -> int:
 
 def same_layer(config: Config, index: int) -> int:
     """The first layer that computes what layer `index` computes: one of the same kind that shares and lends alike."""
-    alike = [(config.kind(one), config.shares(one), config.lends(one)) for one in range(config.num_layers)]
-    return alike.index(alike[index])
+    return decoder.first_alike(
+        index, *(map(fact, range(config.num_layers)) for fact in (config.kind, config.shares, config.lends))
+    )
 
 
 def ropes(config: Config) -> tuple[Rope, ...]:

@@ -187,8 +187,7 @@ def cache_spec(config: Config) -> tuple[CacheGroup, ...]:
 
 def same_layer(config: Config, index: int) -> int:
     """The first layer that computes what layer `index` computes: one that has the same."""
-    alike = [(block.group, block.mlp) for block in config.blocks]
-    return alike.index(alike[index])
+    return decoder.first_alike(index, ((block.group, block.mlp) for block in config.blocks))
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:

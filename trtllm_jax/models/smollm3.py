@@ -83,8 +83,7 @@ def table(config: Config) -> tuple[Weight, ...]:
 
 def same_layer(config: Config, index: int) -> int:
     """The first layer that computes what layer `index` computes: one that sees as far, and rotates or does not too."""
-    kinds = list(zip(config.windows, config.rotated, strict=True))
-    return kinds.index(kinds[index])
+    return decoder.first_alike(index, config.windows, config.rotated)
 
 
 def layer(config: Config, index: int, p: Any, residual: Residual, batch: Batch, cache: Cache) -> tuple[Residual, Cache]:

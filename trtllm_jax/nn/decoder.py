@@ -4,7 +4,7 @@ An architecture's `Config` adds what is its own to `DecoderConfig`. One that has
 functions that every architecture must have takes the one from here.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -282,7 +282,13 @@ def no_cache(config: DecoderConfig) -> tuple[CacheGroup, ...]:
 
 def same_layer(config: DecoderConfig, index: int) -> int:
     """The first layer that computes what layer `index` computes: one that sees as far."""
-    return config.reaches.index(config.reaches[index])
+    return first_alike(index, config.reaches)
+
+
+def first_alike(index: int, *facts: Iterable[Any]) -> int:
+    """The first layer of which every fact, each of which has one entry a layer, is that of layer `index`."""
+    alike = list(zip(*facts, strict=True))
+    return alike.index(alike[index])
 
 
 class _HasRope(Protocol):

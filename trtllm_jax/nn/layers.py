@@ -180,7 +180,7 @@ def _flat(x: jax.Array, weight: AnyWeight) -> tuple[jax.Array, AnyWeight]:
 
 
 def normalised_heads(qkv: Float[Array, "t h qkv d"], norms: HeadNorms, batch: Batch) -> Float[Array, "t h qkv d"]:
-    """Fused projections with their queries and keys normalised, where `attention` cannot do it: after a rotation."""
+    """Fused projections with their queries and keys normalised, as `attention` does it where there are pages."""
     return normalise_queries_and_keys(qkv, norms, batch.execution.implementation, batch.execution.platform)
 
 

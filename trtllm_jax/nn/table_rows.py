@@ -137,27 +137,21 @@ def head_norms(
 
 def gated_mlp(*, bias: bool = False, module: str = MLP) -> list[Weight]:
     """`gate_up`, which fuses two projections, and `down`, with their biases."""
-
-    def gate_up(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return tuple(Stored(f"{module}.{name}.{suffix}", layout, 1) for name in ("gate_proj", "up_proj"))
-
-    weights = [
-        Weight("layers.{i}.gate_up", "two mlp embed", gate_up("weight", "(two mlp) embed"), fuse="two"),
-        Weight("layers.{i}.down", "embed mlp", (Stored(f"{module}.down_proj.weight", "embed mlp"),)),
-    ]
-    if bias:
-        weights.append(Weight("layers.{i}.gate_up_bias", "two mlp", gate_up("bias", "(two mlp)"), fuse="two"))
-        weights.append(Weight("layers.{i}.down_bias", "embed", (Stored(f"{module}.down_proj.bias", "embed"),)))
-    return weights
+    return _gated_mlp((f"{module}.gate_proj", f"{module}.up_proj"), f"{module}.down_proj", bias)
 
 
 def stacked_mlp(
     gate_up: str = f"{MLP}.gate_up_proj", down: str = f"{MLP}.down_proj", *, bias: bool = False
 ) -> list[Weight]:
     """`gate_up` and `down` of a gated block whose checkpoint stacks the gate's weights on the others too."""
+    return _gated_mlp((gate_up,), down, bias)
+
+
+def _gated_mlp(gate_up: tuple[str, ...], down: str, bias: bool) -> list[Weight]:
+    """The rows of a gated block, whose two projections are in as many modules or stacked in one."""
 
     def both(suffix: str, layout: str) -> tuple[Stored, ...]:
-        return (Stored(f"{gate_up}.{suffix}", layout, 2),)
+        return tuple(Stored(f"{module}.{suffix}", layout, 2 // len(gate_up)) for module in gate_up)
 
     weights = [
         Weight("layers.{i}.gate_up", "two mlp embed", both("weight", "(two mlp) embed"), fuse="two"),
